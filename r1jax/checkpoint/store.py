@@ -1,0 +1,97 @@
+"""Orbax checkpoints: everything that a stage needs to go on, and what a later stage or command needs of it.
+
+One step's directory holds four items: `policy` (params and router bias), `training` (the rest of the stage's state),
+`data` (the feed's position) and `about` (the model's config and the task's name, so that the directory speaks for
+itself).
+"""
+
+from typing import Any
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from r1jax.config import ModelConfig, to_dict
+from r1jax.errors import RunError, UsageError
+from r1jax.types import Params
+
+
+class CheckpointStore:
+    """The checkpoints of one stage. Saving is asynchronous and atomic; the two latest are kept."""
+
+    def __init__(self, directory: epath.Path, *, read_only: bool = False):
+        self.directory = epath.Path(directory).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, read_only=read_only, create=not read_only)
+        self.manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def latest_step(self) -> int | None:
+        return self.manager.latest_step()
+
+    def save(self, step: int, policy: Any, training: Any, data: dict, about: dict) -> None:
+        self.manager.save(
+            step,
+            args=ocp.args.Composite(
+                policy=ocp.args.StandardSave(policy),
+                training=ocp.args.StandardSave(training),
+                data=ocp.args.JsonSave(data),
+                about=ocp.args.JsonSave(about),
+            ),
+        )
+
+    def restore(self, step: int, policy: Any, training: Any) -> tuple[Any, Any, dict]:
+        """(policy, training, data) of a step, onto the shapes, dtypes and shardings of the arguments.
+
+        Raises RunError when the checkpoint can't be read.
+        """
+        restored = self._restore(
+            step,
+            policy=ocp.args.StandardRestore(policy),
+            training=ocp.args.StandardRestore(training),
+            data=ocp.args.JsonRestore(),
+        )
+        return restored["policy"], restored["training"], restored["data"]
+
+    def restore_policy(self, step: int, policy: Any) -> Any:
+        return self._restore(step, policy=ocp.args.StandardRestore(policy))["policy"]
+
+    def about(self, step: int) -> dict:
+        return self._restore(step, about=ocp.args.JsonRestore())["about"]
+
+    def _restore(self, step: int, **items):
+        try:
+            return self.manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # Orbax, TensorStore and JSON each raise their own; all mean: not readable
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(
+                f"checkpoint {self.directory / str(step)} can't be read: it is damaged or of another model"
+                f" ({type(error).__name__}: {reason}). Remove that directory to go on from an earlier one"
+            ) from error
+
+    def close(self) -> None:
+        """Waits for a save under way."""
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+
+def about(model: ModelConfig, task: str) -> dict:
+    return {"model": to_dict(model), "task": task}
+
+
+def find(path: epath.Path) -> tuple[CheckpointStore, int]:
+    """The store and step that a path means: a stage's directory, its `checkpoints`, or one step in it.
+
+    Raises UsageError when there is no checkpoint.
+    """
+    path = epath.Path(path)
+    if path.name.isdigit() and (path / "about").exists():
+        return CheckpointStore(path.parent, read_only=True), int(path.name)
+    for directory in (path / "checkpoints", path):
+        if directory.is_dir() and any(child.name.isdigit() for child in directory.iterdir()):
+            store = CheckpointStore(directory, read_only=True)
+            step = store.latest_step()
+            if step is not None:
+                return store, step
+    raise UsageError(f"no checkpoint at {path}: expected a stage's directory (WORKDIR/rl) or a step in its checkpoints")
+
+
+def policy_item(params: Params, router_bias: dict) -> dict:
+    return {"params": params, "router_bias": router_bias}

@@ -1,0 +1,285 @@
+"""The command line: `python -m r1jax …`. Exit status 0 on success, 2 on a usage or config error, 1 on failure."""
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from r1jax.errors import RunError, UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_YET = {
+    "chat": "a streamed conversation with a checkpoint",
+    "import-hf": "Hugging Face weights in",
+    "export-hf": "Hugging Face weights out",
+    "bench": "throughput on this machine",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    try:
+        args.command(args)
+    except (UsageError, RunError) as error:
+        if args.debug:
+            raise
+        print(f"r1jax: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print("r1jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if args.debug:
+            raise
+        print(f"r1jax: {type(error).__name__}: {str(error)[:500]} (--debug shows where)", file=sys.stderr)
+        return 1
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="r1jax", description="The DeepSeek-R1 recipe in JAX.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.set_defaults(command=command)
+        return sub
+
+    run = add("run", run_experiment, "run an experiment, or go on with it")
+    run.add_argument("experiment", metavar="EXPERIMENT", help="a name (see `experiments`) or a path to a file")
+    run.add_argument("--gin", action="append", metavar="FILE", help="gin files instead of the experiment's own")
+    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a gin binding, after the files")
+    run.add_argument("--workdir", required=True, metavar="DIR", help="where the run lives")
+
+    add("experiments", list_experiments, "list the experiments")
+
+    evaluate = add("eval", evaluate_checkpoint, "pass@1, pass@k and cons@k of a checkpoint")
+    evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="a stage's directory, or one step in it")
+    evaluate.add_argument("--task", required=True, metavar="TASK")
+    evaluate.add_argument("--k", type=int, default=8, metavar="K", help="of pass@k (default 8)")
+    evaluate.add_argument("--problems", type=int, default=256, metavar="N", help="held-out problems (default 256)")
+    evaluate.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default 1")
+    evaluate.add_argument("--max_tokens", type=int, default=44, metavar="N", help="longest answer (default 44)")
+    evaluate.add_argument("--seed", type=int, default=0, metavar="N")
+
+    generate = add("generate", generate_text, "one answer from a checkpoint")
+    generate.add_argument("checkpoint", metavar="CHECKPOINT", help="a stage's directory, or one step in it")
+    prompt = generate.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="a question; it is put in the task's dialogue template")
+    prompt.add_argument("--prompt_ids", metavar="5,17,3", help="token ids, taken as they are")
+    generate.add_argument("--max_tokens", type=int, default=44, metavar="N", help="longest answer (default 44)")
+    generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
+    generate.add_argument("--seed", type=int, default=0, metavar="N")
+    generate.add_argument("--ignore_eos", action="store_true", help="go on after the end token")
+    generate.add_argument("--json", action="store_true", help="one line: text, ids, logprobs, finish_reason")
+
+    report = add("report", write_report, "one self-contained HTML page of a run")
+    report.add_argument("workdir", metavar="WORKDIR")
+
+    for name, what in NOT_YET.items():
+        later = add(name, not_yet, f"{what}: not there yet")
+        later.add_argument("arguments", nargs=argparse.REMAINDER)
+        later.set_defaults(name=name)
+    return parser
+
+
+def run_experiment(args: argparse.Namespace) -> None:
+    from r1jax.gin_config import read_config
+    from r1jax.parallel.layout import make_layout
+    from r1jax.stages.run import open_run
+    from r1jax.telemetry.progress import Progress
+    from r1jax.telemetry.report import write_report
+
+    use_compilation_cache()
+    module = load_experiment(args.experiment)
+    config = read_config(module.Config, [gin_path(file) for file in args.gin or module.GIN_FILES], args.set)
+    layout = make_layout(config.mesh)
+    progress = Progress()
+    run = open_run(
+        args.workdir,
+        Path(args.experiment).stem,
+        config,
+        layout,
+        progress,
+        summary=first_line(module),
+        note=vars(module).get("REPORT_NOTE", ""),
+    )
+    module.run(run, config)
+    progress.say(f"report: {write_report(run.workdir)}")
+
+
+def list_experiments(args: argparse.Namespace) -> None:
+    for path in sorted((ROOT / "experiments").glob("[!_]*.py")):
+        print(f"{path.stem:24} {first_line(load_experiment(path.stem))}")
+
+
+def evaluate_checkpoint(args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from r1jax.config import EvaluateConfig, MeshConfig
+    from r1jax.data.tasks import get_task
+    from r1jax.parallel.layout import make_layout
+    from r1jax.rewards.rules import Reward, accuracy_reward, format_reward, language_mix_reward
+    from r1jax.stages.evaluate import measure
+    from r1jax.stages.policy import load_policy
+
+    use_compilation_cache()
+    task = get_task(args.task)
+    layout = make_layout(MeshConfig())
+    policy = load_policy(checkpoint_path(args.checkpoint), layout)
+    if policy.task != task.name:
+        raise UsageError(
+            f"{args.checkpoint} was trained on task '{policy.task}', whose tokenizer '{task.name}' doesn't share"
+        )
+    rewards = {
+        "accuracy": Reward(accuracy_reward, 1.0),
+        "format": Reward(format_reward, 0.0),
+        "language_mix": Reward(language_mix_reward(task.lexicons), 0.0),
+    }
+    try:
+        config = EvaluateConfig(
+            problems=args.problems,
+            samples=max(args.k, 8),
+            questions_per_batch=min(args.problems, 16),
+            max_prompt_tokens=24,
+            max_new_tokens=args.max_tokens,
+            temperature=args.temperature,
+            k=args.k,
+        )
+    except ValueError as error:
+        raise UsageError(f"eval: {error}") from error
+    figures, _ = measure(layout, policy, config, task, rewards, args.seed)
+    table = Table("figure", "value", title=f"{args.checkpoint} on {task.name}, {args.problems} problems")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.3f}")
+    Console().print(table)
+    print(json.dumps({"checkpoint": args.checkpoint, "task": task.name, **figures}))
+
+
+def generate_text(args: argparse.Namespace) -> None:
+    from r1jax.config import MeshConfig
+    from r1jax.data.tasks import get_task
+    from r1jax.parallel.layout import make_layout
+    from r1jax.parallel.programs import random_key
+    from r1jax.rollout.engine import RolloutEngine
+    from r1jax.stages.policy import load_policy
+
+    use_compilation_cache()
+    layout = make_layout(MeshConfig(data=1), devices=local_device())
+    policy = load_policy(checkpoint_path(args.checkpoint), layout)
+    task = get_task(policy.task)
+    ids = (
+        task.tokenizer.encode(task.prompt(args.prompt))
+        if args.prompt
+        else parse_ids(args.prompt_ids, task.tokenizer.size)
+    )
+    engine = RolloutEngine(layout, policy.model, task.tokenizer, 1, len(ids), args.max_tokens)
+    generation = engine.run(
+        policy.params,
+        policy.router_bias,
+        engine.pad([(0, ids)]),
+        random_key(args.seed),
+        args.temperature,
+        ignore_eos=args.ignore_eos,
+    )
+    output = engine.decode(generation)[0][0]
+    reason = "stop" if output.finished else "length"
+    if args.json:
+        fields = {"text": output.text, "ids": output.tokens, "logprobs": output.logprobs, "finish_reason": reason}
+        print(json.dumps(fields))
+    else:
+        print_dimmed(output.text)
+
+
+def write_report(args: argparse.Namespace) -> None:
+    from etils import epath
+
+    from r1jax.telemetry.report import write_report as write
+
+    print(f"report: {write(epath.Path(args.workdir))}")
+
+
+def not_yet(args: argparse.Namespace) -> None:
+    raise UsageError(f"`{args.name}` ({NOT_YET[args.name]}) is not there yet")
+
+
+def load_experiment(name: str) -> ModuleType:
+    """An experiment by name, or by the path of a file anywhere."""
+    path = Path(name) if name.endswith(".py") else ROOT / "experiments" / f"{name}.py"
+    if not path.is_file():
+        raise UsageError(f"no experiment '{name}': expected a name from `r1jax experiments` or a path to a .py file")
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))  # so that a fork anywhere can import `experiments`
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader  # a .py file always has both
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise UsageError(f"experiment {path} can't be loaded: {error}") from error
+    missing = [attribute for attribute in ("Config", "GIN_FILES", "run") if not hasattr(module, attribute)]
+    if missing:
+        raise UsageError(
+            f"experiment {path} has no {', '.join(missing)}: see experiments/r1_zero.py for what one needs"
+        )
+    return module
+
+
+def first_line(module: ModuleType) -> str:
+    return (module.__doc__ or "").strip().partition("\n")[0]
+
+
+def gin_path(name: str) -> str:
+    """A gin file as given, or below gin_configs/."""
+    for path in (Path(name), ROOT / "gin_configs" / name):
+        if path.is_file():
+            return str(path)
+    raise UsageError(f"no gin file '{name}', neither here nor below gin_configs/")
+
+
+def checkpoint_path(name: str):
+    from etils import epath
+
+    return epath.Path(name).absolute()
+
+
+def parse_ids(text: str, vocabulary: int) -> list[int]:
+    try:
+        ids = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--prompt_ids is '{text}', expected numbers with commas between, such as 5,17,3") from error
+    if any(not 0 <= i < vocabulary for i in ids):
+        raise UsageError(f"--prompt_ids {text}: ids must lie in 0..{vocabulary - 1}")
+    return ids
+
+
+def local_device():
+    import jax
+
+    return jax.local_devices()[:1]
+
+
+def print_dimmed(text: str) -> None:
+    """The thinking dimmed, on a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    thinking, tag, rest = text.partition("</think>")
+    shown = Text(thinking + tag, style="dim") + Text(rest) if tag else Text(text)
+    Console(highlight=False, soft_wrap=True).print(shown)
+
+
+def use_compilation_cache() -> None:
+    """Programs compiled once are read back by later runs; JAX_COMPILATION_CACHE_DIR moves the cache."""
+    import jax
+
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "r1jax" / "xla"))

@@ -1,0 +1,163 @@
+"""Every number of a run, as frozen dataclasses. gin files bind their fields (`r1jax/gin_config.py`).
+
+A field without a default must be bound: sizes and schedules are choices that no library should make in silence.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What all stages share."""
+
+    seed: int = 0  # every random number is a function of it and of a position (stage, step, prompt, sample)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices on each mesh axis; -1 takes all that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    expert: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A DeepSeek-V3 style model; the names are those of DeepSeek's published config.json."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    first_k_dense_replace: int  # leading layers with a dense feed-forward; the others have experts
+    intermediate_size: int  # width of the dense feed-forward
+    moe_intermediate_size: int  # width of one expert
+    n_routed_experts: int
+    n_shared_experts: int
+    num_experts_per_tok: int
+    n_group: int  # router groups (V3, section 2.1.2: node-limited routing)
+    topk_group: int  # groups that a token may choose its experts from
+    norm_topk_prob: bool
+    routed_scaling_factor: float
+    num_attention_heads: int
+    q_lora_rank: int | None  # None: queries are projected in one step
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    num_nextn_predict_layers: int  # multi-token-prediction modules
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    initializer_range: float = 0.006
+    dtype: str = "float32"  # of activations and of weights where they are used; stored weights are float32
+    experts: str = "grouped"  # "grouped" (ragged_dot) or "dense" (every expert on every token: few, small experts)
+
+    def __post_init__(self) -> None:
+        if self.experts not in ("grouped", "dense"):
+            raise ValueError(f"experts is '{self.experts}', expected 'grouped' or 'dense'")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype is '{self.dtype}', expected 'float32' or 'bfloat16'")
+        if self.n_routed_experts % self.n_group:
+            raise ValueError(f"n_routed_experts {self.n_routed_experts} is not a multiple of n_group {self.n_group}")
+        if not 0 < self.first_k_dense_replace < self.num_hidden_layers:
+            raise ValueError(
+                f"first_k_dense_replace is {self.first_k_dense_replace}, expected 1 to num_hidden_layers - 1"
+                f" ({self.num_hidden_layers - 1})"
+            )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up, then a cosine from learning_rate to learning_rate * final_fraction."""
+
+    learning_rate: float
+    warmup_steps: int = 0
+    final_fraction: float = 1.0  # 1 keeps the rate constant
+    b1: float = 0.9
+    b2: float = 0.95
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    router_bias_speed: float = 0.001  # V3, section 2.1.2: gamma
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    optimizer: OptimizerConfig
+    steps: int
+    batch_size: int  # rows
+    sequence_length: int  # tokens a row, packed
+    documents: int  # size of the generated corpus
+    mtp_loss_weight: float = 0.3  # V3, section 4.2: lambda
+    balance_loss_weight: float = 0.0001  # V3, section 4.2: alpha of the sequence-wise balance loss
+    log_every: int = 20
+    save_every: int = 500
+
+    def batch_sizes(self) -> dict[str, int]:
+        """What the mesh's batch axes have to divide."""
+        return {"PretrainConfig.batch_size": self.batch_size}
+
+
+@dataclass(frozen=True)
+class RLConfig:
+    """GRPO (arXiv 2402.03300, section 4.1) on rule-based rewards (R1, section 2.2)."""
+
+    optimizer: OptimizerConfig
+    steps: int  # rollouts
+    questions: int  # per rollout
+    group_size: int  # outputs per question
+    minibatches: int  # updates per rollout, each on questions * group_size / minibatches outputs
+    max_prompt_tokens: int
+    max_new_tokens: int
+    prompts: int  # size of the generated prompt set
+    temperature: float = 1.0
+    clip_epsilon: float = 0.2
+    kl_coef: float = 0.001
+    reference_refresh_updates: int = 400  # the reference becomes the latest policy every so many updates
+    aggregation: str = "sequence_mean"  # or "token_mean"; see objectives/grpo.py
+    format_weight: float = 1.0  # of the format reward; accuracy has weight 1
+    save_every: int = 10
+
+    def batch_sizes(self) -> dict[str, int]:
+        """What the mesh's batch axes have to divide."""
+        return {"RLConfig.questions": self.questions}
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}, expected more than 0: RL needs different outputs")
+        if self.questions * self.group_size % self.minibatches:
+            raise ValueError(
+                f"questions * group_size ({self.questions * self.group_size}) is not a multiple of minibatches"
+                f" ({self.minibatches})"
+            )
+        if self.aggregation not in ("sequence_mean", "token_mean"):
+            raise ValueError(f"aggregation is '{self.aggregation}', expected 'sequence_mean' or 'token_mean'")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    problems: int
+    samples: int  # at temperature, for each problem
+    questions_per_batch: int
+    max_prompt_tokens: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    k: int = 8  # of pass@k
+
+    def batch_sizes(self) -> dict[str, int]:
+        """What the mesh's batch axes have to divide."""
+        return {"EvaluateConfig.questions_per_batch": self.questions_per_batch}
+
+    def __post_init__(self) -> None:
+        if self.problems % self.questions_per_batch:
+            raise ValueError(
+                f"problems ({self.problems}) is not a multiple of questions_per_batch ({self.questions_per_batch})"
+            )
+        if not 0 < self.k <= self.samples:
+            raise ValueError(f"k is {self.k}, expected 1 to samples ({self.samples})")
+
+
+def to_dict(config) -> dict:
+    """A config as plain JSON types."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,85 @@
+"""Grain feeds: deterministic, endless, checkpointable iterators over ArrayRecords of JSON objects."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import grain
+import numpy as np
+from etils import epath
+
+from r1jax.errors import RunError
+from r1jax.types import Problem, TokenBatch
+
+NO_THREADS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # records are tiny: threads double their cost
+
+
+@dataclass(frozen=True)
+class Records:
+    """A number of examples of one split of a seqio task."""
+
+    task: str
+    split: str
+    examples: int
+
+
+def ensure_records(wanted: Sequence[Records], seed: int, folder: epath.Path) -> list[epath.Path]:
+    """Paths of ArrayRecords with the wanted examples; what is not there yet is made.
+
+    It is made in a process of its own, so that TensorFlow's memory and threads don't stay with the run.
+    """
+    paths = [folder / f"{r.task}-{r.split}-seed{seed}-{r.examples}.array_record" for r in wanted]
+    missing = [
+        {**asdict(r), "seed": seed, "path": str(p)} for r, p in zip(wanted, paths, strict=True) if not p.exists()
+    ]
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "r1jax.data.seqio_tasks", json.dumps(missing)]
+        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+        made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if made.returncode:
+            raise RunError(f"the seqio tasks could not be written to {folder}:\n{made.stderr.strip()[-2000:]}")
+    return paths
+
+
+def records(path: epath.Path, seed: int | None) -> grain.MapDataset:
+    """All records of one epoch, in order, or shuffled with `seed`."""
+    dataset = grain.MapDataset.source(grain.sources.ArrayRecordDataSource(str(path)))
+    if seed is not None:
+        dataset = dataset.shuffle(seed=seed)
+    return dataset.map(json.loads)
+
+
+def packed_batches(path: epath.Path, batch_size: int, sequence_length: int, seed: int) -> grain.DatasetIterator:
+    """Endless batches of documents packed whole into rows, first fit; see `token_batch`.
+
+    `get_state` and `set_state` of the iterator save and restore its position exactly.
+    """
+    dataset = (
+        records(path, seed).repeat().map(lambda r: {"tokens": np.asarray(r["inputs"][:sequence_length], np.int32)})
+    )
+    packed = grain.experimental.FirstFitPackIterDataset(
+        dataset.to_iter_dataset(NO_THREADS),
+        length_struct={"tokens": sequence_length},
+        num_packing_bins=batch_size,
+        shuffle_bins=False,
+    )
+    return iter(packed.batch(batch_size, drop_remainder=True))
+
+
+def token_batch(packed: dict[str, np.ndarray]) -> TokenBatch:
+    """Grain's packed rows as the record that the model takes."""
+    return TokenBatch(packed["tokens"], packed["tokens_positions"], packed["tokens_segment_ids"])
+
+
+def problem(record: dict) -> Problem:
+    return Problem(record["id"], record["question"], record["answer"], record["language"])
+
+
+def problem_batches(path: epath.Path, questions: int, seed: int) -> grain.DatasetIterator:
+    """Endless lists of `questions` problems."""
+    dataset = records(path, seed).repeat().map(problem)
+    return iter(dataset.batch(questions, batch_fn=list).to_iter_dataset(NO_THREADS))

@@ -1,0 +1,122 @@
+"""The demo's generators as seqio sources and tasks, and their output on disk, where Grain reads it.
+
+The only file that imports seqio: it brings TensorFlow, many seconds and 0.8 GB. Import it where data has to be made.
+"""
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+
+import seqio
+import tensorflow as tf
+from array_record.python import array_record_module
+from etils import epath
+
+from r1jax.data import running_sum
+from r1jax.data.tokenizer import WordTokenizer
+
+
+class WordVocabulary(seqio.Vocabulary):
+    """`WordTokenizer` as a seqio vocabulary, in Python and in TensorFlow."""
+
+    def __init__(self, tokenizer: WordTokenizer):
+        super().__init__(extra_ids=0)
+        self.tokenizer = tokenizer
+        words, ids = list(tokenizer.ids), list(tokenizer.ids.values())
+        initializer = tf.lookup.KeyValueTensorInitializer(words, tf.constant(ids, tf.int32))
+        self._table = tf.lookup.StaticHashTable(initializer, default_value=-1)
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self.tokenizer.size
+
+    @property
+    def eos_id(self) -> int:
+        return self.tokenizer.eos_id
+
+    @property
+    def unk_id(self) -> int | None:
+        return None  # an unknown word is an error
+
+    def _encode(self, s: str) -> list[int]:
+        return self.tokenizer.encode(s)
+
+    def _decode(self, ids) -> str:
+        return self.tokenizer.decode(list(ids))
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        ids = self._table.lookup(tf.strings.split(s))
+        with tf.control_dependencies([tf.debugging.assert_non_negative(ids, f"unknown word in {s}")]):
+            return tf.identity(ids)
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        return tf.strings.reduce_join(tf.gather(tf.constant(self.tokenizer.words), ids), separator=" ", axis=-1)
+
+
+def _corpus_source(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
+    del split, shuffle_files
+    # From Python to TensorFlow in blocks: one crossing for each document would take ten times as long.
+    blocks = tf.data.Dataset.from_generator(
+        lambda: _blocks(running_sum.documents(seed or 0)),
+        output_signature=tf.TensorSpec((None,), tf.string),
+    )
+    return blocks.unbatch().map(lambda text: {"inputs": text})
+
+
+def _problem_source(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
+    del shuffle_files
+    return tf.data.Dataset.from_generator(
+        lambda: (vars(p) | {"inputs": running_sum.prompt(p.question)} for p in running_sum.problems(split, seed or 0)),
+        output_signature={
+            "id": tf.TensorSpec((), tf.int32),
+            **{name: tf.TensorSpec((), tf.string) for name in ("question", "answer", "language", "inputs")},
+        },
+    )
+
+
+VOCABULARY = WordVocabulary(running_sum.TOKENIZER)
+
+seqio.TaskRegistry.add(
+    "running_sum_corpus",
+    source=seqio.FunctionDataSource(_corpus_source, splits=("train",)),
+    preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+    output_features={"inputs": seqio.Feature(VOCABULARY, add_eos=True)},
+)
+seqio.TaskRegistry.add(
+    "running_sum_problems",
+    source=seqio.FunctionDataSource(_problem_source, splits=("train", "test")),
+    preprocessors=[seqio.preprocessors.tokenize],
+    output_features={"inputs": seqio.Feature(VOCABULARY, add_eos=False)},
+)
+
+
+def write_records(task: str, split: str, examples: int, seed: int, path: epath.Path) -> None:
+    """The first `examples` of a seqio task as an ArrayRecord of JSON objects. The file appears when it is whole."""
+    dataset = seqio.get_mixture_or_task(task).get_dataset(
+        sequence_length=None, split=split, shuffle=False, seed=seed, trim_output_features=False
+    )
+    partial = path.with_name(path.name + ".partial")
+    writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+    # In blocks, as in the source: one crossing for each example would take most of the time.
+    for block in dataset.take(examples).ragged_batch(1000):
+        columns = {name: _rows(column) for name, column in block.items()}
+        for values in zip(*columns.values(), strict=True):
+            writer.write(json.dumps(dict(zip(columns, values, strict=True))).encode())
+    writer.close()
+    partial.replace(path)
+
+
+def _rows(column: tf.Tensor | tf.RaggedTensor) -> list:
+    rows = column.to_list() if isinstance(column, tf.RaggedTensor) else column.numpy().tolist()
+    return [row.decode() if isinstance(row, bytes) else row for row in rows]
+
+
+def _blocks(texts: Iterator[str], size: int = 1000) -> Iterator[list[str]]:
+    while block := list(itertools.islice(texts, size)):
+        yield block
+
+
+if __name__ == "__main__":  # r1jax/data/feeds.py: TensorFlow's memory and threads end with this process
+    for request in json.loads(sys.argv[1]):
+        write_records(**request | {"path": epath.Path(request["path"])})

@@ -1,0 +1,34 @@
+"""AdamW as V3 trains with it (section 4.2), from optax."""
+
+import jax
+import optax
+
+from r1jax.config import ModelConfig, OptimizerConfig
+from r1jax.model.spec import is_spec, param_specs
+
+
+def learning_rate(config: OptimizerConfig, total_updates: int) -> optax.Schedule:
+    """Linear warm-up that starts at 1/warmup_steps and not at 0, then a cosine to final_fraction."""
+    cosine = optax.cosine_decay_schedule(
+        config.learning_rate, max(total_updates - config.warmup_steps, 1), config.final_fraction
+    )
+    if not config.warmup_steps:
+        return cosine
+    first = config.learning_rate / config.warmup_steps
+    warmup = optax.linear_schedule(first, config.learning_rate, config.warmup_steps - 1)
+    return optax.join_schedules([warmup, cosine], [config.warmup_steps])
+
+
+def make_optimizer(config: OptimizerConfig, model: ModelConfig, total_updates: int) -> optax.GradientTransformation:
+    """Clip by global norm, Adam, decoupled weight decay on matrices only, learning rate."""
+    decayed = jax.tree.map(lambda spec: spec.init != "ones", param_specs(model), is_leaf=is_spec)
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate(config, total_updates),
+            b1=config.b1,
+            b2=config.b2,
+            weight_decay=config.weight_decay,
+            mask=decayed,
+        ),
+    )

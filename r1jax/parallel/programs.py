@@ -1,0 +1,196 @@
+"""The jitted programs: the functional core with shardings and donation. The only place that jits.
+
+Each maker is cached on its (hashable) settings, so that stages with the same settings share one compiled program.
+What may change during a run (learning rate, temperature, end token) is an argument or a function of the state.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from r1jax.config import ModelConfig, OptimizerConfig, PretrainConfig, RLConfig
+from r1jax.model.moe import update_router_bias
+from r1jax.model.spec import init_params, init_router_bias
+from r1jax.objectives.grpo import group_advantages, grpo_loss, token_mean
+from r1jax.objectives.language_model import busiest_expert, language_model_loss
+from r1jax.objectives.optimizer import learning_rate, make_optimizer
+from r1jax.parallel.layout import Layout
+from r1jax.sampling.generate import generate
+from r1jax.sampling.score import completion_mask, join, score
+from r1jax.types import Generation, GRPOBatch, Max, Mean, Prompts, RLState, TrainState
+
+
+def random_key(seed: int, *position: int):
+    """A key that is a function of position: fold_in(seed, stage, step, ...)."""
+    key = jax.random.key(seed)
+    for p in position:
+        key = jax.random.fold_in(key, p)
+    return key
+
+
+@functools.cache
+def train_state_shardings(layout: Layout, model: ModelConfig, config: OptimizerConfig) -> TrainState:
+    """Adam's moments lie where their parameters lie; everything small is on every device."""
+    optimizer = make_optimizer(config, model, 1)
+    params = layout.params(model)
+    abstract_params = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, abstract_params),
+        params,
+        transform_non_params=lambda _: layout.replicated(),
+    )
+    bias = jax.tree.map(lambda _: layout.replicated(), jax.eval_shape(lambda: init_router_bias(model)))
+    return TrainState(layout.replicated(), params, opt_state, bias)
+
+
+@functools.cache
+def init_policy(layout: Layout, model: ModelConfig):
+    """key -> (params, router_bias), made on the devices where they will live."""
+
+    def init(key):
+        return init_params(key, model), init_router_bias(model)
+
+    bias = jax.tree.map(lambda _: layout.replicated(), jax.eval_shape(lambda: init_router_bias(model)))
+    return jax.jit(init, out_shardings=(layout.params(model), bias))
+
+
+@functools.cache
+def start_training(layout: Layout, model: ModelConfig, config: OptimizerConfig):
+    """(params, router_bias) -> TrainState at step 0. The arguments are donated."""
+    optimizer = make_optimizer(config, model, 1)
+
+    def start(params, router_bias):
+        return TrainState(jnp.int32(0), params, optimizer.init(params), router_bias)
+
+    return jax.jit(start, out_shardings=train_state_shardings(layout, model, config), donate_argnums=(0, 1))
+
+
+def _apply_updates(optimizer, config: OptimizerConfig, state: TrainState, grads, load) -> TrainState:
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    # Stacks that this step did not run (the MTP modules in RL) have no load, and keep their bias.
+    bias = {
+        name: update_router_bias(b, load[name], config.router_bias_speed) if name in load else b
+        for name, b in state.router_bias.items()
+    }
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, bias)
+
+
+@functools.cache
+def pretrain_step(layout: Layout, model: ModelConfig, config: PretrainConfig):
+    """(TrainState, TokenBatch) -> (TrainState, metrics). The state is donated."""
+    optimizer = make_optimizer(config.optimizer, model, config.steps)
+    schedule = learning_rate(config.optimizer, config.steps)
+
+    def step(state: TrainState, batch):
+        loss = functools.partial(
+            language_model_loss,
+            config=model,
+            mtp_weight=config.mtp_loss_weight,
+            balance_weight=config.balance_loss_weight,
+        )
+        grads, (metrics, load) = jax.grad(loss, has_aux=True)(state.params, state.router_bias, batch)
+        metrics |= {"grad_norm": Max(optax.global_norm(grads)), "learning_rate": Max(schedule(state.step))}
+        return _apply_updates(optimizer, config.optimizer, state, grads, load), metrics
+
+    shardings = train_state_shardings(layout, model, config.optimizer)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, layout.replicated()))
+
+
+@functools.cache
+def sampler(layout: Layout, model: ModelConfig, group_size: int, max_new_tokens: int):
+    """(params, router_bias, Prompts, key, temperature, eos_id) -> Generation on every device."""
+
+    def run(params, router_bias, prompts: Prompts, key, temperature, eos_id) -> Generation:
+        return generate(
+            params,
+            router_bias,
+            prompts,
+            key,
+            temperature,
+            eos_id,
+            model,
+            group_size=group_size,
+            max_new_tokens=max_new_tokens,
+        )
+
+    return jax.jit(run, out_shardings=layout.replicated())
+
+
+@functools.cache
+def prepare_batch(layout: Layout, model: ModelConfig):
+    """(RLState, Prompts, Generation, rewards [B, G], temperature) -> GRPOBatch of B * G rows.
+
+    Advantages, and the log-probabilities of the outputs under the policy that drew them and under the reference, both
+    from the trainer's own forward pass: the first ratio is exactly 1 whatever the sampler's rounding.
+    """
+
+    def prepare(state: RLState, prompts: Prompts, generation: Generation, rewards_BG, temperature) -> GRPOBatch:
+        N = generation.tokens_BGN.shape[-1]
+        tokens = join(prompts, generation)
+        train = state.train
+        logp_old_BN, _, _ = score(train.params, train.router_bias, tokens, N, temperature, model)
+        logp_ref_BN, _, _ = score(state.reference, state.reference_router_bias, tokens, N, temperature, model)
+        return GRPOBatch(
+            tokens=tokens,
+            mask_BN=completion_mask(generation).reshape(-1, N),
+            advantage_B=group_advantages(rewards_BG).reshape(-1),
+            logp_old_BN=logp_old_BN,
+            logp_ref_BN=logp_ref_BN,
+        )
+
+    return jax.jit(prepare, out_shardings=layout.batch())
+
+
+@functools.cache
+def grpo_step(layout: Layout, model: ModelConfig, config: RLConfig):
+    """(TrainState, GRPOBatch, indices, temperature) -> (TrainState, metrics): one update on the rows at `indices`.
+
+    The state is donated.
+    """
+    optimizer = make_optimizer(config.optimizer, model, config.steps * config.minibatches)
+    schedule = learning_rate(config.optimizer, config.steps * config.minibatches)
+
+    def loss(params, router_bias, batch: GRPOBatch, temperature):
+        N = batch.mask_BN.shape[1]
+        logp_BN, entropy_BN, load = score(params, router_bias, batch.tokens, N, temperature, model)
+        total, metrics = grpo_loss(
+            logp_BN,
+            batch.logp_old_BN,
+            batch.logp_ref_BN,
+            batch.advantage_B,
+            batch.mask_BN,
+            clip_epsilon=config.clip_epsilon,
+            kl_coef=config.kl_coef,
+            aggregation=config.aggregation,
+        )
+        metrics |= {
+            "entropy": token_mean(entropy_BN, batch.mask_BN),
+            "expert_load_max": busiest_expert(load["moe"]),
+        }
+        return total.total / jnp.maximum(total.weight, 1), (metrics, load)
+
+    def step(state: TrainState, batch: GRPOBatch, indices, temperature):
+        minibatch = jax.tree.map(lambda x: x[indices], batch)
+        grads, (metrics, load) = jax.grad(loss, has_aux=True)(state.params, state.router_bias, minibatch, temperature)
+        metrics |= {"grad_norm": Max(optax.global_norm(grads)), "learning_rate": Max(schedule(state.step))}
+        return _apply_updates(optimizer, config.optimizer, state, grads, load), metrics
+
+    shardings = train_state_shardings(layout, model, config.optimizer)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, layout.replicated()))
+
+
+@jax.jit
+def sampler_gap(batch: GRPOBatch, generation: Generation) -> dict[str, Mean | Max]:
+    """|sampler's - trainer's log-probability| over the sampled tokens: what a wrong cache or temperature would show."""
+    gap_BN = jnp.abs(generation.logp_BGN.reshape(batch.logp_old_BN.shape) - batch.logp_old_BN) * batch.mask_BN
+    return {"sampler_gap": Mean(gap_BN.sum(), batch.mask_BN.sum()), "sampler_gap_max": Max(gap_BN.max())}
+
+
+@jax.jit
+def snapshot(tree):
+    """A copy with buffers of its own: the original may be donated afterwards."""
+    return jax.tree.map(jnp.copy, tree)

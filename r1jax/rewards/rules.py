@@ -1,0 +1,92 @@
+"""Rule-based rewards (R1, section 2.2.2). A reward is a plain function of a problem and a response's text."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from r1jax.types import Problem
+
+RewardFunction = Callable[[Problem, str], float]
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A term of the total reward. Weight 0 only watches."""
+
+    function: RewardFunction
+    weight: float
+
+
+@dataclass(frozen=True)
+class Parts:
+    thinking: str
+    answer: str
+
+
+FORMAT = re.compile(r"\s*<think>(?P<thinking>.*)</think>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+def parse(response: str) -> Parts | None:
+    """Thinking and answer of a response that is exactly `<think> … </think> <answer> … </answer>`, each tag once."""
+    match = FORMAT.fullmatch(response)
+    if match is None or any(response.count(tag) != 1 for tag in TAGS):
+        return None
+    return Parts(match["thinking"].strip(), match["answer"].strip())
+
+
+def format_reward(problem: Problem, response: str) -> float:
+    """1 when the response has the asked form and a non-empty answer, else 0."""
+    del problem
+    parts = parse(response)
+    return float(parts is not None and bool(parts.answer))
+
+
+def accuracy_reward(problem: Problem, response: str) -> float:
+    """1 when the answer inside the right tags is the right number and nothing else, else 0."""
+    parts = parse(response)
+    return float(parts is not None and canonical(parts.answer) == canonical(problem.answer))
+
+
+def canonical(answer: str) -> str:
+    """Integers without sign noise and leading zeros ("+07" is "7"); anything else as it stands."""
+    return str(int(answer)) if re.fullmatch(r"[+-]?[0-9]{1,18}", answer) else answer
+
+
+def language_consistency_reward(lexicons: Mapping[str, frozenset[str]]) -> RewardFunction:
+    """Words of the problem's language / words of any language, in the thinking (R1, section 2.3.2); 0 without such.
+
+    `lexicons` holds each language's words; words in none of them (numbers, names) don't count.
+    """
+
+    def reward(problem: Problem, response: str) -> float:
+        counts = language_words(response, lexicons)
+        return counts[problem.language] / max(sum(counts.values()), 1)
+
+    return reward
+
+
+def language_mix_reward(lexicons: Mapping[str, frozenset[str]]) -> RewardFunction:
+    """1 when the thinking has words of more than one language, else 0: a measure to watch."""
+
+    def reward(problem: Problem, response: str) -> float:
+        del problem
+        return float(sum(count > 0 for count in language_words(response, lexicons).values()) > 1)
+
+    return reward
+
+
+def language_words(response: str, lexicons: Mapping[str, frozenset[str]]) -> dict[str, int]:
+    """How many words of each language the thinking has: what stands before </think>, or all of an untagged response."""
+    words = response.split("</think>")[0].split()
+    return {language: sum(word in lexicon for word in words) for language, lexicon in lexicons.items()}
+
+
+def grade(rewards: Mapping[str, Reward], problem: Problem, response: str) -> dict[str, float]:
+    """Each reward's own value, unweighted, by name."""
+    return {name: reward.function(problem, response) for name, reward in rewards.items()}
+
+
+def total(rewards: Mapping[str, Reward], values: Mapping[str, float]) -> float:
+    """The weighted sum that RL maximises."""
+    return sum(reward.weight * values[name] for name, reward in rewards.items())

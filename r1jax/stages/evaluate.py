@@ -1,0 +1,81 @@
+"""Evaluation on held-out problems: one greedy output and `samples` sampled ones for each."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import numpy as np
+from etils import epath
+
+from r1jax.config import EvaluateConfig
+from r1jax.data.tasks import Task
+from r1jax.parallel.layout import Layout
+from r1jax.parallel.programs import random_key
+from r1jax.rewards.rules import Reward, parse
+from r1jax.rollout.engine import RolloutEngine
+from r1jax.stages.grading import grade_outputs
+from r1jax.stages.policy import Policy, load_policy
+from r1jax.stages.run import Run
+from r1jax.telemetry.statistics import confidence_interval, consensus, solved, summarize
+from r1jax.types import Problem, Sample
+
+
+def evaluate(
+    run: Run,
+    name: str,
+    config: EvaluateConfig,
+    checkpoint: epath.Path,
+    task: Task,
+    rewards: Mapping[str, Reward],
+) -> dict[str, float]:
+    """Figures of the policy in `checkpoint`. Writes them, and the samples that the report shows."""
+    stage = run.stage(name, "evaluate", evaluate=config, checkpoint=checkpoint.name, task=task.name)
+    if (result := stage.result()) is not None:
+        return result
+    policy = load_policy(checkpoint, run.layout)
+    figures, samples = measure(run.layout, policy, config, task, rewards, run.seed)
+    rows = [json.dumps(asdict(sample)) for sample in samples]
+    (stage.directory / "samples.jsonl").write_text("\n".join(rows) + "\n")
+    stage.complete(figures)
+    run.progress.say(f"{name}: " + "  ".join(f"{key} {value:.3g}" for key, value in figures.items()))
+    return figures
+
+
+def measure(
+    layout: Layout, policy: Policy, config: EvaluateConfig, task: Task, rewards: Mapping[str, Reward], seed: int
+) -> tuple[dict[str, float], list[Sample]]:
+    """Figures, and the first sampled output for each problem."""
+    problems = task.held_out(config.problems, seed)
+    greedy = draw(layout, policy, config, task, rewards, problems, samples=1, temperature=0.0, seed=seed)
+    sampled = draw(layout, policy, config, task, rewards, problems, config.samples, config.temperature, seed)
+    answers = [[parts.answer if (parts := parse(s.text)) else None for s in group] for group in sampled]
+    low, high = confidence_interval([float(np.mean([s.rewards["accuracy"] for s in group])) for group in sampled])
+    figures = {"greedy_accuracy": summarize(greedy)["accuracy"], "pass@1": solved(sampled, 1)}
+    figures |= {"pass@1_low": low, "pass@1_high": high, f"pass@{config.k}": solved(sampled, config.k)}
+    figures |= {f"cons@{config.samples}": consensus(sampled, answers)}
+    figures |= {key: value for key, value in summarize(sampled).items() if key != "accuracy"}
+    return figures, [group[0] for group in sampled]
+
+
+def draw(
+    layout: Layout,
+    policy: Policy,
+    config: EvaluateConfig,
+    task: Task,
+    rewards: Mapping[str, Reward],
+    problems: list[Problem],
+    samples: int,
+    temperature: float,
+    seed: int,
+) -> list[list[Sample]]:
+    """Graded outputs for all problems, in batches of `questions_per_batch`."""
+    engine = RolloutEngine(
+        layout, policy.model, task.tokenizer, samples, config.max_prompt_tokens, config.max_new_tokens
+    )
+    groups: list[list[Sample]] = []
+    for first in range(0, len(problems), config.questions_per_batch):
+        chunk = problems[first : first + config.questions_per_batch]
+        prompts = engine.pad([(p.id, task.tokenizer.encode(task.prompt(p.question))) for p in chunk])
+        generation = engine.run(policy.params, policy.router_bias, prompts, random_key(seed), temperature)
+        groups += grade_outputs(chunk, engine.decode(generation), rewards)
+    return groups

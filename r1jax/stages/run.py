@@ -1,0 +1,152 @@
+"""A run's directory, and its stages: each with its config, metrics, checkpoints and completion mark."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import time
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from etils import epath
+
+from r1jax.errors import RunError, UsageError
+from r1jax.parallel.layout import Layout
+from r1jax.parallel.programs import random_key
+from r1jax.telemetry.progress import Progress
+
+VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "gin-config")
+
+
+@dataclass(frozen=True)
+class Run:
+    workdir: epath.Path
+    seed: int
+    layout: Layout
+    progress: Progress
+
+    def stage(self, name: str, kind: str, **configs: Any) -> "Stage":
+        """The stage's directory. Raises UsageError when it was made with other numbers."""
+        check_batches(self.layout, *configs.values())
+        stage = Stage(self, name)
+        # Through JSON and back, so that it equals what a file holds: tuples become lists.
+        wanted = json.loads(json.dumps({"kind": kind} | {key: _plain(value) for key, value in configs.items()}))
+        if stage.config_path.exists():
+            found = json.loads(stage.config_path.read_text())
+            if found != wanted:
+                raise UsageError(
+                    f"{stage.directory} was made with another config: {'; '.join(differences(found, wanted))}."
+                    " Set another --workdir, or the same numbers"
+                )
+        else:
+            stage.directory.mkdir(parents=True, exist_ok=True)
+            stage.config_path.write_text(json.dumps(wanted, indent=1))
+        return stage
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One node: `workdir/<name>/`."""
+
+    run: Run
+    name: str
+
+    @property
+    def directory(self) -> epath.Path:
+        return self.run.workdir / self.name
+
+    @property
+    def config_path(self) -> epath.Path:
+        return self.directory / "config.json"
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        return self.directory / "checkpoints"
+
+    def result(self) -> dict | None:
+        """What the stage ended with; None while it is not complete."""
+        path = self.directory / "complete.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def complete(self, result: dict[str, Any]) -> None:
+        """Marks the stage as done. The mark appears whole or not at all."""
+        partial = self.directory / "complete.json.partial"
+        partial.write_text(json.dumps(result, indent=1))
+        partial.replace(self.directory / "complete.json")
+
+    def key(self, *position: int):
+        """A random key: a function of the run's seed, this stage and the position in it."""
+        return random_key(self.run.seed, zlib.crc32(self.name.encode()) & 0x7FFFFFFF, *position)
+
+
+def open_run(
+    workdir: str, experiment: str, config: Any, layout: Layout, progress: Progress, *, summary: str, note: str
+) -> Run:
+    """Makes the directory, or takes up the run in it. `summary` and `note` are for the report.
+
+    Raises UsageError when it holds another experiment or the mesh can't divide a batch, RunError when it can't be
+    written.
+    """
+    check_batches(layout, *vars(config).values())
+    directory = epath.Path(workdir).absolute()
+    record = directory / "run.json"
+    about: dict[str, Any] = {"experiment": experiment, "summary": summary, "note": note, "sessions": []}
+    try:
+        if record.exists():
+            about = json.loads(record.read_text())
+            if about["experiment"] != experiment:
+                raise UsageError(
+                    f"{directory} holds a run of '{about['experiment']}', not of '{experiment}': set another --workdir"
+                )
+        elif directory.exists() and any(directory.iterdir()):
+            raise UsageError(f"{directory} is not empty and holds no run: set another --workdir")
+        directory.mkdir(parents=True, exist_ok=True)
+        about["sessions"].append(session(config.run.seed))
+        partial = directory / "run.json.partial"
+        partial.write_text(json.dumps(about, indent=1))
+        partial.replace(record)
+    except (OSError, json.JSONDecodeError) as error:
+        raise RunError(f"can't write to {directory}: {error}") from error
+    return Run(directory, config.run.seed, layout, progress)
+
+
+def session(seed: int) -> dict:
+    """What a later reader needs to repeat this: command, code, versions, devices."""
+    root = epath.Path(__file__).parent.parent.parent
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
+    )
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": " ".join(["python -m r1jax", *sys.argv[1:]]),
+        "git": git.stdout.strip() or "not a git checkout",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        },
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "seed": seed,
+    }
+
+
+def check_batches(layout: Layout, *configs: Any) -> None:
+    """Every config that says what is split over the mesh is held against it, before anything is written."""
+    for config in configs:
+        for name, size in config.batch_sizes().items() if hasattr(config, "batch_sizes") else ():
+            layout.require_batch(name, size)
+
+
+def differences(found: Any, wanted: Any, path: str = "") -> list[str]:
+    """Where two JSON values differ, as `name: found -> wanted`."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = sorted(found.keys() | wanted.keys())
+        return [d for key in keys for d in differences(found.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if found == wanted else [f"{path}: {found} there, {wanted} now"]
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value

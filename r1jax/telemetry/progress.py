@@ -1,0 +1,57 @@
+"""Progress: a live line on a terminal, plain lines otherwise."""
+
+import time
+from types import TracebackType
+
+import rich.console
+import rich.progress
+
+
+class Progress:
+    """`with Progress.stage(...)`-free: one object a run, `start` and `finish` a stage, `step` in its loop."""
+
+    PLAIN_SECONDS = 10.0  # between plain lines
+
+    def __init__(self, console: rich.console.Console | None = None):
+        self.console = console or rich.console.Console(highlight=False)
+        self.bar: rich.progress.Progress | None = None
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def start(self, stage: str, first_step: int, steps: int) -> "Progress":
+        self.stage, self.steps = stage, steps
+        self.started, self.first_step, self.last_line = time.monotonic(), first_step, -float("inf")
+        if self.console.is_terminal:
+            self.bar = rich.progress.Progress(
+                rich.progress.TextColumn("[bold]{task.description}"),
+                rich.progress.MofNCompleteColumn(),
+                rich.progress.BarColumn(bar_width=20),
+                rich.progress.TextColumn("{task.fields[metrics]}"),
+                rich.progress.TimeRemainingColumn(compact=True),
+                console=self.console,
+            )
+            self.task = self.bar.add_task(stage, total=steps, completed=first_step, metrics="")
+            self.bar.start()
+        return self
+
+    def step(self, done: int, metrics: dict[str, float]) -> None:
+        """`done` steps are complete; `metrics` are shown in the order given."""
+        text = " ".join(
+            f"{name} {value:,.0f}" if value >= 100 else f"{name} {value:.3g}" for name, value in metrics.items()
+        )
+        if self.bar:
+            self.bar.update(self.task, completed=done, metrics=text)
+        elif time.monotonic() - self.last_line >= self.PLAIN_SECONDS or done == self.steps:
+            self.last_line = time.monotonic()
+            left = (self.steps - done) * (time.monotonic() - self.started) / max(done - self.first_step, 1)
+            self.say(f"{self.stage} {done}/{self.steps} {text} left {left:.0f}s")
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        if self.bar:
+            self.bar.stop()
+            self.bar = None

@@ -1,0 +1,139 @@
+"""`report.html`: one self-contained page of a run, made from what its stages wrote."""
+
+import io
+import json
+import os
+from typing import Any
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # no display is needed, and none may be looked for
+
+import jinja2
+import matplotlib.figure
+from etils import epath
+from markupsafe import Markup
+
+from r1jax.errors import UsageError
+from r1jax.telemetry.metrics import read_metrics
+
+CURVES = {
+    "reward": "reward",
+    "accuracy": "accuracy at temperature",
+    "format": "format rate",
+    "response_tokens": "response length (tokens)",
+}
+FIGURE_NAMES = {
+    "greedy_accuracy": "accuracy, greedy",
+    "pass@1": "accuracy, sampled (pass@1)",
+    "format": "format rate",
+    "response_tokens": "mean response length (tokens)",
+    "language_mix": "thinking mixes languages",
+    "finished": "ended by itself",
+}
+SAMPLES = 12
+BLUE, GREY = "#2459c4", "#8a93a3"
+
+
+def write_report(workdir: epath.Path) -> epath.Path:
+    """Writes and returns `workdir/report.html`. Raises UsageError when the directory holds no run."""
+    workdir = epath.Path(workdir).absolute()
+    if not (workdir / "run.json").exists():
+        raise UsageError(f"{workdir} holds no run: expected the --workdir of `r1jax run`")
+    run = json.loads((workdir / "run.json").read_text())
+    stages = read_stages(workdir)
+    evaluations = {s["name"]: s["result"] for s in stages if s["config"]["kind"] == "evaluate" and s["result"]}
+    trainings = [s for s in stages if s["config"]["kind"] == "rl" and s["metrics"]]
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("r1jax.telemetry", "."), autoescape=True)
+    page = environment.get_template("report.html.j2").render(
+        run=run,
+        stages=stages,
+        table=before_after(evaluations),
+        evaluations=list(evaluations),
+        curves=[(s["name"], Markup(draw_curves(s["metrics"], base_of(evaluations)))) for s in trainings],
+        samples=paired_samples(workdir, list(evaluations)),
+    )
+    path = workdir / "report.html"
+    path.write_text(page)
+    for stage in trainings:
+        (workdir / f"curves_{stage['name']}.svg").write_text(draw_curves(stage["metrics"], base_of(evaluations)))
+    return path
+
+
+def read_stages(workdir: epath.Path) -> list[dict[str, Any]]:
+    """Every stage's name, config, metrics and result, in the order in which they were begun."""
+    found = []
+    for config in workdir.glob("*/config.json"):
+        complete = config.parent / "complete.json"
+        found.append(
+            {
+                "name": config.parent.name,
+                "began": config.stat().mtime,
+                "config": json.loads(config.read_text()),
+                "metrics": read_metrics(config.parent / "metrics.jsonl"),
+                "result": json.loads(complete.read_text()) if complete.exists() else None,
+            }
+        )
+    return sorted(found, key=lambda stage: stage["began"])
+
+
+def base_of(evaluations: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The first evaluation: the dashed line in every curve."""
+    return next(iter(evaluations.values()), {})
+
+
+def before_after(evaluations: dict[str, dict[str, float]]) -> list[tuple[str, list[str]]]:
+    """One row a figure, one column an evaluation."""
+    names = list(base_of(evaluations))
+    order = [name for name in FIGURE_NAMES if name in names] + [name for name in names if name not in FIGURE_NAMES]
+    hidden = {"pass@1_low", "pass@1_high"}
+    return [
+        (FIGURE_NAMES.get(name, name), [show(name, figures) for figures in evaluations.values()])
+        for name in order
+        if name not in hidden
+    ]
+
+
+def show(name: str, figures: dict[str, float]) -> str:
+    text = f"{figures[name]:.1f}" if name == "response_tokens" else f"{figures[name]:.3f}"
+    if name == "pass@1":
+        text += f" [{figures['pass@1_low']:.3f}, {figures['pass@1_high']:.3f}]"
+    return text
+
+
+def draw_curves(metrics: list[dict[str, float]], base: dict[str, float]) -> str:
+    """Four panels as SVG. Thin: each step; thick: mean of the last five."""
+    figure = matplotlib.figure.Figure(figsize=(10, 5.4), layout="constrained")
+    steps = [row["step"] for row in metrics]
+    for axes, (name, title) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
+        values = [row[name] for row in metrics]
+        smooth = [sum(values[max(0, i - 4) : i + 1]) / (i + 1 - max(0, i - 4)) for i in range(len(values))]
+        axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=1)
+        axes.plot(steps, smooth, color=BLUE, linewidth=2)
+        start = base.get("pass@1" if name == "accuracy" else name)
+        if start is not None:
+            axes.axhline(start, color=GREY, linestyle="--", linewidth=1)
+            axes.annotate("base", (steps[-1], start), color=GREY, ha="right", va="bottom", fontsize=8)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.25)
+        axes.tick_params(labelsize=8)
+    figure.supxlabel("RL step", fontsize=9)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def paired_samples(workdir: epath.Path, evaluations: list[str]) -> list[list[dict[str, Any]]]:
+    """For twelve problems, the first and the last policy's answer, each with its rewards."""
+    columns = []
+    for name in dict.fromkeys([evaluations[0], evaluations[-1]]) if evaluations else ():
+        lines = (workdir / name / "samples.jsonl").read_text().splitlines()[:SAMPLES]
+        columns.append([json.loads(line) | {"stage": name} | split_text(json.loads(line)["text"]) for line in lines])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def split_text(text: str) -> dict[str, str]:
+    """The thinking, and what comes after it."""
+    thinking, tag, rest = text.partition("</think>")
+    return {"thinking": thinking + tag, "answer": rest} if tag else {"thinking": "", "answer": text}
