@@ -96,7 +96,7 @@ def run_experiment(args: argparse.Namespace) -> None:
     from r1jax.telemetry.progress import Progress
     from r1jax.telemetry.report import write_report
 
-    use_compilation_cache()
+    start_jax()
     module = load_experiment(args.experiment)
     config = read_config(module.Config, [gin_path(file) for file in args.gin or module.GIN_FILES], args.set)
     layout = make_layout(config.mesh)
@@ -130,7 +130,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
     from r1jax.stages.evaluate import measure
     from r1jax.stages.policy import load_policy
 
-    use_compilation_cache()
+    start_jax()
     task = get_task(args.task)
     layout = make_layout(MeshConfig())
     policy = load_policy(checkpoint_path(args.checkpoint), layout)
@@ -171,7 +171,7 @@ def generate_text(args: argparse.Namespace) -> None:
     from r1jax.rollout.engine import RolloutEngine
     from r1jax.stages.policy import load_policy
 
-    use_compilation_cache()
+    start_jax()
     layout = make_layout(MeshConfig(data=1), devices=local_device())
     policy = load_policy(checkpoint_path(args.checkpoint), layout)
     task = get_task(policy.task)
@@ -276,9 +276,12 @@ def print_dimmed(text: str) -> None:
     Console(highlight=False, soft_wrap=True).print(shown)
 
 
-def use_compilation_cache() -> None:
+def start_jax() -> None:
     """Programs compiled once are read back by later runs; JAX_COMPILATION_CACHE_DIR moves the cache."""
     import jax
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)  # Orbax tells of its options at each checkpoint
 
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

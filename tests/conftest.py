@@ -1,0 +1,66 @@
+"""Fake devices and the compilation cache are set before jax is imported, for the whole suite."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+import dataclasses
+
+import jax
+import pytest
+
+from r1jax.cli import gin_path, load_experiment
+from r1jax.config import MeshConfig, ModelConfig
+from r1jax.gin_config import read_config
+from r1jax.model.spec import init_params, init_router_bias
+from r1jax.parallel.layout import make_layout
+
+
+@pytest.fixture(scope="session")
+def experiment_config():
+    module = load_experiment("r1_zero")
+    return read_config(module.Config, [gin_path(file) for file in module.GIN_FILES], [])
+
+
+@pytest.fixture(scope="session")
+def model(experiment_config) -> ModelConfig:
+    """The demo's model, with weights large enough that every part matters."""
+    return dataclasses.replace(experiment_config.model, initializer_range=0.3)
+
+
+@pytest.fixture(scope="session")
+def policy(model):
+    """(params, router_bias), the bias uneven so that it takes part in every choice."""
+    params = init_params(jax.random.key(0), model)
+    bias = jax.tree.map(lambda b: 0.1 * jax.random.normal(jax.random.key(1), b.shape), init_router_bias(model))
+    return params, bias
+
+
+@pytest.fixture(scope="session")
+def one_device():
+    return make_layout(MeshConfig(data=1), devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def fork(tmp_path_factory) -> Path:
+    from tests.small_run import FORK
+
+    path = tmp_path_factory.mktemp("fork") / "variety.py"
+    path.write_text(FORK)
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, fork) -> Path:
+    """The workdir of a small run that nothing interrupted."""
+    from tests.small_run import r1jax, settings
+
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    done = r1jax("run", str(fork), "--workdir", str(workdir), *settings())
+    assert done.returncode == 0, done.stderr
+    return workdir

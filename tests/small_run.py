@@ -1,0 +1,74 @@
+"""A run of a minute's fraction, through the command line, in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+SMALL = {
+    "PretrainConfig.steps": 4,
+    "PretrainConfig.batch_size": 4,
+    "PretrainConfig.documents": 200,
+    "PretrainConfig.save_every": 2,
+    "PretrainConfig.log_every": 1,
+    "RLConfig.steps": 4,
+    "RLConfig.questions": 4,
+    "RLConfig.group_size": 4,
+    "RLConfig.minibatches": 2,
+    "RLConfig.save_every": 2,
+    "RLConfig.prompts": 16,
+    "RLConfig.max_new_tokens": 12,
+    "RLConfig.reference_refresh_updates": 6,
+    "EvaluateConfig.problems": 16,
+    "EvaluateConfig.samples": 8,
+    "EvaluateConfig.questions_per_batch": 8,
+    "EvaluateConfig.max_new_tokens": 12,
+}
+
+# A base of four steps solves nothing, so that accuracy alone would give no gradient: this reward always differs.
+FORK = '''"""A fork outside the project: long answers pay."""
+
+from experiments import r1_zero
+from experiments.r1_zero import GIN_FILES, TASK, Config
+from r1jax.rewards.rules import Reward
+
+
+def run(run, config):
+    length = Reward(lambda problem, response: len(set(response.split())) / 10, 1.0)
+    r1_zero.run(run, config, r1_zero.make_rewards(config, TASK) | {"variety": length})
+'''
+
+# Kills its own process, as a power cut would, in the third step of a stage, once the second is on disk.
+KILL = """
+import os, signal, sys, time
+from r1jax.telemetry.metrics import MetricsWriter
+write = MetricsWriter.write
+def killing(self, step, values):
+    if step == 3 and self.path.parent.name == {stage!r}:
+        while not (self.path.parent / "checkpoints" / "2").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, step, values)
+MetricsWriter.write = killing
+from r1jax.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def settings(**changes) -> list[str]:
+    return [word for name, value in (SMALL | changes).items() for word in ("--set", f"{name}={value}")]
+
+
+def r1jax(*arguments: str, kill_in: str | None = None, cwd: Path = ROOT, devices: int = 1):
+    """Runs the command line; returns the finished process with its output."""
+    code = ["-c", KILL.format(stage=kill_in)] if kill_in else ["-m", "r1jax"]
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(ROOT),
+        "COLUMNS": "200",
+    }
+    return subprocess.run(
+        [sys.executable, *code, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )

@@ -1,0 +1,103 @@
+"""gin and the dataclasses: what is bound is known, of the right type, and read."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from r1jax import config as configs
+from r1jax.cli import gin_path, load_experiment
+from r1jax.errors import UsageError
+from r1jax.gin_config import read_config
+
+ROOT = Path(__file__).resolve().parent.parent
+CLASSES = [c for c in vars(configs).values() if dataclasses.is_dataclass(c)]
+
+
+def read(*bindings: str, files=None):
+    module = load_experiment("r1_zero")
+    return read_config(module.Config, [gin_path(f) for f in files or module.GIN_FILES], bindings)
+
+
+def attributes_read() -> set[str]:
+    found: set[str] = set()
+    for path in [*ROOT.glob("r1jax/**/*.py"), *ROOT.glob("experiments/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            in_a_check = path.name == "config.py"  # a field that only its own class checks is still dead
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and not in_a_check:
+                found.add(node.attr)
+    return found
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_every_field_is_read(cls):
+    dead = {field.name for field in dataclasses.fields(cls)} - attributes_read()
+    assert not dead, f"{cls.__name__} has fields that nothing reads: {dead}"
+
+
+def test_bindings_reach_their_scope():
+    config = read("OptimizerConfig.b1 = 0.8", "rl/OptimizerConfig.b1 = 0.7")
+    assert config.pretrain.optimizer.b1 == 0.8
+    assert config.rl.optimizer.b1 == 0.7
+
+
+def test_direct_construction_is_untouched_by_gin():
+    read("OptimizerConfig.b1 = 0.8")
+    assert configs.OptimizerConfig(learning_rate=1.0).b1 == 0.9
+
+
+@pytest.mark.parametrize(
+    ("binding", "says"),
+    [
+        ("RLConfig.stepz = 3", "stepz"),
+        ("Nonsense.steps = 3", "Nonsense"),
+        ("RLConfig.steps = 'many'", "expected int"),
+        ("RLConfig.steps = 2.5", "expected int"),
+        ("RLConfig.steps = True", "expected int"),
+        ("RLConfig.kl_coef = '0.1'", "expected float"),
+        ("ModelConfig.norm_topk_prob = 1", "expected bool"),
+        ("ModelConfig.q_lora_rank = 'none'", "int | None"),
+        ("sft/OptimizerConfig.learning_rate = 1.0", "nothing reads sft/OptimizerConfig.learning_rate"),
+        ("evaluate/RLConfig.steps = 3", "nothing reads evaluate/RLConfig.steps"),
+        ("RLConfig.aggregation = 'tokens'", "expected 'sequence_mean' or 'token_mean'"),
+        ("RLConfig.minibatches = 7", "not a multiple of minibatches"),
+        ("EvaluateConfig.k = 99", "expected 1 to samples"),
+        ("RLConfig.temperature = 0.0", "expected more than 0"),
+        ("RLConfig.steps 3", "gin"),
+    ],
+)
+def test_bad_bindings_say_what_is_wrong_in_one_line(binding, says):
+    with pytest.raises(UsageError, match="gin") as error:
+        read(binding)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_value_names_the_binding():
+    with pytest.raises(UsageError, match=r"PretrainConfig.steps is not set: .* --set pretrain/PretrainConfig.steps"):
+        read("pretrain/OptimizerConfig.learning_rate = 1.0", files=["model/tiny.gin", "algorithm/grpo.gin"])
+
+
+def test_none_and_int_both_fit_an_optional():
+    assert read("ModelConfig.q_lora_rank = None").model.q_lora_rank is None
+
+
+def test_macros_are_not_mistaken_for_unused_bindings():
+    assert read("STEPS = 7", "RLConfig.steps = %STEPS").rl.steps == 7
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/[!_]*.py")), ids=lambda p: p.stem)
+def test_every_experiment_reads_its_gin_files(path):
+    module = load_experiment(path.stem)
+    assert module.__doc__
+    assert read_config(module.Config, [gin_path(f) for f in module.GIN_FILES], []).run.seed == 0
+
+
+def test_every_gin_file_is_used_by_an_experiment():
+    used = {f for p in ROOT.glob("experiments/[!_]*.py") for f in load_experiment(p.stem).GIN_FILES}
+    assert {str(p.relative_to(ROOT / "gin_configs")) for p in ROOT.glob("gin_configs/**/*.gin")} == used
+
+
+def test_the_worked_fork_is_short():
+    assert len((ROOT / "experiments" / "r1_zero_one_language.py").read_text().splitlines()) < 30

@@ -1,0 +1,222 @@
+"""The model against itself by another path, and against closed forms."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.model import moe
+from r1jax.model.layers import rms_norm, rotate
+from r1jax.model.spec import ParamSpec, count_params, init_params, param_specs
+from r1jax.model.transformer import cast, decode_step, forward, forward_mtp, logits
+from r1jax.types import TokenBatch
+
+# Two orders of float32 sums of some hundred terms: their hidden states differ by rounding only.
+ROUNDING = dict(rtol=2e-4, atol=2e-5)
+
+
+def plain_batch(tokens) -> TokenBatch:
+    tokens = jnp.asarray(tokens, jnp.int32)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return TokenBatch(tokens, positions, jnp.ones_like(tokens))
+
+
+def random_tokens(shape, seed=0):
+    return np.random.default_rng(seed).integers(1, 200, shape).astype(np.int32)
+
+
+def test_rms_norm_by_hand():
+    np.testing.assert_allclose(
+        rms_norm(jnp.array([3.0, 4.0]), jnp.array([1.0, 2.0]), 0.0), np.array([3, 8]) / 12.5**0.5, rtol=1e-6
+    )
+
+
+def test_rotation_depends_on_the_distance_only():
+    rng = np.random.default_rng(0)
+    q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
+
+    def score(i, j):
+        return float((rotate(q, jnp.array([[i]]), 100.0) * rotate(k, jnp.array([[j]]), 100.0)).sum())
+
+    assert score(7, 3) == pytest.approx(score(14, 10), rel=1e-4)
+    assert score(7, 3) != pytest.approx(score(7, 4), rel=1e-2)
+    turned = rotate(jnp.array([[[[1.0, 0.0]]]]), jnp.array([[2]]), 100.0)[0, 0, 0]  # one pair turns by its position
+    np.testing.assert_allclose(turned, [np.cos(2.0), np.sin(2.0)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("q_lora_rank", [32, None])
+def test_absorbed_equals_expanded_for_every_prompt_length(model, q_lora_rank):
+    """prefill(k) + decode of the rest = one forward pass, for all k."""
+    c = dataclasses.replace(model, q_lora_rank=q_lora_rank)
+    params, bias = init_params(jax.random.key(3), c), {"moe": jnp.zeros((1, 4)), "mtp": jnp.zeros((1, 4))}
+    B, G, T = 2, 3, 9
+    tokens = random_tokens((B * G, T))
+    step = jax.jit(decode_step, static_argnames="config")
+    for k in range(1, T):
+        rows = tokens.copy()
+        rows[:, :k] = np.repeat(rows[::G, :k], G, axis=0)  # a group shares its prompt
+        whole = forward(params, bias, plain_batch(rows), c).hidden_BTD
+        prompt = forward(params, bias, plain_batch(rows[::G, :k]), c, keep_latents=True).latents
+        tail = jax.tree.map(lambda x: jnp.zeros((x.shape[0], B, G, T - k, x.shape[-1])), prompt)  # noqa: B023
+        weights = cast(params, c)
+        for i in range(T - k):
+            hidden, tail = step(
+                weights,
+                bias,
+                rows[:, k + i].reshape(B, G),
+                jnp.full((B, G), k + i),
+                prompt,
+                jnp.ones((B, k), bool),
+                tail,
+                i,
+                config=c,
+            )
+            np.testing.assert_allclose(hidden.reshape(B * G, -1), whole[:, k + i], **ROUNDING)
+
+
+def test_latent_cache_holds_latent_and_rotary_numbers_only(model, policy):
+    latents = forward(*policy, plain_batch(random_tokens((2, 5))), model, keep_latents=True).latents
+    numbers = model.kv_lora_rank + model.qk_rope_head_dim
+    assert {name: x.shape for name, x in latents.items()} == {"dense": (1, 2, 5, numbers), "moe": (1, 2, 5, numbers)}
+
+
+def test_packed_equals_separate(model, policy):
+    a, b = random_tokens((1, 5), 1), random_tokens((1, 7), 2)
+    packed = TokenBatch(
+        tokens_BT=jnp.concatenate([a, b, np.zeros((1, 3), np.int32)], axis=1),
+        positions_BT=jnp.asarray([[*range(5), *range(7), 0, 0, 0]]),
+        segments_BT=jnp.asarray([[1] * 5 + [2] * 7 + [0] * 3]),
+    )
+    hidden = forward(*policy, packed, model)
+    separate = [forward(*policy, plain_batch(x), model) for x in (a, b)]
+    np.testing.assert_allclose(hidden.hidden_BTD[:, :5], separate[0].hidden_BTD, **ROUNDING)
+    np.testing.assert_allclose(hidden.hidden_BTD[:, 5:12], separate[1].hidden_BTD, **ROUNDING)
+    # Padding is routed to no expert.
+    np.testing.assert_array_equal(hidden.load["moe"], separate[0].load["moe"] + separate[1].load["moe"])
+
+
+def test_mtp_sees_the_next_token_and_none_after_it(model, policy):
+    tokens = random_tokens((1, 8))
+    changed = tokens.copy()
+    changed[0, 5] = (changed[0, 5] + 1) % 200
+
+    def modules(t):
+        batch = plain_batch(t)
+        return forward_mtp(*policy, forward(*policy, batch, model), batch, model)[0]
+
+    before, after = modules(tokens)[0], modules(changed)[0]
+    difference = jnp.abs(before - after).max(axis=-1)[0]
+    assert not difference[:4].any()
+    assert difference[4] > 1e-3  # position 4 is given token 5
+
+
+def test_a_change_reaches_later_positions_only(model, policy):
+    tokens = random_tokens((1, 8))
+    changed = tokens.copy()
+    changed[0, 3] = (changed[0, 3] + 1) % 200
+    outputs = [logits(policy[0], forward(*policy, plain_batch(t), model).hidden_BTD) for t in (tokens, changed)]
+    difference = jnp.abs(outputs[0] - outputs[1]).max(axis=-1)[0]
+    assert not difference[:3].any()
+    assert difference[3] > 1e-3
+
+
+@pytest.fixture(scope="module")
+def experts(model, policy):
+    weights = jax.tree.map(lambda w: w[0], policy[0]["moe"]["feed_forward"])
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 12, model.hidden_size)), jnp.float32)
+    return weights, x
+
+
+def test_grouped_experts_equal_the_dense_oracle(model, policy, experts):
+    weights, x = experts
+
+    def run(name):
+        c = dataclasses.replace(model, experts=name)
+
+        def loss(weights, x):
+            out, _ = moe.moe(weights, policy[1]["moe"][0], x, jnp.ones(x.shape[:2]), c)
+            return (out**2).sum(), out
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(weights, x)
+
+    (_, dense), dense_grads = run("dense")
+    (_, grouped), grouped_grads = run("grouped")
+    np.testing.assert_allclose(grouped, dense, **ROUNDING)
+    for a, b in zip(jax.tree.leaves(grouped_grads), jax.tree.leaves(dense_grads), strict=True):
+        scale = float(jnp.abs(b).max())
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5 * scale)
+
+
+def test_bias_chooses_but_does_not_weigh(model):
+    c = dataclasses.replace(model, num_experts_per_tok=2, norm_topk_prob=True, routed_scaling_factor=2.5)
+    scores = jnp.array([[0.9, 0.5, 0.4, 0.1]])
+    ids, gates = moe.choose_experts(scores, jnp.array([0.0, -1.0, 0.0, 1.0]), c)
+    assert ids.tolist() == [[3, 0]]
+    np.testing.assert_allclose(gates, [[2.5 * 0.1 / 1.0, 2.5 * 0.9 / 1.0]], rtol=1e-6)
+
+
+def test_experts_of_dropped_groups_never_win_even_if_all_are_negative(model):
+    c = dataclasses.replace(model, n_routed_experts=6, n_group=3, topk_group=1, num_experts_per_tok=2)
+    scores = jnp.array([[0.30, 0.30, 0.59, 0.0, 0.2, 0.2]])
+    # Group 0 has the best sum of two (0.6); group 1 the best single expert. With a bias of -2 every kept affinity is
+    # negative: an expert masked with 0 would win.
+    ids, _ = moe.choose_experts(scores, jnp.full((6,), -2.0), c)
+    assert sorted(ids[0].tolist()) == [0, 1]
+
+
+def test_router_bias_moves_against_the_load():
+    bias = moe.update_router_bias(jnp.zeros((1, 4)), jnp.array([[10.0, 2.0, 4.0, 4.0]]), 0.001)
+    np.testing.assert_allclose(bias, [[-0.001, 0.001, 0.001, 0.001]])
+    assert not moe.update_router_bias(jnp.zeros((1, 4)), jnp.full((1, 4), 5.0), 0.001).any()
+
+
+def test_balance_loss_is_one_when_even_and_e_over_k_when_collapsed(model):
+    c = dataclasses.replace(model, n_routed_experts=4, num_experts_per_tok=1)
+    mask = jnp.ones((1, 4))
+    even = moe.balance_loss(jnp.full((1, 4, 4), 0.5), jnp.eye(4)[None], mask, c)
+    one = jnp.zeros((1, 4, 4)).at[..., 0].set(1.0)
+    assert float(even) == pytest.approx(1.0)
+    assert float(moe.balance_loss(one, one, mask, c)) == pytest.approx(4.0)
+
+
+def test_parameter_count_by_hand(model):
+    D, H, C, R, N, U, Q = 64, 4, 32, 16, 16, 16, 32
+    attention = D * Q + Q + Q * H * (N + R) + D * (C + R) + C + C * H * (N + U) + H * U * D
+    experts = D * 4 + (4 + 1) * 3 * D * 32
+    block = 2 * D + attention
+    expected = {
+        "embed_VD": 208 * D,
+        "dense": block + 3 * D * 128,
+        "moe": block + experts,
+        "norm_D": D,
+        "head_DV": D * 208,
+        "mtp": 3 * D + 2 * D * D + block + experts,
+    }
+    assert count_params(model) == expected
+
+
+def test_initialisation_follows_the_specs(model):
+    params = init_params(jax.random.key(0), model)
+    specs = param_specs(model)
+    shapes = jax.tree.map(lambda s: s.shape, specs, is_leaf=lambda s: isinstance(s, ParamSpec))
+    assert jax.tree.map(lambda w: w.shape, params) == shapes
+    assert float(params["head_DV"].std()) == pytest.approx(model.initializer_range, rel=0.05)
+    assert (params["moe"]["attention"]["kv_norm_C"] == 1).all()
+    assert not jnp.allclose(params["moe"]["feed_forward"]["gate_EDF"], params["moe"]["feed_forward"]["up_EDF"])
+
+
+def test_compiled_size_does_not_grow_with_depth(model):
+    """Layers are scanned: the lowered program of a deep model is that of a shallow one."""
+
+    def lines(layers):
+        c = dataclasses.replace(model, num_hidden_layers=layers)
+        params = jax.eval_shape(lambda: init_params(jax.random.key(0), c))
+        bias = {"moe": jax.ShapeDtypeStruct((layers - 1, 4), jnp.float32)}
+        batch = jax.eval_shape(lambda: plain_batch(jnp.zeros((1, 8), jnp.int32)))
+        return len(
+            jax.jit(lambda p, b, x: forward(p, b, x, c).hidden_BTD).lower(params, bias, batch).as_text().splitlines()
+        )
+
+    assert lines(40) == lines(3)

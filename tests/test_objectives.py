@@ -1,0 +1,150 @@
+"""GRPO and the losses against numbers worked out by hand."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.config import OptimizerConfig
+from r1jax.objectives import grpo
+from r1jax.objectives.language_model import cross_entropy, later_tokens
+from r1jax.objectives.logprobs import token_logprobs
+from r1jax.objectives.optimizer import learning_rate
+from r1jax.types import Max, Mean, TokenBatch, merge_metrics
+
+
+def test_group_advantages_use_the_population_standard_deviation():
+    advantages = grpo.group_advantages(jnp.array([[1.0, 0.0, 0.0, 0.0], [1.2, 1.2, 0.2, 0.2]]))
+    # mean 1/4, population variance 3/16: (1 - 1/4) / sqrt(3/16) = sqrt(3); the sample formula would give 1.5
+    np.testing.assert_allclose(advantages[0], [math.sqrt(3), *[-1 / math.sqrt(3)] * 3], rtol=1e-4)
+    np.testing.assert_allclose(advantages[1], [1, 1, -1, -1], rtol=1e-4)
+
+
+def test_a_group_without_signal_has_no_advantage():
+    assert not jnp.any(grpo.group_advantages(jnp.full((1, 4), 0.2)))
+
+
+def test_advantages_follow_the_order_of_the_group():
+    rewards = jnp.array([[0.3, 1.0, 0.0, 0.7]])
+    order = jnp.array([2, 0, 3, 1])
+    np.testing.assert_allclose(
+        grpo.group_advantages(rewards[:, order]), grpo.group_advantages(rewards)[:, order], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected"),
+    [
+        (1.5, 1.0, 1.2),  # a gain is cut at 1 + epsilon
+        (0.5, 1.0, 0.5),  # a loss is not
+        (0.5, -1.0, -0.8),
+        (1.5, -1.0, -1.5),
+        (1.1, 2.0, 2.2),
+    ],
+)
+def test_clipped_objective(ratio, advantage, expected):
+    value = grpo.clipped_objective(jnp.full((1, 1), ratio), jnp.full((1, 1), advantage), 0.2)
+    assert float(value[0, 0]) == pytest.approx(expected)
+
+
+def test_kl_k3_is_unbiased_and_never_negative():
+    p, q = np.array([0.7, 0.2, 0.1]), np.array([0.5, 0.3, 0.2])
+    estimate = np.asarray(grpo.kl_k3(jnp.log(p), jnp.log(q)))
+    assert (estimate >= 0).all()
+    assert (p * estimate).sum() == pytest.approx((p * np.log(p / q)).sum(), rel=1e-5)
+
+
+def test_kl_k3_pulls_towards_the_reference():
+    """Its expected gradient is that of KL; that of the k1 estimator is zero, which is why the loss doesn't use it."""
+    logits, reference = jnp.array([1.0, 0.0, -0.5]), jax.nn.log_softmax(jnp.array([0.0, 0.5, 0.0]))
+
+    def expected_estimate(logits, estimator):
+        p = jax.lax.stop_gradient(jax.nn.softmax(logits))
+        return (p * estimator(jax.nn.log_softmax(logits), reference)).sum()
+
+    def reverse(logits):  # KL(ref || new)'s gradient is what k3 differentiates to when samples come from the policy
+        return -(jnp.exp(reference) * jax.nn.log_softmax(logits)).sum()
+
+    k3 = jax.grad(expected_estimate)(logits, grpo.kl_k3)
+    k1 = jax.grad(expected_estimate)(logits, lambda new, ref: new - ref)
+    np.testing.assert_allclose(k3, jax.grad(reverse)(logits), atol=1e-6)
+    np.testing.assert_allclose(k1, jnp.zeros(3), atol=1e-6)
+
+
+def test_aggregations_divide_by_what_they_say():
+    values = jnp.array([[1.0, 2.0, 3.0, 9.0], [10.0, 9.0, 9.0, 9.0], [9.0, 9.0, 9.0, 9.0]])
+    mask = jnp.array([[1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    assert grpo.token_mean(values, mask).value() == pytest.approx(16 / 4)
+    assert grpo.sequence_mean(values, mask).value() == pytest.approx((2 + 10) / 2)
+
+
+@pytest.mark.parametrize("aggregation", sorted(grpo.AGGREGATIONS))
+def test_loss_of_parts_adds_up_to_the_loss_of_the_whole(aggregation):
+    rng = np.random.default_rng(0)
+    logp, old, ref = (jnp.asarray(-rng.random((6, 5)), jnp.float32) for _ in range(3))
+    advantage = jnp.asarray(rng.normal(size=6), jnp.float32)
+    mask = jnp.asarray(np.arange(5) < rng.integers(1, 6, (6, 1)), jnp.float32)
+
+    def loss(rows):
+        return grpo.grpo_loss(
+            logp[rows], old[rows], ref[rows], advantage[rows], mask[rows],
+            clip_epsilon=0.2, kl_coef=0.1, aggregation=aggregation,
+        )  # fmt: skip
+
+    whole, whole_metrics = loss(slice(None))
+    parts = [loss(slice(i, i + 2)) for i in (0, 2, 4)]
+    merged = parts[0][0].merge(parts[1][0]).merge(parts[2][0])
+    assert merged.value() == pytest.approx(whole.value(), rel=1e-5)
+    metrics = merge_metrics(merge_metrics(parts[0][1], parts[1][1]), parts[2][1])
+    for name in whole_metrics:
+        assert metrics[name].value() == pytest.approx(whole_metrics[name].value(), rel=1e-5), name
+
+
+def test_what_is_masked_changes_nothing():
+    one = jnp.zeros((1, 3)).at[0, 2].set(-50.0)
+    mask = jnp.array([[1.0, 1.0, 0.0]])
+    arguments = dict(clip_epsilon=0.2, kl_coef=0.1, aggregation="token_mean")
+    loss, metrics = grpo.grpo_loss(one, jnp.zeros((1, 3)), jnp.zeros((1, 3)), jnp.ones(1), mask, **arguments)
+    assert loss.value() == pytest.approx(-1.0)
+    assert metrics["clip_fraction"].value() == 0
+    assert metrics["ratio_deviation_max"].value() == 0
+
+
+def test_token_logprobs_and_entropy_at_a_temperature():
+    logits = jnp.array([[[0.0, math.log(4.0)]]])
+    logp, entropy = token_logprobs(logits, jnp.array([[1]]), temperature=2.0)  # probabilities 1/3 and 2/3
+    assert float(logp[0, 0]) == pytest.approx(math.log(2 / 3))
+    assert float(entropy[0, 0]) == pytest.approx(-(1 / 3 * math.log(1 / 3) + 2 / 3 * math.log(2 / 3)))
+
+
+def test_targets_stay_within_their_segment():
+    batch = TokenBatch(
+        tokens_BT=jnp.array([[5, 6, 7, 8, 9, 0]]),
+        positions_BT=jnp.array([[0, 1, 2, 0, 1, 0]]),
+        segments_BT=jnp.array([[1, 1, 1, 2, 2, 0]]),
+    )
+    targets, mask = later_tokens(batch, 1)
+    assert mask.tolist() == [[1, 1, 0, 1, 0, 0]]
+    assert targets[0, [0, 1, 3]].tolist() == [6, 7, 9]
+    assert later_tokens(batch, 2)[1].tolist() == [[1, 0, 0, 0, 0, 0]]
+
+
+def test_cross_entropy_of_a_uniform_head_is_log_v():
+    batch = TokenBatch(jnp.array([[1, 2, 3]]), jnp.array([[0, 1, 2]]), jnp.ones((1, 3), jnp.int32))
+    loss = cross_entropy({"head_DV": jnp.zeros((4, 11))}, jnp.ones((1, 3, 4)), batch, 1)
+    assert loss.value() == pytest.approx(math.log(11))
+    assert float(loss.weight) == 2
+
+
+def test_learning_rate_warms_up_from_its_first_step_and_ends_at_the_fraction():
+    schedule = learning_rate(OptimizerConfig(learning_rate=1.0, warmup_steps=4, final_fraction=0.1), 104)
+    np.testing.assert_allclose([schedule(i) for i in range(4)], [0.25, 0.5, 0.75, 1.0], rtol=1e-6)
+    assert float(schedule(4 + 50)) == pytest.approx(0.55, rel=1e-5)  # half way down the cosine
+    assert float(schedule(104)) == pytest.approx(0.1, rel=1e-5)
+
+
+def test_metrics_keep_their_kind():
+    merged = merge_metrics({"a": Mean(6.0, 2.0), "b": Max(3.0)}, {"a": Mean(0.0, 4.0), "b": Max(5.0), "c": Max(1.0)})
+    assert {name: metric.value() for name, metric in merged.items()} == {"a": 1.0, "b": 5.0, "c": 1.0}

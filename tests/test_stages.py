@@ -1,0 +1,176 @@
+"""Stages end in the same bits however often they were interrupted, and compile nothing after their first step."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from etils import epath
+
+from r1jax.cli import load_experiment
+from r1jax.config import EvaluateConfig
+from r1jax.data.feeds import Records, ensure_records
+from r1jax.data.tasks import TASKS
+from r1jax.errors import RunError, UsageError
+from r1jax.stages import rl as rl_stage
+from r1jax.stages.evaluate import evaluate
+from r1jax.stages.policy import load_policy
+from r1jax.stages.pretrain import pretrain
+from r1jax.stages.rl import rl
+from r1jax.stages.run import open_run
+from r1jax.telemetry.metrics import read_metrics
+from r1jax.telemetry.progress import Progress
+from tests.small_run import r1jax, settings
+
+
+def contents(checkpoint) -> dict:
+    """Every array and every JSON value of a checkpoint."""
+    with ocp.PyTreeCheckpointer() as reader:
+        items = {name: reader.restore(checkpoint / name) for name in ("policy", "training")}
+    flat = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(items)}
+    return flat | {name: (checkpoint / name / "metadata").read_text() for name in ("data", "about")}
+
+
+def test_killed_twice_ends_in_the_same_bits(finished, fork, tmp_path):
+    arguments = ("run", str(fork), "--workdir", str(tmp_path / "killed"), *settings())
+    for stage in ("pretrain", "rl"):
+        assert r1jax(*arguments, kill_in=stage).returncode == -9
+        assert not (tmp_path / "killed" / stage / "complete.json").exists()
+    again = r1jax(*arguments)
+    assert again.returncode == 0, again.stderr
+    for stage in ("pretrain", "rl"):
+        whole = contents(epath.Path(finished) / stage / "checkpoints" / "4")
+        resumed = contents(epath.Path(tmp_path) / "killed" / stage / "checkpoints" / "4")
+        assert whole.keys() == resumed.keys()
+        for name in whole:
+            np.testing.assert_array_equal(resumed[name], whole[name], err_msg=f"{stage} {name}")
+        kept = ("step", "loss", "reward", "accuracy", "kl", "grad_norm")
+        rows, resumed_rows = (
+            [{k: r[k] for k in kept if k in r} for r in read_metrics(epath.Path(w) / stage / "metrics.jsonl")]
+            for w in (finished, tmp_path / "killed")
+        )
+        assert rows == resumed_rows
+    names = whole.keys()
+    for part in ("params", "router_bias", "opt_state", "reference", "reference_router_bias", "reference_step"):
+        assert any(part in name for name in names), f"{part} is not in the checkpoint"
+
+
+def test_rl_moved_the_policy_and_refreshed_the_reference(finished):
+    rl_state = contents(epath.Path(finished) / "rl" / "checkpoints" / "4")
+    base = contents(epath.Path(finished) / "pretrain" / "checkpoints" / "4")
+    name = next(n for n in base if "policy" in n and "head_DV" in n)
+    assert (rl_state[name] != base[name]).any()
+    reference = next(n for n in rl_state if "'reference'" in n and "head_DV" in n)
+    assert (rl_state[reference] != base[name]).any()
+    assert (rl_state[reference] != rl_state[name]).any()
+    step = next(n for n in rl_state if "reference_step" in n)
+    assert rl_state[step] == 6  # 2 updates a step, refreshed at the first multiple of 6
+
+
+def test_running_again_skips_what_is_complete(finished, fork):
+    before = {p: p.stat().st_mtime_ns for p in finished.glob("*/c*.json")}
+    again = r1jax("run", str(fork), "--workdir", str(finished), *settings())
+    assert again.returncode == 0, again.stderr
+    assert {p: p.stat().st_mtime_ns for p in finished.glob("*/c*.json")} == before
+    assert len(json.loads((finished / "run.json").read_text())["sessions"]) >= 2
+
+
+def test_another_number_in_the_same_workdir_is_refused(finished, fork):
+    done = r1jax("run", str(fork), "--workdir", str(finished), *settings(**{"RLConfig.kl_coef": 0.5}))
+    assert done.returncode == 2
+    assert "rl.kl_coef: 0.001 there, 0.5 now" in done.stderr
+
+
+def test_a_damaged_checkpoint_is_named_and_an_earlier_one_still_works(finished, tmp_path):
+    workdir = tmp_path / "damaged"
+    shutil.copytree(finished, workdir)
+    newest = workdir / "rl" / "checkpoints" / "4"
+    for path in newest.glob("policy/**/d/*"):
+        path.write_bytes(path.read_bytes()[:100])
+    done = r1jax("generate", str(workdir / "rl"), "--prompt", "compute 3 #a - 1")
+    assert done.returncode == 1
+    assert str(newest) in done.stderr
+    assert "can't be read" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    shutil.rmtree(newest)
+    assert r1jax("generate", str(workdir / "rl"), "--prompt", "compute 3 #a - 1").returncode == 0
+
+
+@pytest.fixture
+def in_process(tmp_path, experiment_config, one_device, fork):
+    """A run, its config and its data, without a process of its own."""
+    numbers = dict(steps=4, questions=4, group_size=4, minibatches=2, prompts=16, max_new_tokens=12, save_every=10)
+    config = dataclasses.replace(
+        experiment_config,
+        pretrain=dataclasses.replace(experiment_config.pretrain, steps=4, batch_size=4, documents=200, log_every=1),
+        rl=dataclasses.replace(experiment_config.rl, **numbers),
+        evaluate=EvaluateConfig(problems=8, samples=8, questions_per_batch=4, max_prompt_tokens=24, max_new_tokens=12),
+    )
+    run = open_run(str(tmp_path / "run"), "variety", config, one_device, Progress(), summary="", note="")
+    wanted = [Records("running_sum_corpus", "train", 200), Records("running_sum_problems", "train", 16)]
+    corpus, problems = ensure_records(wanted, 0, run.workdir / "data")
+    return run, config, corpus, problems
+
+
+def test_nothing_compiles_after_the_first_step(in_process, monkeypatch):
+    """Counted by JAX's own events: not one compilation in steps 2 and later, small host-side operations included."""
+    run, config, corpus, problems = in_process
+    compilations: list[int] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: (
+            compilations.append(1) if event == "/jax/core/compile/backend_compile_duration" else None
+        )
+    )
+    per_step: dict[str, list[int]] = {}
+    write = rl_stage.MetricsWriter.write
+
+    def counting(self, step, values):
+        per_step.setdefault(self.path.parent.name, []).append(len(compilations))
+        write(self, step, values)
+
+    monkeypatch.setattr(rl_stage.MetricsWriter, "write", counting)
+    base = pretrain(run, "pretrain", config.pretrain, config.model, "running_sum", corpus)
+    rewards = load_experiment("r1_zero").make_rewards(config, TASKS["running_sum"])
+    rl(run, "rl", config.rl, config.model, base, TASKS["running_sum"], problems, rewards)
+    jax.monitoring.clear_event_listeners()
+    assert compilations, "the listener saw nothing at all"
+    for name, counts in per_step.items():
+        assert len(counts) == 4
+        assert counts[-1] == counts[0], f"{name} compiled after its first step: {counts}"
+
+
+def test_evaluation_is_repeatable_and_writes_its_samples(in_process):
+    run, config, corpus, problems = in_process
+    base = pretrain(run, "pretrain", config.pretrain, config.model, "running_sum", corpus)
+    rewards = load_experiment("r1_zero").make_rewards(config, TASKS["running_sum"])
+    a = evaluate(run, "one", config.evaluate, base, TASKS["running_sum"], rewards)
+    b = evaluate(run, "two", config.evaluate, base, TASKS["running_sum"], rewards)
+    assert a == b
+    samples = [json.loads(line) for line in (run.workdir / "one" / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 8
+    assert set(samples[0]["rewards"]) == {"accuracy", "format", "language_mix"}
+
+
+def test_numbers_that_are_not_finite_stop_the_run(in_process):
+    run, config, corpus, _ = in_process
+    hot = dataclasses.replace(config.pretrain.optimizer, learning_rate=float("nan"))
+    with pytest.raises(RunError, match=r"pretrain: .*loss.* not finite at step 2"):
+        pretrain(
+            run, "pretrain", dataclasses.replace(config.pretrain, optimizer=hot), config.model, "running_sum", corpus
+        )
+
+
+def test_minibatches_deal_out_every_output_once(experiment_config):
+    config = dataclasses.replace(experiment_config.rl, questions=4, group_size=4, minibatches=4)
+    first = np.concatenate(list(rl_stage.minibatches(config, 0, 1)))
+    assert sorted(first.tolist()) == list(range(16))
+    np.testing.assert_array_equal(first, np.concatenate(list(rl_stage.minibatches(config, 0, 1))))
+    assert (first != np.concatenate(list(rl_stage.minibatches(config, 0, 2)))).any()
+
+
+def test_a_path_without_checkpoint(tmp_path, one_device):
+    with pytest.raises(UsageError, match="no checkpoint at"):
+        load_policy(epath.Path(tmp_path), one_device)
