@@ -50,7 +50,7 @@ class ModelConfig:
     num_nextn_predict_layers: int  # multi-token-prediction modules
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
-    initializer_range: float = 0.006
+    initializer_range: float | None = 0.006  # None: 1 / sqrt(fan-in), and embeddings of unit variance
     dtype: str = "float32"  # of activations and of weights where they are used; stored weights are float32
     experts: str = "grouped"  # "grouped" (ragged_dot) or "dense" (every expert on every token: few, small experts)
 

@@ -182,7 +182,7 @@ def test_balance_loss_is_one_when_even_and_e_over_k_when_collapsed(model):
 
 
 def test_parameter_count_by_hand(model):
-    D, H, C, R, N, U, Q = 64, 4, 32, 16, 16, 16, 32
+    D, H, C, R, N, U, Q = 64, 4, 32, 16, 16, 16, 64
     attention = D * Q + Q + Q * H * (N + R) + D * (C + R) + C + C * H * (N + U) + H * U * D
     experts = D * 4 + (4 + 1) * 3 * D * 32
     block = 2 * D + attention
@@ -204,6 +204,11 @@ def test_initialisation_follows_the_specs(model):
     assert jax.tree.map(lambda w: w.shape, params) == shapes
     assert float(params["head_DV"].std()) == pytest.approx(model.initializer_range, rel=0.05)
     assert (params["moe"]["attention"]["kv_norm_C"] == 1).all()
+    by_fan_in = init_params(jax.random.key(0), dataclasses.replace(model, initializer_range=None))
+    assert float(by_fan_in["embed_VD"].std()) == pytest.approx(1, rel=0.05)
+    assert float(by_fan_in["dense"]["feed_forward"]["down_FD"].std()) == pytest.approx(128**-0.5, rel=0.05)
+    assert float(by_fan_in["moe"]["feed_forward"]["down_EFD"].std()) == pytest.approx(32**-0.5, rel=0.05)
+    assert float(by_fan_in["moe"]["attention"]["out_HUD"].std()) == pytest.approx(64**-0.5, rel=0.05)
     assert not jnp.allclose(params["moe"]["feed_forward"]["gate_EDF"], params["moe"]["feed_forward"]["up_EDF"])
 
 

@@ -5,6 +5,7 @@ The only file that imports seqio: it brings TensorFlow, many seconds and 0.8 GB.
 
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator
 
@@ -96,7 +97,7 @@ def write_records(task: str, split: str, examples: int, seed: int, path: epath.P
     dataset = seqio.get_mixture_or_task(task).get_dataset(
         sequence_length=None, split=split, shuffle=False, seed=seed, trim_output_features=False
     )
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
     # In blocks, as in the source: one crossing for each example would take most of the time.
     for block in dataset.take(examples).ragged_batch(1000):

@@ -21,7 +21,7 @@ def learning_rate(config: OptimizerConfig, total_updates: int) -> optax.Schedule
 
 def make_optimizer(config: OptimizerConfig, model: ModelConfig, total_updates: int) -> optax.GradientTransformation:
     """Clip by global norm, Adam, decoupled weight decay on matrices only, learning rate."""
-    decayed = jax.tree.map(lambda spec: spec.init != "ones", param_specs(model), is_leaf=is_spec)
+    decayed = jax.tree.map(lambda spec: spec.fan_in > 0, param_specs(model), is_leaf=is_spec)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(

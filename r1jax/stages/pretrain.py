@@ -30,7 +30,6 @@ def pretrain(
         feed.set_state(position)
 
     metrics_writer = MetricsWriter(stage.directory, first + 1)
-    values: dict[str, float] = {}
     with run.progress.start(name, first, config.steps) as progress:
         for step in range(first + 1, config.steps + 1):
             batch = run.layout.put_batch(token_batch(next(feed)))
@@ -43,5 +42,5 @@ def pretrain(
                 store.save(step, *split(state), feed.get_state(), about(model, task))
     store.close()
     metrics_writer.close()
-    stage.complete(values)
+    stage.complete({"steps": config.steps})
     return stage.directory

@@ -55,7 +55,6 @@ def rl(
 
     metrics_writer = MetricsWriter(stage.directory, first + 1)
     temperature = np.float32(config.temperature)
-    values: dict[str, float] = {}
     with run.progress.start(name, first, config.steps) as progress:
         for step in range(first + 1, config.steps + 1):
             clock = [time.perf_counter()]
@@ -88,7 +87,7 @@ def rl(
                 store.save(step, *split(state), feed.get_state(), about(model, task.name))
     store.close()
     metrics_writer.close()
-    stage.complete(values)
+    stage.complete({"steps": config.steps})
     return stage.directory
 
 
