@@ -156,7 +156,7 @@ def test_evaluation_is_repeatable_and_writes_its_samples(in_process):
 
 def test_numbers_that_are_not_finite_stop_the_run(in_process):
     run, config, corpus, _ = in_process
-    hot = dataclasses.replace(config.pretrain.optimizer, learning_rate=float("nan"))
+    hot = dataclasses.replace(config.pretrain.optimizer, learning_rate=1e38)
     with pytest.raises(RunError, match=r"pretrain: .*loss.* not finite at step 2"):
         pretrain(
             run, "pretrain", dataclasses.replace(config.pretrain, optimizer=hot), config.model, "running_sum", corpus
