@@ -276,12 +276,19 @@ def print_dimmed(text: str) -> None:
     Console(highlight=False, soft_wrap=True).print(shown)
 
 
+def ignore_closed_loops(unraisable) -> None:
+    """Reads that a failed restore leaves under way find their event loop closed: its own error has said all."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def start_jax() -> None:
     """Programs compiled once are read back by later runs; JAX_COMPILATION_CACHE_DIR moves the cache."""
     import jax
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)  # Orbax tells of its options at each checkpoint
+    sys.unraisablehook = ignore_closed_loops
 
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
