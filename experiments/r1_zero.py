@@ -55,7 +55,7 @@ def run(run: Run, config: Config, rewards: Mapping[str, Reward] | None = None) -
         run.seed,
         run.workdir / "data",
     )
-    base = pretrain(run, "pretrain", config.pretrain, config.model, TASK.name, corpus)
+    base = pretrain(run, "pretrain", config.pretrain, config.model, TASK, corpus)
     evaluate(run, "evaluate_base", config.evaluate, base, TASK, rewards)
     r1_zero = rl(run, "rl", config.rl, config.model, base, TASK, problems, rewards)
     evaluate(run, "evaluate_r1_zero", config.evaluate, r1_zero, TASK, rewards)

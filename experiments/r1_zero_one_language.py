@@ -1,11 +1,11 @@
 """R1-Zero with a reward for thinking in the question's language (DeepSeek-R1, section 2.3.2). A fork of r1_zero."""
 
 from experiments import r1_zero
-from experiments.r1_zero import GIN_FILES, TASK, Config
+from experiments.r1_zero import GIN_FILES, REPORT_NOTE, TASK, Config
 from r1jax.rewards.rules import Reward, language_consistency_reward
 from r1jax.stages.run import Run
 
-__all__ = ["GIN_FILES", "Config", "run"]
+__all__ = ["GIN_FILES", "REPORT_NOTE", "Config", "run"]
 
 
 def run(run: Run, config: Config) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -62,10 +63,10 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate = add("eval", evaluate_checkpoint, "pass@1, pass@k and cons@k of a checkpoint")
     evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="a stage's directory, or one step in it")
     evaluate.add_argument("--task", required=True, metavar="TASK")
-    evaluate.add_argument("--k", type=int, default=8, metavar="K", help="of pass@k (default 8)")
-    evaluate.add_argument("--problems", type=int, default=256, metavar="N", help="held-out problems (default 256)")
-    evaluate.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default 1")
-    evaluate.add_argument("--max_tokens", type=int, default=44, metavar="N", help="longest answer (default 44)")
+    evaluate.add_argument("--k", type=positive, default=8, metavar="K", help="of pass@k (default 8)")
+    evaluate.add_argument("--problems", type=positive, default=256, metavar="N", help="held-out problems (default 256)")
+    evaluate.add_argument("--temperature", type=not_negative, default=1.0, metavar="T", help="default 1")
+    evaluate.add_argument("--max_tokens", type=positive, default=44, metavar="N", help="longest answer (default 44)")
     evaluate.add_argument("--seed", type=int, default=0, metavar="N")
 
     generate = add("generate", generate_text, "one answer from a checkpoint")
@@ -73,8 +74,10 @@ def make_parser() -> argparse.ArgumentParser:
     prompt = generate.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="a question; it is put in the task's dialogue template")
     prompt.add_argument("--prompt_ids", metavar="5,17,3", help="token ids, taken as they are")
-    generate.add_argument("--max_tokens", type=int, default=44, metavar="N", help="longest answer (default 44)")
-    generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
+    generate.add_argument("--max_tokens", type=positive, default=44, metavar="N", help="longest answer (default 44)")
+    generate.add_argument(
+        "--temperature", type=not_negative, default=0.0, metavar="T", help="0, the default, is greedy"
+    )
     generate.add_argument("--seed", type=int, default=0, metavar="N")
     generate.add_argument("--ignore_eos", action="store_true", help="go on after the end token")
     generate.add_argument("--json", action="store_true", help="one line: text, ids, logprobs, finish_reason")
@@ -132,7 +135,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
 
     start_jax()
     task = get_task(args.task)
-    layout = make_layout(MeshConfig())
+    layout = make_layout(MeshConfig(data=1), devices=local_device())
     policy = load_policy(checkpoint_path(args.checkpoint), layout)
     if policy.task != task.name:
         raise UsageError(
@@ -143,18 +146,15 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
         "format": Reward(format_reward, 0.0),
         "language_mix": Reward(language_mix_reward(task.lexicons), 0.0),
     }
-    try:
-        config = EvaluateConfig(
-            problems=args.problems,
-            samples=max(args.k, 8),
-            questions_per_batch=min(args.problems, 16),
-            max_prompt_tokens=24,
-            max_new_tokens=args.max_tokens,
-            temperature=args.temperature,
-            k=args.k,
-        )
-    except ValueError as error:
-        raise UsageError(f"eval: {error}") from error
+    config = EvaluateConfig(
+        problems=args.problems,
+        samples=max(args.k, 8),
+        questions_per_batch=math.gcd(args.problems, 16),
+        max_prompt_tokens=24,
+        max_new_tokens=args.max_tokens,
+        temperature=args.temperature,
+        k=args.k,
+    )
     figures, _ = measure(layout, policy, config, task, rewards, args.seed)
     table = Table("figure", "value", title=f"{args.checkpoint} on {task.name}, {args.problems} problems")
     for name, value in figures.items():
@@ -177,7 +177,7 @@ def generate_text(args: argparse.Namespace) -> None:
     task = get_task(policy.task)
     ids = (
         task.tokenizer.encode(task.prompt(args.prompt))
-        if args.prompt
+        if args.prompt is not None
         else parse_ids(args.prompt_ids, task.tokenizer.size)
     )
     engine = RolloutEngine(layout, policy.model, task.tokenizer, 1, len(ids), args.max_tokens)
@@ -210,6 +210,20 @@ def not_yet(args: argparse.Namespace) -> None:
     raise UsageError(f"`{args.name}` ({NOT_YET[args.name]}) is not there yet")
 
 
+def positive(text: str) -> int:
+    """An argument of 1 or more, for argparse."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"is {text}, expected 1 or more")
+    return int(text)
+
+
+def not_negative(text: str) -> float:
+    """An argument of 0 or more, for argparse."""
+    if not float(text) >= 0:
+        raise argparse.ArgumentTypeError(f"is {text}, expected 0 or more")
+    return float(text)
+
+
 def load_experiment(name: str) -> ModuleType:
     """An experiment by name, or by the path of a file anywhere."""
     path = Path(name) if name.endswith(".py") else ROOT / "experiments" / f"{name}.py"
@@ -217,9 +231,10 @@ def load_experiment(name: str) -> ModuleType:
         raise UsageError(f"no experiment '{name}': expected a name from `r1jax experiments` or a path to a .py file")
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))  # so that a fork anywhere can import `experiments`
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"r1jax_experiment_{path.stem}", path)
     assert spec and spec.loader  # a .py file always has both
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
     except (ImportError, SyntaxError) as error:

@@ -7,6 +7,13 @@ import dataclasses
 from dataclasses import dataclass
 
 
+def require_positive(config, *names: str) -> None:
+    """Raises ValueError for the first of the named fields that is not above zero."""
+    for name in names:
+        if getattr(config, name) <= 0:
+            raise ValueError(f"{name} is {getattr(config, name)}, expected more than 0")
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """What all stages share."""
@@ -55,6 +62,7 @@ class ModelConfig:
     experts: str = "grouped"  # "grouped" (ragged_dot) or "dense" (every expert on every token: few, small experts)
 
     def __post_init__(self) -> None:
+        require_positive(self, "vocab_size", "hidden_size", "num_hidden_layers", "n_routed_experts", "n_group")
         if self.experts not in ("grouped", "dense"):
             raise ValueError(f"experts is '{self.experts}', expected 'grouped' or 'dense'")
         if self.dtype not in ("float32", "bfloat16"):
@@ -98,6 +106,9 @@ class PretrainConfig:
         """What the mesh's batch axes have to divide."""
         return {"PretrainConfig.batch_size": self.batch_size}
 
+    def __post_init__(self) -> None:
+        require_positive(self, "steps", "batch_size", "sequence_length", "documents", "log_every", "save_every")
+
 
 @dataclass(frozen=True)
 class RLConfig:
@@ -121,11 +132,15 @@ class RLConfig:
 
     def batch_sizes(self) -> dict[str, int]:
         """What the mesh's batch axes have to divide."""
-        return {"RLConfig.questions": self.questions}
+        outputs = self.questions * self.group_size // self.minibatches
+        return {
+            "RLConfig.questions": self.questions,
+            "RLConfig.questions * group_size / minibatches": outputs,
+        }
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}, expected more than 0: RL needs different outputs")
+        require_positive(self, "steps", "questions", "group_size", "minibatches", "max_prompt_tokens")
+        require_positive(self, "max_new_tokens", "prompts", "temperature", "reference_refresh_updates", "save_every")
         if self.questions * self.group_size % self.minibatches:
             raise ValueError(
                 f"questions * group_size ({self.questions * self.group_size}) is not a multiple of minibatches"
@@ -150,6 +165,9 @@ class EvaluateConfig:
         return {"EvaluateConfig.questions_per_batch": self.questions_per_batch}
 
     def __post_init__(self) -> None:
+        require_positive(self, "problems", "samples", "questions_per_batch", "max_prompt_tokens", "max_new_tokens")
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
         if self.problems % self.questions_per_batch:
             raise ValueError(
                 f"problems ({self.problems}) is not a multiple of questions_per_batch ({self.questions_per_batch})"

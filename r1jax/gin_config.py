@@ -7,9 +7,11 @@ nothing is an error.
 
 import dataclasses
 import re
+import tokenize
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import gin
@@ -31,15 +33,17 @@ def read_config(cls: type[T], files: Sequence[str], bindings: Sequence[str]) -> 
         gin.parse_config_files_and_bindings(
             list(files), list(bindings), finalize_config=False, print_includes_and_imports=False
         )
-        bound = set(re.findall(r"^(\S+) =", gin.config_str(), re.MULTILINE))
-    except (ValueError, SyntaxError, OSError, AttributeError, TypeError) as error:
+        bound = set(re.findall(r"^([^\s#]\S*) =", gin.config_str(), re.MULTILINE))
+    except (ValueError, SyntaxError, OSError, AttributeError, TypeError, ImportError, tokenize.TokenError) as error:
         raise UsageError(f"gin: {' '.join(str(error).split())}. Names are those of r1jax/config.py") from error
     used: set[str] = set()
     built = {
         field.name: _build(_hints(cls)[field.name], field.name, bound, used)
         for field in dataclasses.fields(cls)  # type: ignore[arg-type]
     }
-    unused = sorted(name for name in bound - used if not _is_macro(name))
+    texts = [*bindings, *(Path(file).read_text() for file in files)]
+    used |= {name for text in texts for name in re.findall(r"%([\w/.]+)", text)}  # macros
+    unused = sorted(bound - used)
     if unused:
         raise UsageError(
             f"gin: nothing reads {', '.join(unused)}: check the scope (stages: {', '.join(built)}) and the name"
@@ -48,33 +52,36 @@ def read_config(cls: type[T], files: Sequence[str], bindings: Sequence[str]) -> 
 
 
 def _build(cls: type, scope: str, bound: set[str], used: set[str]) -> Any:
-    """One dataclass, its nested ones first, with the bindings of its scope."""
-    hints, nested = _hints(cls), {}
-    for field in dataclasses.fields(cls):
-        candidates = (f"{scope}/{cls.__name__}.{field.name}", f"{cls.__name__}.{field.name}")
-        name = next((name for name in candidates if name in bound), None)
-        if name is not None:
-            used.add(name)
-        elif dataclasses.is_dataclass(hints[field.name]):
-            nested[field.name] = _build(hints[field.name], scope, bound, used)
-        elif field.default is dataclasses.MISSING:
-            raise UsageError(
-                f"gin: {candidates[1]} is not set: add a gin file that binds it, or --set {candidates[0]}=…"
-            )
+    """One dataclass, its nested ones first, with the bindings of its scope; types are checked before it is made."""
+    hints, values = _hints(cls), {}
     try:
         with gin.config_scope(scope):
-            made = gin.get_configurable(cls)(**nested)
-    except ValueError as error:  # a dataclass's own check
-        raise UsageError(f"gin: {scope}/{cls.__name__}: {str(error).splitlines()[0]}") from error
+            bindings = gin.get_bindings(cls, resolve_references=True)
+    except (ValueError, TypeError) as error:  # a macro that is not defined
+        raise UsageError(f"gin: {scope}/{cls.__name__}: {' '.join(str(error).split())}") from error
     for field in dataclasses.fields(cls):
-        value = getattr(made, field.name)
-        if not dataclasses.is_dataclass(value) and not _fits(value, hints[field.name]):
-            expected = getattr(hints[field.name], "__name__", str(hints[field.name]))
-            raise UsageError(
-                f"gin: {cls.__name__}.{field.name} is {value!r} ({type(value).__name__}), expected {expected}: "
-                f"set {scope}/{cls.__name__}.{field.name} to one"
-            )
-    return made
+        name = f"{cls.__name__}.{field.name}"
+        if field.name in bindings:
+            # A binding of all stages that one of this scope overrides counts as read.
+            used |= {candidate for candidate in (f"{scope}/{name}", name) if candidate in bound}
+            values[field.name] = _checked(bindings[field.name], hints[field.name], name, scope)
+        elif dataclasses.is_dataclass(hints[field.name]):
+            values[field.name] = _build(hints[field.name], scope, bound, used)
+        elif field.default is dataclasses.MISSING:
+            raise UsageError(f"gin: {name} is not set: add a gin file that binds it, or --set {scope}/{name}=…")
+    try:
+        return cls(**values)
+    except ValueError as error:  # the dataclass's own check
+        raise UsageError(f"gin: {scope}/{cls.__name__}: {error}") from error
+
+
+def _checked(value: Any, hint: Any, name: str, scope: str) -> Any:
+    if not _fits(value, hint):
+        expected = getattr(hint, "__name__", str(hint))
+        raise UsageError(
+            f"gin: {name} is {value!r} ({type(value).__name__}), expected {expected}: set {scope}/{name} to one"
+        )
+    return value
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -89,7 +96,3 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
-
-
-def _is_macro(name: str) -> bool:
-    return "." not in name

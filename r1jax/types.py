@@ -3,6 +3,7 @@
 B batch (or question)  G group (outputs of one question)  T query tokens  S cache or key tokens  P prompt tokens
 N new tokens, or the no-position head size in attention   D model  H heads  V vocabulary  L layers  E experts
 K chosen experts  F feed-forward  Q query rank  C latent rank  R rotary  U value  X latent + rotary (C + R)
+M all of a query or key head (N + R)
 """
 
 from dataclasses import dataclass
@@ -88,38 +89,3 @@ class RLState:
     reference: Params
     reference_router_bias: dict[str, Array]
     reference_step: Array  # int32, the update whose policy the reference is
-
-
-@struct.dataclass
-class Mean:
-    """A metric that is averaged exactly: sums and weights are merged, the division comes last."""
-
-    total: Array
-    weight: Array
-
-    def merge(self, other: Any) -> "Mean":
-        return Mean(self.total + other.total, self.weight + other.weight)
-
-    def value(self) -> float:
-        return float(self.total) / max(float(self.weight), 1e-12)
-
-
-@struct.dataclass
-class Max:
-    """A metric that stays the largest value seen."""
-
-    largest: Array
-
-    def merge(self, other: Any) -> "Max":
-        return Max(max(float(self.largest), float(other.largest)))
-
-    def value(self) -> float:
-        return float(self.largest)
-
-
-Metrics = dict[str, Mean | Max]
-
-
-def merge_metrics(a: Metrics, b: Metrics) -> Metrics:
-    """The metrics of two parts as those of the whole; what only one part has stays as it is."""
-    return a | b | {name: a[name].merge(b[name]) for name in a.keys() & b.keys()}

@@ -20,7 +20,7 @@ SMALL = {
     "RLConfig.save_every": 2,
     "RLConfig.prompts": 16,
     "RLConfig.max_new_tokens": 12,
-    "RLConfig.reference_refresh_updates": 6,
+    "RLConfig.reference_refresh_updates": 3,
     "EvaluateConfig.problems": 16,
     "EvaluateConfig.samples": 8,
     "EvaluateConfig.questions_per_batch": 8,

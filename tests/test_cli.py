@@ -127,6 +127,7 @@ def test_generate(finished):
     ("arguments", "says"),
     [
         (["--prompt", "what is love"], "is not among the 208 words"),
+        (["--prompt", "3", "--max_tokens", "0"], "expected 1 or more"),
         (["--prompt_ids", "1,x"], "expected numbers with commas"),
         (["--prompt_ids", "1,999"], "must lie in 0..207"),
     ],
@@ -147,8 +148,9 @@ def test_eval_gives_a_table_and_json(finished):
 def test_eval_errors(capsys, finished):
     for arguments, says in (
         (["--task", "nonsense"], "no task 'nonsense'"),
-        (["--task", "running_sum", "--k", "0"], "expected 1 to samples"),
-        (["--task", "running_sum", "--problems", "17"], "not a multiple"),
+        (["--task", "running_sum", "--k", "0"], "expected 1 or more"),
+        (["--task", "running_sum", "--problems", "-5"], "expected 1 or more"),
+        (["--task", "running_sum", "--temperature", "-1"], "expected 0 or more"),
     ):
         status, _, err = run(capsys, "eval", str(finished / "rl"), *arguments)
         assert (status, says in err) == (2, True), err

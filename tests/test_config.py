@@ -42,6 +42,10 @@ def test_bindings_reach_their_scope():
     assert config.rl.optimizer.b1 == 0.7
 
 
+def test_a_scoped_binding_overrides_one_of_all_stages():
+    assert read("rl/RLConfig.steps = 3").rl.steps == 3
+
+
 def test_direct_construction_is_untouched_by_gin():
     read("OptimizerConfig.b1 = 0.8")
     assert configs.OptimizerConfig(learning_rate=1.0).b1 == 0.9
@@ -64,6 +68,18 @@ def test_direct_construction_is_untouched_by_gin():
         ("RLConfig.minibatches = 7", "not a multiple of minibatches"),
         ("EvaluateConfig.k = 99", "expected 1 to samples"),
         ("RLConfig.temperature = 0.0", "expected more than 0"),
+        ("RLConfig.minibatches = 0", "expected more than 0"),
+        ("RLConfig.reference_refresh_updates = 0", "expected more than 0"),
+        ("RLConfig.questions = 'x'", "expected int"),
+        ("RLConfig.temperature = 'hot'", "expected float"),
+        ("RLConfig.group_size = None", "expected int"),
+        ("ModelConfig.n_group = 0", "expected more than 0"),
+        ("EvaluateConfig.temperature = -1.0", "expected 0 (greedy) or more"),
+        ("RLConfig.steps = %NOPE", "NOPE"),
+        ("RLConfig.steps = (3", "gin"),
+        ("import nonsense", "nonsense"),
+        ("seed = 1", "nothing reads seed"),
+        ("rl/steps = 3", "nothing reads rl/steps"),
         ("RLConfig.steps 3", "gin"),
     ],
 )

@@ -82,11 +82,6 @@ def test_rewards_are_bounded_and_never_raise_on_noise():
         assert values[1] <= values[0], f"right without the form: {text!r}"
 
 
-def test_a_slow_pattern_would_show():
-    hostile = "<think>" * 3000 + "</think> <answer>" * 3000
-    assert rules.format_reward(PROBLEM, hostile) == 0
-
-
 def test_total_weighs_and_watching_costs_nothing():
     rewards = {
         "accuracy": rules.Reward(rules.accuracy_reward, 1.0),

@@ -67,7 +67,7 @@ def test_rl_moved_the_policy_and_refreshed_the_reference(finished):
     assert (rl_state[reference] != base[name]).any()
     assert (rl_state[reference] != rl_state[name]).any()
     step = next(n for n in rl_state if "reference_step" in n)
-    assert rl_state[step] == 6  # 2 updates a step, refreshed at the first multiple of 6
+    assert rl_state[step] == 6  # 2 updates a step: past 3 after step 2, before the kill, and at 6 after step 3
 
 
 def test_running_again_skips_what_is_complete(finished, fork):
@@ -132,7 +132,7 @@ def test_nothing_compiles_after_the_first_step(in_process, monkeypatch):
         write(self, step, values)
 
     monkeypatch.setattr(rl_stage.MetricsWriter, "write", counting)
-    base = pretrain(run, "pretrain", config.pretrain, config.model, "running_sum", corpus)
+    base = pretrain(run, "pretrain", config.pretrain, config.model, TASKS["running_sum"], corpus)
     rewards = load_experiment("r1_zero").make_rewards(config, TASKS["running_sum"])
     rl(run, "rl", config.rl, config.model, base, TASKS["running_sum"], problems, rewards)
     jax.monitoring.clear_event_listeners()
@@ -144,7 +144,7 @@ def test_nothing_compiles_after_the_first_step(in_process, monkeypatch):
 
 def test_evaluation_is_repeatable_and_writes_its_samples(in_process):
     run, config, corpus, problems = in_process
-    base = pretrain(run, "pretrain", config.pretrain, config.model, "running_sum", corpus)
+    base = pretrain(run, "pretrain", config.pretrain, config.model, TASKS["running_sum"], corpus)
     rewards = load_experiment("r1_zero").make_rewards(config, TASKS["running_sum"])
     a = evaluate(run, "one", config.evaluate, base, TASKS["running_sum"], rewards)
     b = evaluate(run, "two", config.evaluate, base, TASKS["running_sum"], rewards)
@@ -159,16 +159,21 @@ def test_numbers_that_are_not_finite_stop_the_run(in_process):
     hot = dataclasses.replace(config.pretrain.optimizer, learning_rate=1e38)
     with pytest.raises(RunError, match=r"pretrain: .*loss.* not finite at step 2"):
         pretrain(
-            run, "pretrain", dataclasses.replace(config.pretrain, optimizer=hot), config.model, "running_sum", corpus
+            run,
+            "pretrain",
+            dataclasses.replace(config.pretrain, optimizer=hot),
+            config.model,
+            TASKS["running_sum"],
+            corpus,
         )
 
 
 def test_minibatches_deal_out_every_output_once(experiment_config):
     config = dataclasses.replace(experiment_config.rl, questions=4, group_size=4, minibatches=4)
-    first = np.concatenate(list(rl_stage.minibatches(config, 0, 1)))
+    first = np.concatenate(list(rl_stage.minibatches(config, (0, 5, 1))))
     assert sorted(first.tolist()) == list(range(16))
-    np.testing.assert_array_equal(first, np.concatenate(list(rl_stage.minibatches(config, 0, 1))))
-    assert (first != np.concatenate(list(rl_stage.minibatches(config, 0, 2)))).any()
+    np.testing.assert_array_equal(first, np.concatenate(list(rl_stage.minibatches(config, (0, 5, 1)))))
+    assert (first != np.concatenate(list(rl_stage.minibatches(config, (0, 5, 2))))).any()
 
 
 def test_a_path_without_checkpoint(tmp_path, one_device):

@@ -5,6 +5,7 @@ One step's directory holds four items: `policy` (params and router bias), `train
 itself).
 """
 
+import json
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -63,7 +64,8 @@ class CheckpointStore:
             reason = " ".join(str(error).split())[:200]
             raise RunError(
                 f"checkpoint {self.directory / str(step)} can't be read: it is damaged or of another model"
-                f" ({type(error).__name__}: {reason}). Remove that directory to go on from an earlier one"
+                f" ({type(error).__name__}: {reason}). Remove that directory, and"
+                " the stage's complete.json, to go on from an earlier one"
             ) from error
 
     def close(self) -> None:
@@ -89,8 +91,19 @@ def find(path: epath.Path) -> tuple[CheckpointStore, int]:
             store = CheckpointStore(directory, read_only=True)
             step = store.latest_step()
             if step is not None:
+                require_last(path, step)
                 return store, step
     raise UsageError(f"no checkpoint at {path}: expected a stage's directory (WORKDIR/rl) or a step in its checkpoints")
+
+
+def require_last(stage: epath.Path, step: int) -> None:
+    """Raises RunError when a stage is marked complete at another step than its latest checkpoint's."""
+    mark = stage / "complete.json"
+    if mark.exists() and (steps := json.loads(mark.read_text()).get("steps", step)) != step:
+        raise RunError(
+            f"{stage} was completed at step {steps}, but its latest checkpoint is of step {step}: remove {mark},"
+            " so that the next run goes on from there"
+        )
 
 
 def policy_item(params: Params, router_bias: dict) -> dict:

@@ -40,10 +40,4 @@ class WordTokenizer:
         return [self.ids[word] for word in text.split()]
 
     def decode(self, ids: list[int]) -> str:
-        """The words, up to the end token."""
-        text: list[str] = []
-        for i in ids:
-            if i == self.eos_id:
-                break
-            text.append(self.words[i])
-        return " ".join(text)
+        return " ".join(self.words[i] for i in ids)

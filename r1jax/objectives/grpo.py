@@ -2,7 +2,8 @@
 
 import jax.numpy as jnp
 
-from r1jax.types import Array, Max, Mean, Metrics
+from r1jax.objectives.metrics import Max, Mean, Metrics
+from r1jax.types import Array
 
 # Added to the group's standard deviation. Code bases differ (1e-8 to 1e-4); the papers have none. It only decides how
 # rewards that differ by about as much as itself are treated: a group of equal rewards has advantage 0 with any.
@@ -11,6 +12,9 @@ ADVANTAGE_EPSILON = 1e-6
 
 def group_advantages(rewards_BG: Array) -> Array:
     """(reward - group mean) / group standard deviation, [B, G] (section 4.1.2; population standard deviation)."""
+    # Measured from each group's first reward, so that equal rewards give exact zeros: their mean may be off by a
+    # rounding, and that over a standard deviation of about nothing is not small.
+    rewards_BG = rewards_BG - rewards_BG[:, :1]
     centred_BG = rewards_BG - rewards_BG.mean(axis=1, keepdims=True)
     return centred_BG / (rewards_BG.std(axis=1, keepdims=True) + ADVANTAGE_EPSILON)
 
@@ -56,7 +60,9 @@ def grpo_loss(
 
     All arrays are float32; `mask_BN` is 1 on trained tokens.
     """
-    ratio_BN = jnp.exp(jnp.where(mask_BN > 0, logp_BN - logp_old_BN, 0.0))
+    # What is masked may hold anything: set before the exponentials, where an overflow times 0 would be no number.
+    logp_BN, logp_old_BN, logp_ref_BN = (jnp.where(mask_BN > 0, x, 0.0) for x in (logp_BN, logp_old_BN, logp_ref_BN))
+    ratio_BN = jnp.exp(logp_BN - logp_old_BN)
     kl_BN = kl_k3(logp_BN, logp_ref_BN)
     objective_BN = clipped_objective(ratio_BN, advantage_B[:, None], clip_epsilon) - kl_coef * kl_BN
     loss = AGGREGATIONS[aggregation](-objective_BN, mask_BN)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from r1jax.config import ModelConfig
 from r1jax.model.transformer import forward, forward_mtp, logits
 from r1jax.objectives.logprobs import token_logprobs
-from r1jax.types import Array, Max, Mean, Metrics, Params, TokenBatch
+from r1jax.objectives.metrics import Max, Mean, Metrics
+from r1jax.types import Array, Params, TokenBatch
 
 
 def later_tokens(batch: TokenBatch, offset: int) -> tuple[Array, Array]:

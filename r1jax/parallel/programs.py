@@ -15,11 +15,12 @@ from r1jax.model.moe import update_router_bias
 from r1jax.model.spec import init_params, init_router_bias
 from r1jax.objectives.grpo import group_advantages, grpo_loss, token_mean
 from r1jax.objectives.language_model import busiest_expert, language_model_loss
+from r1jax.objectives.metrics import Max, Mean
 from r1jax.objectives.optimizer import learning_rate, make_optimizer
 from r1jax.parallel.layout import Layout
 from r1jax.sampling.generate import generate
 from r1jax.sampling.score import completion_mask, join, score
-from r1jax.types import Generation, GRPOBatch, Max, Mean, Prompts, RLState, TrainState
+from r1jax.types import Generation, GRPOBatch, Prompts, RLState, TrainState
 
 
 def random_key(seed: int, *position: int):
@@ -178,6 +179,7 @@ def grpo_step(layout: Layout, model: ModelConfig, config: RLConfig):
 
     def step(state: TrainState, batch: GRPOBatch, indices, temperature):
         minibatch = jax.tree.map(lambda x: x[indices], batch)
+        minibatch = jax.lax.with_sharding_constraint(minibatch, layout.batch())  # a gather alone would replicate it
         grads, (metrics, load) = jax.grad(loss, has_aux=True)(state.params, state.router_bias, minibatch, temperature)
         metrics |= {"grad_norm": Max(optax.global_norm(grads)), "learning_rate": Max(schedule(state.step))}
         return _apply_updates(optimizer, config.optimizer, state, grads, load), metrics

@@ -29,8 +29,10 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 def parse(response: str) -> Parts | None:
     """Thinking and answer of a response that is exactly `<think> … </think> <answer> … </answer>`, each tag once."""
+    if any(response.count(tag) != 1 for tag in TAGS):
+        return None
     match = FORMAT.fullmatch(response)
-    if match is None or any(response.count(tag) != 1 for tag in TAGS):
+    if match is None:
         return None
     return Parts(match["thinking"].strip(), match["answer"].strip())
 

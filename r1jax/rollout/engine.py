@@ -24,7 +24,7 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class Output:
-    text: str
+    text: str  # without the end token
     tokens: list[int]  # the end token, if it was drawn, is the last
     logprobs: list[float]
     finished: bool  # ended by the end token, not by the limit
@@ -75,11 +75,12 @@ class RolloutEngine:
         def output(b: int, g: int) -> Output:
             length = int(host.length_BG[b, g])
             tokens = host.tokens_BGN[b, g, :length].tolist()
+            finished = bool(host.finished_BG[b, g])
             return Output(
-                text=self.tokenizer.decode(tokens),
+                text=self.tokenizer.decode(tokens[:-1] if finished else tokens),
                 tokens=tokens,
                 logprobs=host.logp_BGN[b, g, :length].tolist(),
-                finished=bool(host.finished_BG[b, g]),
+                finished=finished,
             )
 
         return [[output(b, g) for g in range(G)] for b in range(B)]

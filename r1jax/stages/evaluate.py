@@ -29,7 +29,7 @@ def evaluate(
     rewards: Mapping[str, Reward],
 ) -> dict[str, float]:
     """Figures of the policy in `checkpoint`. Writes them, and the samples that the report shows."""
-    stage = run.stage(name, "evaluate", evaluate=config, checkpoint=checkpoint.name, task=task.name)
+    stage = run.stage(name, "evaluate", evaluate=config, checkpoint=run.relative(checkpoint), task=task.name)
     if (result := stage.result()) is not None:
         return result
     policy = load_policy(checkpoint, run.layout)

@@ -9,19 +9,21 @@ import numpy as np
 from etils import epath
 
 from r1jax.checkpoint.store import CheckpointStore, about
-from r1jax.config import ModelConfig, RLConfig
+from r1jax.config import ModelConfig, RLConfig, to_dict
 from r1jax.data.feeds import problem_batches
 from r1jax.data.tasks import Task
+from r1jax.errors import UsageError
+from r1jax.objectives.metrics import Metrics, merge_metrics
 from r1jax.parallel import programs
 from r1jax.rewards.rules import Reward, total
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.stages.grading import grade_outputs
 from r1jax.stages.policy import load_policy
-from r1jax.stages.run import Run
+from r1jax.stages.run import Run, differences
 from r1jax.stages.state import finite_values, restore_onto, split
 from r1jax.telemetry.metrics import MetricsWriter
 from r1jax.telemetry.statistics import summarize
-from r1jax.types import Metrics, RLState, merge_metrics
+from r1jax.types import RLState
 
 
 def rl(
@@ -36,7 +38,9 @@ def rl(
 ) -> epath.Path:
     """Trains the policy in `base` on `problems` (an ArrayRecord); returns the stage's directory."""
     weights = {reward: r.weight for reward, r in rewards.items()}
-    stage = run.stage(name, "rl", rl=config, model=model, base=base.name, problems=problems.name, rewards=weights)
+    stage = run.stage(
+        name, "rl", rl=config, model=model, base=run.relative(base), problems=run.relative(problems), rewards=weights
+    )
     if stage.result() is not None:
         return stage.directory
 
@@ -71,7 +75,7 @@ def rl(
 
             batch = prepare(state, prompts, rollout, rewards_BG, temperature)
             metrics: Metrics = programs.sampler_gap(batch, rollout)
-            for indices in minibatches(config, run.seed, step):
+            for indices in minibatches(config, (run.seed, stage.number, step)):
                 train, update_metrics = update(state.train, batch, indices, temperature)
                 state = replace(state, train=train)
                 metrics = merge_metrics(metrics, update_metrics)
@@ -82,7 +86,7 @@ def rl(
             values |= summarize(samples) | {"reward": float(rewards_BG.mean())}
             values |= seconds(clock, sum(len(s.tokens) for group in samples for s in group))
             metrics_writer.write(step, values)
-            progress.step(step, {shown: values[shown] for shown in SHOWN})
+            progress.step(step, {shown: values[shown] for shown in SHOWN if shown in values})
             if step % config.save_every == 0 or step == config.steps:
                 store.save(step, *split(state), feed.get_state(), about(model, task.name))
     store.close()
@@ -97,16 +101,19 @@ SHOWN = ("reward", "accuracy", "response_tokens", "tokens_per_second")
 def start(run: Run, config: RLConfig, model: ModelConfig, base: epath.Path) -> RLState:
     """A fresh optimizer on the base policy, which is also the first reference."""
     policy = load_policy(base, run.layout)
+    if policy.model != model:
+        changed = "; ".join(differences(to_dict(policy.model), to_dict(model)))
+        raise UsageError(f"the base {base} is another model: {changed}. Set ModelConfig as it was")
     reference, reference_router_bias = programs.snapshot((policy.params, policy.router_bias))
     train = programs.start_training(run.layout, model, config.optimizer)(policy.params, policy.router_bias)
     reference_step = jax.device_put(np.int32(0), run.layout.replicated())
     return RLState(train, reference, reference_router_bias, reference_step)
 
 
-def minibatches(config: RLConfig, seed: int, step: int) -> Iterator[np.ndarray]:
+def minibatches(config: RLConfig, position: tuple[int, ...]) -> Iterator[np.ndarray]:
     """Row indices of each update: the rollout's outputs, shuffled and dealt out once."""
     outputs = config.questions * config.group_size
-    order = np.random.default_rng((seed, step)).permutation(outputs).astype(np.int32)
+    order = np.random.default_rng(position).permutation(outputs).astype(np.int32)
     yield from order.reshape(config.minibatches, -1)
 
 

@@ -17,6 +17,7 @@ from etils import epath
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.programs import random_key
+from r1jax.telemetry.files import write_whole
 from r1jax.telemetry.progress import Progress
 
 VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "gin-config")
@@ -28,6 +29,10 @@ class Run:
     seed: int
     layout: Layout
     progress: Progress
+
+    def relative(self, path: epath.Path) -> str:
+        """How a stage's config names an input: within the workdir where it lies there, so that a run can be moved."""
+        return str(path.relative_to(self.workdir) if path.is_relative_to(self.workdir) else path)
 
     def stage(self, name: str, kind: str, **configs: Any) -> "Stage":
         """The stage's directory. Raises UsageError when it was made with other numbers."""
@@ -44,7 +49,7 @@ class Run:
                 )
         else:
             stage.directory.mkdir(parents=True, exist_ok=True)
-            stage.config_path.write_text(json.dumps(wanted, indent=1))
+            write_whole(stage.config_path, json.dumps(wanted, indent=1))
         return stage
 
 
@@ -73,14 +78,17 @@ class Stage:
         return json.loads(path.read_text()) if path.exists() else None
 
     def complete(self, result: dict[str, Any]) -> None:
-        """Marks the stage as done. The mark appears whole or not at all."""
-        partial = self.directory / "complete.json.partial"
-        partial.write_text(json.dumps(result, indent=1))
-        partial.replace(self.directory / "complete.json")
+        """Marks the stage as done."""
+        write_whole(self.directory / "complete.json", json.dumps(result, indent=1))
+
+    @property
+    def number(self) -> int:
+        """What stands for the stage in a random number's position."""
+        return zlib.crc32(self.name.encode()) & 0x7FFFFFFF
 
     def key(self, *position: int):
         """A random key: a function of the run's seed, this stage and the position in it."""
-        return random_key(self.run.seed, zlib.crc32(self.name.encode()) & 0x7FFFFFFF, *position)
+        return random_key(self.run.seed, self.number, *position)
 
 
 def open_run(
@@ -106,9 +114,7 @@ def open_run(
             raise UsageError(f"{directory} is not empty and holds no run: set another --workdir")
         directory.mkdir(parents=True, exist_ok=True)
         about["sessions"].append(session(config.run.seed))
-        partial = directory / "run.json.partial"
-        partial.write_text(json.dumps(about, indent=1))
-        partial.replace(record)
+        write_whole(record, json.dumps(about, indent=1))
     except (OSError, json.JSONDecodeError) as error:
         raise RunError(f"can't write to {directory}: {error}") from error
     return Run(directory, config.run.seed, layout, progress)
@@ -117,13 +123,15 @@ def open_run(
 def session(seed: int) -> dict:
     """What a later reader needs to repeat this: command, code, versions, devices."""
     root = epath.Path(__file__).parent.parent.parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
-    )
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        git = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git on this machine
+        git = ""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": " ".join(["python -m r1jax", *sys.argv[1:]]),
-        "git": git.stdout.strip() or "not a git checkout",
+        "git": git or "not a git checkout",
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in VERSIONS_OF},

@@ -8,7 +8,8 @@ import jax
 
 from r1jax.checkpoint.store import CheckpointStore, policy_item
 from r1jax.errors import RunError
-from r1jax.types import Metrics, RLState, TrainState
+from r1jax.objectives.metrics import Metrics
+from r1jax.types import RLState, TrainState
 
 State = TrainState | RLState
 

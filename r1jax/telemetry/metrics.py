@@ -5,6 +5,8 @@ import json
 import tensorboardX
 from etils import epath
 
+from r1jax.telemetry.files import write_whole
+
 
 class MetricsWriter:
     """Appends one row a step. Opened at `first_step`, it drops what an interrupted run wrote at or after it."""
@@ -12,7 +14,7 @@ class MetricsWriter:
     def __init__(self, directory: epath.Path, first_step: int):
         self.path = directory / "metrics.jsonl"
         kept = [row for row in read_metrics(self.path) if row["step"] < first_step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self.tensorboard = tensorboardX.SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:

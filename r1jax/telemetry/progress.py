@@ -8,7 +8,7 @@ import rich.progress
 
 
 class Progress:
-    """`with Progress.stage(...)`-free: one object a run, `start` and `finish` a stage, `step` in its loop."""
+    """One object for a run: `with progress.start(…)` around a stage's loop, `step` in it."""
 
     PLAIN_SECONDS = 10.0  # between plain lines
 

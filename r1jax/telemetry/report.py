@@ -2,10 +2,7 @@
 
 import io
 import json
-import os
 from typing import Any
-
-os.environ.setdefault("MPLBACKEND", "Agg")  # no display is needed, and none may be looked for
 
 import jinja2
 import matplotlib.figure
@@ -13,6 +10,7 @@ from etils import epath
 from markupsafe import Markup
 
 from r1jax.errors import UsageError
+from r1jax.telemetry.files import write_whole
 from r1jax.telemetry.metrics import read_metrics
 
 CURVES = {
@@ -42,19 +40,20 @@ def write_report(workdir: epath.Path) -> epath.Path:
     stages = read_stages(workdir)
     evaluations = {s["name"]: s["result"] for s in stages if s["config"]["kind"] == "evaluate" and s["result"]}
     trainings = [s for s in stages if s["config"]["kind"] == "rl" and s["metrics"]]
+    curves = {s["name"]: draw_curves(s["metrics"], base_of(evaluations)) for s in trainings}
     environment = jinja2.Environment(loader=jinja2.PackageLoader("r1jax.telemetry", "."), autoescape=True)
     page = environment.get_template("report.html.j2").render(
         run=run,
         stages=stages,
         table=before_after(evaluations),
         evaluations=list(evaluations),
-        curves=[(s["name"], Markup(draw_curves(s["metrics"], base_of(evaluations)))) for s in trainings],
+        curves=[(name, Markup(svg)) for name, svg in curves.items()],
         samples=paired_samples(workdir, list(evaluations)),
     )
     path = workdir / "report.html"
-    path.write_text(page)
-    for stage in trainings:
-        (workdir / f"curves_{stage['name']}.svg").write_text(draw_curves(stage["metrics"], base_of(evaluations)))
+    write_whole(path, page)
+    for name, svg in curves.items():
+        write_whole(workdir / f"curves_{name}.svg", svg)
     return path
 
 
@@ -82,7 +81,7 @@ def base_of(evaluations: dict[str, dict[str, float]]) -> dict[str, float]:
 
 def before_after(evaluations: dict[str, dict[str, float]]) -> list[tuple[str, list[str]]]:
     """One row a figure, one column an evaluation."""
-    names = list(base_of(evaluations))
+    names = list(dict.fromkeys(name for figures in evaluations.values() for name in figures))
     order = [name for name in FIGURE_NAMES if name in names] + [name for name in names if name not in FIGURE_NAMES]
     hidden = {"pass@1_low", "pass@1_high"}
     return [
@@ -93,6 +92,8 @@ def before_after(evaluations: dict[str, dict[str, float]]) -> list[tuple[str, li
 
 
 def show(name: str, figures: dict[str, float]) -> str:
+    if name not in figures:
+        return "–"
     text = f"{figures[name]:.1f}" if name == "response_tokens" else f"{figures[name]:.3f}"
     if name == "pass@1":
         text += f" [{figures['pass@1_low']:.3f}, {figures['pass@1_high']:.3f}]"
@@ -104,7 +105,7 @@ def draw_curves(metrics: list[dict[str, float]], base: dict[str, float]) -> str:
     figure = matplotlib.figure.Figure(figsize=(10, 5.4), layout="constrained")
     steps = [row["step"] for row in metrics]
     for axes, (name, title) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
-        values = [row[name] for row in metrics]
+        values = [row.get(name, float("nan")) for row in metrics]  # a fork may not have this reward
         smooth = [sum(values[max(0, i - 4) : i + 1]) / (i + 1 - max(0, i - 4)) for i in range(len(values))]
         axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=1)
         axes.plot(steps, smooth, color=BLUE, linewidth=2)
