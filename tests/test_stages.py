@@ -96,6 +96,7 @@ def test_a_damaged_checkpoint_is_named_and_an_earlier_one_still_works(finished, 
     assert "can't be read" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     shutil.rmtree(newest)
+    (workdir / "rl" / "complete.json").unlink()
     assert r1jax("generate", str(workdir / "rl"), "--prompt", "compute 3 #a - 1").returncode == 0
 
 
@@ -179,3 +180,30 @@ def test_minibatches_deal_out_every_output_once(experiment_config):
 def test_a_path_without_checkpoint(tmp_path, one_device):
     with pytest.raises(UsageError, match="no checkpoint at"):
         load_policy(epath.Path(tmp_path), one_device)
+
+
+def test_a_stage_marked_complete_without_its_last_checkpoint_is_no_base(finished, tmp_path, one_device):
+    """Who removes a damaged last checkpoint must not go on with an unfinished policy in silence."""
+    workdir = tmp_path / "short"
+    shutil.copytree(finished, workdir)
+    shutil.rmtree(workdir / "pretrain" / "checkpoints" / "4")
+    with pytest.raises(RunError, match="completed at step 4, but its latest checkpoint is of step 2"):
+        load_policy(epath.Path(workdir) / "pretrain", one_device)
+    (workdir / "pretrain" / "complete.json").unlink()
+    load_policy(epath.Path(workdir) / "pretrain", one_device)
+
+
+def test_another_model_than_the_bases_is_refused(in_process):
+    run, config, corpus, problems = in_process
+    base = pretrain(run, "pretrain", config.pretrain, config.model, TASKS["running_sum"], corpus)
+    rewards = load_experiment("r1_zero").make_rewards(config, TASKS["running_sum"])
+    other = dataclasses.replace(config.model, routed_scaling_factor=2.0)
+    with pytest.raises(UsageError, match="routed_scaling_factor: 1.0 there, 2.0 now"):
+        rl(run, "rl", config.rl, other, base, TASKS["running_sum"], problems, rewards)
+
+
+def test_a_vocabulary_that_is_not_the_tasks(in_process):
+    run, config, corpus, _ = in_process
+    other = dataclasses.replace(config.model, vocab_size=256)
+    with pytest.raises(UsageError, match="vocab_size is 256, expected the 208 of task 'running_sum'"):
+        pretrain(run, "pretrain", config.pretrain, other, TASKS["running_sum"], corpus)
