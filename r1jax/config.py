@@ -3,7 +3,6 @@
 A field without a default must be bound: sizes and schedules are choices that no library should make in silence.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
 
@@ -174,8 +173,3 @@ class EvaluateConfig:
             )
         if not 0 < self.k <= self.samples:
             raise ValueError(f"k is {self.k}, expected 1 to samples ({self.samples})")
-
-
-def to_dict(config) -> dict:
-    """A config as plain JSON types."""
-    return dataclasses.asdict(config)

@@ -6,12 +6,13 @@ itself).
 """
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import orbax.checkpoint as ocp
 from etils import epath
 
-from r1jax.config import ModelConfig, to_dict
+from r1jax.config import ModelConfig
 from r1jax.errors import RunError, UsageError
 from r1jax.types import Params
 
@@ -75,7 +76,7 @@ class CheckpointStore:
 
 
 def about(model: ModelConfig, task: str) -> dict:
-    return {"model": to_dict(model), "task": task}
+    return {"model": asdict(model), "task": task}
 
 
 def find(path: epath.Path) -> tuple[CheckpointStore, int]:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
-import numpy as np
 from etils import epath
 
 from r1jax.config import EvaluateConfig
@@ -49,7 +48,7 @@ def measure(
     greedy = draw(layout, policy, config, task, rewards, problems, samples=1, temperature=0.0, seed=seed)
     sampled = draw(layout, policy, config, task, rewards, problems, config.samples, config.temperature, seed)
     answers = [[parts.answer if (parts := parse(s.text)) else None for s in group] for group in sampled]
-    low, high = confidence_interval([float(np.mean([s.rewards["accuracy"] for s in group])) for group in sampled])
+    low, high = confidence_interval([solved([group], 1) for group in sampled])
     figures = {"greedy_accuracy": summarize(greedy)["accuracy"], "pass@1": solved(sampled, 1)}
     figures |= {"pass@1_low": low, "pass@1_high": high, f"pass@{config.k}": solved(sampled, config.k)}
     figures |= {f"cons@{config.samples}": consensus(sampled, answers)}

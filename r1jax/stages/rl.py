@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import pairwise
 
 import jax
 import numpy as np
 from etils import epath
 
 from r1jax.checkpoint.store import CheckpointStore, about
-from r1jax.config import ModelConfig, RLConfig, to_dict
+from r1jax.config import ModelConfig, RLConfig
 from r1jax.data.feeds import problem_batches
 from r1jax.data.tasks import Task
 from r1jax.errors import UsageError
@@ -102,7 +103,7 @@ def start(run: Run, config: RLConfig, model: ModelConfig, base: epath.Path) -> R
     """A fresh optimizer on the base policy, which is also the first reference."""
     policy = load_policy(base, run.layout)
     if policy.model != model:
-        changed = "; ".join(differences(to_dict(policy.model), to_dict(model)))
+        changed = "; ".join(differences(asdict(policy.model), asdict(model)))
         raise UsageError(f"the base {base} is another model: {changed}. Set ModelConfig as it was")
     reference, reference_router_bias = programs.snapshot((policy.params, policy.router_bias))
     train = programs.start_training(run.layout, model, config.optimizer)(policy.params, policy.router_bias)
@@ -128,5 +129,6 @@ def refresh_reference(state: RLState, config: RLConfig, step: int) -> RLState:
 
 def seconds(clock: list[float], tokens: int) -> dict[str, float]:
     """Seconds of each phase, and generated tokens for each second of the whole step."""
-    phases = dict(zip(("seconds_rollout", "seconds_rewards", "seconds_update"), np.diff(clock).tolist(), strict=True))
+    names = ("seconds_rollout", "seconds_rewards", "seconds_update")
+    phases = {name: end - begin for name, (begin, end) in zip(names, pairwise(clock), strict=True)}
     return phases | {"tokens_per_second": tokens / (clock[-1] - clock[0])}
