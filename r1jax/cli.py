@@ -15,8 +15,6 @@ from r1jax.errors import RunError, UsageError
 ROOT = Path(__file__).resolve().parent.parent
 NOT_YET = {
     "chat": "a streamed conversation with a checkpoint",
-    "import-hf": "Hugging Face weights in",
-    "export-hf": "Hugging Face weights out",
     "bench": "throughput on this machine",
 }
 
@@ -56,7 +54,9 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("experiment", metavar="EXPERIMENT", help="a name (see `experiments`) or a path to a file")
     run.add_argument("--gin", action="append", metavar="FILE", help="gin files instead of the experiment's own")
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a gin binding, after the files")
-    run.add_argument("--workdir", required=True, metavar="DIR", help="where the run lives")
+    where = run.add_mutually_exclusive_group(required=True)
+    where.add_argument("--workdir", metavar="DIR", help="where the run lives")
+    where.add_argument("--dry_run", action="store_true", help="count the model's parameters, and run nothing")
 
     add("experiments", list_experiments, "list the experiments")
 
@@ -72,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     generate = add("generate", generate_text, "one answer from a checkpoint")
     generate.add_argument("checkpoint", metavar="CHECKPOINT", help="a stage's directory, or one step in it")
     prompt = generate.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", metavar="TEXT", help="a question; it is put in the task's dialogue template")
+    prompt.add_argument("--prompt", metavar="TEXT", help="a question; it is put in the task's or tokenizer's template")
     prompt.add_argument("--prompt_ids", metavar="5,17,3", help="token ids, taken as they are")
     generate.add_argument("--max_tokens", type=positive, default=44, metavar="N", help="longest answer (default 44)")
     generate.add_argument(
@@ -84,6 +84,15 @@ def make_parser() -> argparse.ArgumentParser:
 
     report = add("report", write_report, "one self-contained HTML page of a run")
     report.add_argument("workdir", metavar="WORKDIR")
+
+    import_hf = add("import-hf", import_checkpoint, "a published checkpoint (DeepSeek-V2 or V3) into one of ours")
+    import_hf.add_argument("source", metavar="SOURCE", help="config.json, safetensors (bf16, float32, FP8), tokenizer")
+    import_hf.add_argument("dest", metavar="DEST", help="the checkpoint; an interrupted import goes on when repeated")
+    import_hf.add_argument("--no-mtp", action="store_true", help="leave the multi-token-prediction module out")
+
+    export_hf = add("export-hf", export_checkpoint, "a checkpoint in the published form, for transformers and others")
+    export_hf.add_argument("checkpoint", metavar="CHECKPOINT", help="a stage's directory, or one step in it")
+    export_hf.add_argument("dest", metavar="DEST")
 
     for name, what in NOT_YET.items():
         later = add(name, not_yet, f"{what}: not there yet")
@@ -102,6 +111,9 @@ def run_experiment(args: argparse.Namespace) -> None:
     start_jax()
     module = load_experiment(args.experiment)
     config = read_config(module.Config, [gin_path(file) for file in args.gin or module.GIN_FILES], args.set)
+    if args.dry_run:
+        print_parameters(config.model)
+        return
     layout = make_layout(config.mesh)
     progress = Progress()
     run = open_run(
@@ -137,10 +149,9 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
     task = get_task(args.task)
     layout = make_layout(MeshConfig(data=1), devices=local_device())
     policy = load_policy(checkpoint_path(args.checkpoint), layout)
-    if policy.task != task.name:
-        raise UsageError(
-            f"{args.checkpoint} was trained on task '{policy.task}', whose tokenizer '{task.name}' doesn't share"
-        )
+    if policy.task is not task:
+        trained = f"was trained on task '{policy.task.name}'" if policy.task else "was imported with its own tokenizer"
+        raise UsageError(f"{args.checkpoint} {trained}, which task '{task.name}' doesn't share")
     rewards = {
         "accuracy": Reward(accuracy_reward, 1.0),
         "format": Reward(format_reward, 0.0),
@@ -165,7 +176,6 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
 
 def generate_text(args: argparse.Namespace) -> None:
     from r1jax.config import MeshConfig
-    from r1jax.data.tasks import get_task
     from r1jax.parallel.layout import make_layout
     from r1jax.parallel.programs import random_key
     from r1jax.rollout.engine import RolloutEngine
@@ -174,13 +184,8 @@ def generate_text(args: argparse.Namespace) -> None:
     start_jax()
     layout = make_layout(MeshConfig(data=1), devices=local_device())
     policy = load_policy(checkpoint_path(args.checkpoint), layout)
-    task = get_task(policy.task)
-    ids = (
-        task.tokenizer.encode(task.prompt(args.prompt))
-        if args.prompt is not None
-        else parse_ids(args.prompt_ids, task.tokenizer.size)
-    )
-    engine = RolloutEngine(layout, policy.model, task.tokenizer, 1, len(ids), args.max_tokens)
+    ids = policy.ask(args.prompt) if args.prompt is not None else parse_ids(args.prompt_ids, policy.model.vocab_size)
+    engine = RolloutEngine(layout, policy.model, policy.tokenizer, 1, len(ids), args.max_tokens)
     generation = engine.run(
         policy.params,
         policy.router_bias,
@@ -195,7 +200,44 @@ def generate_text(args: argparse.Namespace) -> None:
         fields = {"text": output.text, "ids": output.tokens, "logprobs": output.logprobs, "finish_reason": reason}
         print(json.dumps(fields))
     else:
-        print_dimmed(output.text)
+        print_dimmed(output.text if policy.tokenizer else ",".join(str(token) for token in output.tokens))
+
+
+def import_checkpoint(args: argparse.Namespace) -> None:
+    from r1jax.stages.hugging_face import import_hf
+    from r1jax.telemetry.progress import Progress
+
+    start_jax()
+    import_hf(checkpoint_path(args.source), checkpoint_path(args.dest), mtp=not args.no_mtp, progress=Progress())
+
+
+def export_checkpoint(args: argparse.Namespace) -> None:
+    from r1jax.stages.hugging_face import export_hf
+    from r1jax.telemetry.progress import Progress
+
+    start_jax()
+    export_hf(checkpoint_path(args.checkpoint), checkpoint_path(args.dest), progress=Progress())
+
+
+def print_parameters(model) -> None:
+    """What `--dry_run` says today: the parameters, by part."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from r1jax.model.spec import count_active_params, count_params
+
+    counts = count_params(model)
+    mtp = counts.pop("mtp", 0) + counts.pop("router_bias.mtp", 0)
+    table = Table("parameters", "number")
+    table.columns[1].justify = "right"
+    for name, count in counts.items():
+        table.add_row(name, f"{count:,}")
+    table.add_row("all", f"{sum(counts.values()):,}", style="bold")
+    table.add_row("active for a token", f"{count_active_params(model):,}")
+    table.add_row("multi-token prediction, besides", f"{mtp:,}")
+    console = Console()
+    console.print(table)
+    console.print("parameters only: programs are not compiled for a topology yet", highlight=False)
 
 
 def write_report(args: argparse.Namespace) -> None:

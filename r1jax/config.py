@@ -31,8 +31,25 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class RopeScalingConfig:
+    """YaRN (arXiv 2309.00071) as DeepSeek has it; the names are those of `rope_scaling` in its config.json."""
+
+    factor: float = 1.0  # of the context's length; 1: plain rotary embedding, and nothing below matters
+    original_max_position_embeddings: int = 4096
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 1.0
+    mscale_all_dim: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "original_max_position_embeddings", "beta_fast", "beta_slow")
+        if self.factor < 1:
+            raise ValueError(f"factor is {self.factor}, expected 1 (no scaling) or more")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """A DeepSeek-V3 style model; the names are those of DeepSeek's published config.json."""
+    """A DeepSeek-V2 or V3 style model; the names are those of DeepSeek's published config.json."""
 
     vocab_size: int
     hidden_size: int
@@ -54,25 +71,53 @@ class ModelConfig:
     qk_rope_head_dim: int
     v_head_dim: int
     num_nextn_predict_layers: int  # multi-token-prediction modules
+    rope_scaling: RopeScalingConfig = RopeScalingConfig()
+    scoring_func: str = "sigmoid"  # affinity of a token to an expert: V3; "softmax": V2
+    topk_method: str = "noaux_tc"  # see model/moe.py: V3; "group_limited_greedy": V2; "greedy": V2-Lite
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int = 4096  # longest sequence that the model may be given
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     initializer_range: float | None = 0.006  # None: 1 / sqrt(fan-in), and embeddings of unit variance
-    dtype: str = "float32"  # of activations and of weights where they are used; stored weights are float32
+    param_dtype: str = "float32"  # of stored weights, and of the optimizer's moments
+    dtype: str = "float32"  # of activations, and of weights where they are used
     experts: str = "grouped"  # "grouped" (ragged_dot) or "dense" (every expert on every token: few, small experts)
+    attention: str = "auto"  # by platform; or one of the implementations in model/softmax_attention.py
 
     def __post_init__(self) -> None:
         require_positive(self, "vocab_size", "hidden_size", "num_hidden_layers", "n_routed_experts", "n_group")
-        if self.experts not in ("grouped", "dense"):
-            raise ValueError(f"experts is '{self.experts}', expected 'grouped' or 'dense'")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype is '{self.dtype}', expected 'float32' or 'bfloat16'")
+        require_positive(self, "max_position_embeddings")
+        for name, options in CHOICES.items():
+            if getattr(self, name) not in options:
+                expected = ", ".join(f"'{option}'" for option in options)
+                raise ValueError(f"{name} is '{getattr(self, name)}', expected one of {expected}")
         if self.n_routed_experts % self.n_group:
             raise ValueError(f"n_routed_experts {self.n_routed_experts} is not a multiple of n_group {self.n_group}")
-        if not 0 < self.first_k_dense_replace < self.num_hidden_layers:
+        if not 0 < self.topk_group <= self.n_group:
+            raise ValueError(f"topk_group is {self.topk_group}, expected 1 to n_group ({self.n_group})")
+        choosable = self.n_routed_experts // self.n_group * self.topk_group
+        if not 0 < self.num_experts_per_tok <= choosable:
             raise ValueError(
-                f"first_k_dense_replace is {self.first_k_dense_replace}, expected 1 to num_hidden_layers - 1"
-                f" ({self.num_hidden_layers - 1})"
+                f"num_experts_per_tok is {self.num_experts_per_tok}, expected 1 to {choosable}, the experts in"
+                f" topk_group groups"
             )
+        if not 0 <= self.first_k_dense_replace <= self.num_hidden_layers:
+            raise ValueError(
+                f"first_k_dense_replace is {self.first_k_dense_replace}, expected 0 to num_hidden_layers"
+                f" ({self.num_hidden_layers})"
+            )
+        if self.qk_rope_head_dim % 2:
+            raise ValueError(f"qk_rope_head_dim is {self.qk_rope_head_dim}, expected an even number")
+
+
+CHOICES = {  # of ModelConfig's fields
+    "scoring_func": ("sigmoid", "softmax"),
+    "topk_method": ("noaux_tc", "group_limited_greedy", "greedy"),
+    "param_dtype": ("float32", "bfloat16"),
+    "dtype": ("float32", "bfloat16"),
+    "experts": ("grouped", "dense"),
+    "attention": ("auto", "full", "chunked", "splash", "cudnn"),
+}
 
 
 @dataclass(frozen=True)

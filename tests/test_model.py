@@ -33,16 +33,19 @@ def test_rms_norm_by_hand():
     )
 
 
-def test_rotation_depends_on_the_distance_only():
+def test_rotation_depends_on_the_distance_only(model):
     rng = np.random.default_rng(0)
     q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
 
+    c = dataclasses.replace(model, qk_rope_head_dim=8, rope_theta=100.0)
+
     def score(i, j):
-        return float((rotate(q, jnp.array([[i]]), 100.0) * rotate(k, jnp.array([[j]]), 100.0)).sum())
+        return float((rotate(q, jnp.array([[i]]), c) * rotate(k, jnp.array([[j]]), c)).sum())
 
     assert score(7, 3) == pytest.approx(score(14, 10), rel=1e-4)
     assert score(7, 3) != pytest.approx(score(7, 4), rel=1e-2)
-    turned = rotate(jnp.array([[[[1.0, 0.0]]]]), jnp.array([[2]]), 100.0)[0, 0, 0]  # one pair turns by its position
+    one_pair = dataclasses.replace(c, qk_rope_head_dim=2)
+    turned = rotate(jnp.array([[[[1.0, 0.0]]]]), jnp.array([[2]]), one_pair)[0, 0, 0]  # it turns by its position
     np.testing.assert_allclose(turned, [np.cos(2.0), np.sin(2.0)], rtol=1e-6)
 
 
@@ -136,7 +139,7 @@ def test_grouped_experts_equal_the_dense_oracle(model, policy, experts):
         c = dataclasses.replace(model, experts=name)
 
         def loss(weights, x):
-            out, _ = moe.moe(weights, policy[1]["moe"][0], x, jnp.ones(x.shape[:2]), c)
+            out, _ = moe.moe(weights, policy[1]["moe"][0], x, jnp.ones(x.shape[:2], jnp.int32), c)
             return (out**2).sum(), out
 
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(weights, x)
@@ -174,11 +177,11 @@ def test_router_bias_moves_against_the_load():
 
 def test_balance_loss_is_one_when_even_and_e_over_k_when_collapsed(model):
     c = dataclasses.replace(model, n_routed_experts=4, num_experts_per_tok=1)
-    mask = jnp.ones((1, 4))
-    even = moe.balance_loss(jnp.full((1, 4, 4), 0.5), jnp.eye(4)[None], mask, c)
+    one_segment = jnp.ones((1, 4), jnp.int32)
+    even = moe.balance_loss(jnp.full((1, 4, 4), 0.5), jnp.eye(4)[None], one_segment, c)
     one = jnp.zeros((1, 4, 4)).at[..., 0].set(1.0)
     assert float(even) == pytest.approx(1.0)
-    assert float(moe.balance_loss(one, one, mask, c)) == pytest.approx(4.0)
+    assert float(moe.balance_loss(one, one, one_segment, c)) == pytest.approx(4.0)
 
 
 def test_parameter_count_by_hand(model):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from r1jax.config import OptimizerConfig
+from r1jax.model.transformer import later_tokens
 from r1jax.objectives import grpo
-from r1jax.objectives.language_model import cross_entropy, later_tokens
+from r1jax.objectives.language_model import cross_entropy
 from r1jax.objectives.logprobs import token_logprobs
 from r1jax.objectives.metrics import Max, Mean, merge_metrics
 from r1jax.objectives.optimizer import learning_rate

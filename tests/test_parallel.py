@@ -146,4 +146,4 @@ def test_a_tensor_that_the_mesh_cannot_divide(model):
 def test_rules_that_clash():
     lay = dataclasses.replace(layout("2x4 tensor"), rules=Rules(embed="tensor"))
     with pytest.raises(UsageError, match="two of its dimensions on one mesh axis"):
-        lay.param("embed", ParamSpec((8, 8), ("vocab", "embed"), 1))
+        lay.param("embed", ParamSpec((8, 8), ("vocab", "embed"), 1, ""))

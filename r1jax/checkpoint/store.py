@@ -12,7 +12,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 from etils import epath
 
-from r1jax.config import ModelConfig
+from r1jax.config import ModelConfig, RopeScalingConfig
 from r1jax.errors import RunError, UsageError
 from r1jax.types import Params
 
@@ -75,8 +75,21 @@ class CheckpointStore:
         self.manager.close()
 
 
-def about(model: ModelConfig, task: str) -> dict:
+def about(model: ModelConfig, task: str | None) -> dict:
+    """What a checkpoint says of itself; `task` is None for one that was imported, with a tokenizer of its own."""
     return {"model": asdict(model), "task": task}
+
+
+def read_about(store: CheckpointStore, step: int) -> tuple[ModelConfig, str | None]:
+    """The model and task of a checkpoint. Raises RunError when they can't be read."""
+    fields = store.about(step)
+    try:
+        model = fields["model"] | {"rope_scaling": RopeScalingConfig(**fields["model"]["rope_scaling"])}
+        return ModelConfig(**model), fields["task"]
+    except (TypeError, KeyError) as error:
+        raise RunError(
+            f"{store.directory} was written by another version of r1jax: its model config does not fit: {error}"
+        ) from error
 
 
 def find(path: epath.Path) -> tuple[CheckpointStore, int]:

@@ -1,4 +1,4 @@
-"""The demo's generators as seqio sources and tasks, and their output on disk, where Grain reads it.
+"""The demo's generators as seqio sources and tasks, their output on disk, where Grain reads it, and SentencePiece.
 
 The only file that imports seqio: it brings TensorFlow, many seconds and 0.8 GB. Import it where data has to be made.
 """
@@ -15,7 +15,7 @@ from array_record.python import array_record_module
 from etils import epath
 
 from r1jax.data import running_sum
-from r1jax.data.tokenizer import WordTokenizer
+from r1jax.data.tokenizer import WordTokenizer, copy_files
 
 
 class WordVocabulary(seqio.Vocabulary):
@@ -53,6 +53,39 @@ class WordVocabulary(seqio.Vocabulary):
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
         return tf.strings.reduce_join(tf.gather(tf.constant(self.tokenizer.words), ids), separator=" ", axis=-1)
+
+
+class SentencePieceTokenizer:
+    """The tokenizer.model of a published checkpoint."""
+
+    def __init__(self, directory: epath.Path):
+        self.directory = directory
+        self.vocabulary = seqio.SentencePieceVocabulary(str(directory / "tokenizer.model"))
+
+    @property
+    def size(self) -> int:
+        return self.vocabulary.vocab_size
+
+    @property
+    def bos_id(self) -> int | None:
+        found = self.vocabulary.tokenizer.bos_id()
+        return None if found < 0 else found
+
+    @property
+    def eos_id(self) -> int:
+        return self.vocabulary.eos_id
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.vocabulary.encode(text))
+
+    def decode(self, ids: list[int]) -> str:
+        return self.vocabulary.decode(ids)
+
+    def prompt(self, question: str) -> list[int]:
+        return ([] if self.bos_id is None else [self.bos_id]) + self.encode(question)
+
+    def save(self, directory: epath.Path) -> None:
+        copy_files(self.directory, directory)
 
 
 def _corpus_source(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:

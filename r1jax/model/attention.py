@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.config import ModelConfig
-from r1jax.model.layers import rms_norm, rotate
+from r1jax.model.layers import rms_norm, rotate, yarn_mscale
+from r1jax.model.softmax_attention import MASKED, attend
 from r1jax.types import Array, Params
 
-MASKED = -1e30  # finite, so that a fully masked row (padding) gives numbers and not NaN
+# DeepSeek's models have it here whatever their rms_norm_eps is.
+LATENT_NORM_EPS = 1e-6
 
 
 def queries(p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig) -> tuple[Array, Array]:
@@ -19,39 +21,41 @@ def queries(p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig) -> tup
     if c.q_lora_rank is None:
         q_BTHM = jnp.einsum("BTD,DHM->BTHM", x_BTD, p["q_DHM"])
     else:
-        c_q_BTQ = rms_norm(x_BTD @ p["q_a_DQ"], p["q_norm_Q"], c.rms_norm_eps)
+        c_q_BTQ = rms_norm(x_BTD @ p["q_a_DQ"], p["q_norm_Q"], LATENT_NORM_EPS)
         q_BTHM = jnp.einsum("BTQ,QHM->BTHM", c_q_BTQ, p["q_b_QHM"])
     q_nope_BTHN, q_rope_BTHR = jnp.split(q_BTHM, [c.qk_nope_head_dim], axis=-1)
-    return q_nope_BTHN, rotate(q_rope_BTHR, positions_BT, c.rope_theta)
+    return q_nope_BTHN, rotate(q_rope_BTHR, positions_BT, c)
 
 
 def latents(p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig) -> Array:
     """What the cache holds, [B, T, X]: the normed latent values (C), then the rotary key (R) that all heads share."""
     c_kv_BTC, k_rope_BTR = jnp.split(x_BTD @ p["kv_a_DX"], [c.kv_lora_rank], axis=-1)
-    c_kv_BTC = rms_norm(c_kv_BTC, p["kv_norm_C"], c.rms_norm_eps)
-    k_rope_BTR = rotate(k_rope_BTR[:, :, None], positions_BT, c.rope_theta)[:, :, 0]
+    c_kv_BTC = rms_norm(c_kv_BTC, p["kv_norm_C"], LATENT_NORM_EPS)
+    k_rope_BTR = rotate(k_rope_BTR[:, :, None], positions_BT, c)[:, :, 0]
     return jnp.concatenate([c_kv_BTC, k_rope_BTR], axis=-1)
 
 
 def score_scale(c: ModelConfig) -> float:
-    return (c.qk_nope_head_dim + c.qk_rope_head_dim) ** -0.5
+    """1 / sqrt(head size), times YaRN's temperature for queries and for keys (V2, section 3.1.4)."""
+    scale = (c.qk_nope_head_dim + c.qk_rope_head_dim) ** -0.5
+    if c.rope_scaling.factor == 1:
+        return scale
+    return scale * yarn_mscale(c.rope_scaling.factor, c.rope_scaling.mscale_all_dim) ** 2
 
 
 def attend_expanded(
-    p: Params, x_BTD: Array, positions_BT: Array, mask_BTS: Array, c: ModelConfig
+    p: Params, x_BTD: Array, positions_BT: Array, segments_BT: Array, c: ModelConfig
 ) -> tuple[Array, Array]:
-    """Attention of a whole sequence over itself. Returns the output [B, T, D] and the latents [B, T, X]."""
-    q_nope_BTHN, q_rope_BTHR = queries(p, x_BTD, positions_BT, c)
-    latents_BSX = latents(p, x_BTD, positions_BT, c)
-    c_kv_BSC, k_rope_BSR = jnp.split(latents_BSX, [c.kv_lora_rank], axis=-1)
-    k_BSHN = jnp.einsum("BSC,CHN->BSHN", c_kv_BSC, p["k_b_CHN"])
-    v_BSHU = jnp.einsum("BSC,CHU->BSHU", c_kv_BSC, p["v_b_CHU"])
-    scores_BHTS = jnp.einsum("BTHN,BSHN->BHTS", q_nope_BTHN, k_BSHN)
-    scores_BHTS += jnp.einsum("BTHR,BSR->BHTS", q_rope_BTHR, k_rope_BSR)
-    scores_BHTS = jnp.where(mask_BTS[:, None], scores_BHTS.astype(jnp.float32) * score_scale(c), MASKED)
-    weights_BHTS = jax.nn.softmax(scores_BHTS).astype(x_BTD.dtype)
-    out_BTHU = jnp.einsum("BHTS,BSHU->BTHU", weights_BHTS, v_BSHU)
-    return jnp.einsum("BTHU,HUD->BTD", out_BTHU, p["out_HUD"]), latents_BSX
+    """Attention of whole sequences over themselves. Returns the output [B, T, D] and the latents [B, T, X]."""
+    q_BTHM = jnp.concatenate(queries(p, x_BTD, positions_BT, c), axis=-1)
+    latents_BTX = latents(p, x_BTD, positions_BT, c)
+    c_kv_BTC, k_rope_BTR = jnp.split(latents_BTX, [c.kv_lora_rank], axis=-1)
+    kv_BTHW = jnp.einsum("BTC,CHW->BTHW", c_kv_BTC, p["kv_b_CHW"])
+    k_nope_BTHN, v_BTHU = jnp.split(kv_BTHW, [c.qk_nope_head_dim], axis=-1)
+    k_rope_BTHR = jnp.broadcast_to(k_rope_BTR[:, :, None], (*k_nope_BTHN.shape[:3], c.qk_rope_head_dim))
+    k_BTHM = jnp.concatenate([k_nope_BTHN, k_rope_BTHR], axis=-1)
+    out_BTHU = attend(q_BTHM, k_BTHM, v_BTHU, segments_BT, score_scale(c), c.attention)
+    return jnp.einsum("BTHU,HUD->BTD", out_BTHU, p["out_HUD"]), latents_BTX
 
 
 def attend_absorbed(
@@ -74,7 +78,8 @@ def attend_absorbed(
     new_BGX = latents(p, x_BGD, positions_BG, c)
     tail_BGNX = jax.lax.dynamic_update_slice_in_dim(tail_BGNX, new_BGX[:, :, None], index, axis=2)
 
-    q_latent_BGHC = jnp.einsum("BGHN,CHN->BGHC", q_nope_BGHN, p["k_b_CHN"])  # the key up-projection, absorbed
+    k_b_CHN, v_b_CHU = jnp.split(p["kv_b_CHW"], [c.qk_nope_head_dim], axis=-1)
+    q_latent_BGHC = jnp.einsum("BGHN,CHN->BGHC", q_nope_BGHN, k_b_CHN)  # the key up-projection, absorbed
     q_BGHX = jnp.concatenate([q_latent_BGHC, q_rope_BGHR], axis=-1)
     prompt_scores = jnp.einsum("BGHX,BPX->BGHP", q_BGHX, prompt_BPX).astype(jnp.float32)
     tail_scores = jnp.einsum("BGHX,BGNX->BGHN", q_BGHX, tail_BGNX).astype(jnp.float32)
@@ -91,5 +96,5 @@ def attend_absorbed(
     C = c.kv_lora_rank
     out_BGHC = jnp.einsum("BGHP,BPC->BGHC", prompt_weights, prompt_BPX[..., :C])
     out_BGHC += jnp.einsum("BGHN,BGNC->BGHC", tail_weights, tail_BGNX[..., :C])
-    out_BGHU = jnp.einsum("BGHC,CHU->BGHU", out_BGHC, p["v_b_CHU"])  # the value up-projection, absorbed
+    out_BGHU = jnp.einsum("BGHC,CHU->BGHU", out_BGHC, v_b_CHU)  # the value up-projection, absorbed
     return jnp.einsum("BGHU,HUD->BGD", out_BGHU, p["out_HUD"]), new_BGX

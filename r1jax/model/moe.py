@@ -1,31 +1,39 @@
-"""DeepSeekMoE with bias-based load balance (V3, arXiv 2412.19437, section 2.1.2). No token is ever dropped."""
+"""DeepSeekMoE (V2, arXiv 2405.04434, section 2.2) with V3's bias-based load balance. No token is ever dropped."""
 
 import jax
 import jax.numpy as jnp
 
 from r1jax.config import ModelConfig
 from r1jax.model.layers import feed_forward
+from r1jax.model.spec import uses_router_bias
 from r1jax.types import Array, Params
 
 
-def affinities(p: Params, x_TD: Array) -> Array:
-    """Sigmoid affinity of each token to each expert, [T, E], in float32 (V3, equation 15)."""
-    return jax.nn.sigmoid(x_TD.astype(jnp.float32) @ p["router_DE"].astype(jnp.float32))
+def affinities(p: Params, x_TD: Array, c: ModelConfig) -> Array:
+    """Affinity of each token to each expert, [T, E], in float32: sigmoid (V3, equation 15) or softmax (V2, 22)."""
+    # Highest precision: on a TPU a float32 product would otherwise be rounded to bfloat16, and routes would differ.
+    logits_TE = jnp.matmul(x_TD.astype(jnp.float32), p["router_DE"].astype(jnp.float32), precision="highest")
+    return jax.nn.sigmoid(logits_TE) if c.scoring_func == "sigmoid" else jax.nn.softmax(logits_TE)
+
+
+def group_scores(biased_TgE: Array, c: ModelConfig) -> Array:
+    """A group's score [T, g]: its best affinity (V2, section 2.2.2) or the sum of its two best biased ones (V3)."""
+    best = 1 if c.topk_method == "group_limited_greedy" else min(2, biased_TgE.shape[-1])
+    return jax.lax.top_k(biased_TgE, best)[0].sum(axis=-1)
 
 
 def choose_experts(scores_TE: Array, bias_E: Array, c: ModelConfig) -> tuple[Array, Array]:
     """Ids [T, K] and gate values [T, K] of the chosen experts.
 
-    The bias takes part in the choice only, never in the gate value (V3, equation 16). A group's score is the sum of its
-    two best biased affinities; the experts of groups that are not kept are at minus infinity, not at zero, since a
-    biased affinity may be negative.
+    "greedy" takes the best of all, "group_limited_greedy" the best of the best groups, and "noaux_tc" the best biased
+    ones of the best groups. The bias takes part in the choice only, never in the gate value (V3, equation 16). Experts
+    of groups that are not kept are at minus infinity, not at zero, since a biased affinity may be negative.
     """
-    biased_TE = scores_TE + bias_E
-    if c.topk_group < c.n_group:
+    biased_TE = scores_TE + bias_E if uses_router_bias(c) else scores_TE
+    if c.topk_method != "greedy" and c.topk_group < c.n_group:
         T, E = scores_TE.shape
         grouped_TgE = biased_TE.reshape(T, c.n_group, E // c.n_group)
-        group_score_Tg = jax.lax.top_k(grouped_TgE, min(2, E // c.n_group))[0].sum(axis=-1)
-        kept_Tk = jax.lax.top_k(group_score_Tg, c.topk_group)[1]
+        kept_Tk = jax.lax.top_k(group_scores(grouped_TgE, c), c.topk_group)[1]
         is_kept_Tg = jax.nn.one_hot(kept_Tk, c.n_group).sum(axis=1) > 0
         biased_TE = jnp.where(is_kept_Tg[:, :, None], grouped_TgE, -jnp.inf).reshape(T, E)
     ids_TK = jax.lax.top_k(biased_TE, c.num_experts_per_tok)[1]
@@ -57,33 +65,37 @@ def experts_grouped(p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array) -> A
     return jnp.einsum("TKD,TK->TD", out_SD, gates_TK.astype(x_TD.dtype))
 
 
-def moe(p: Params, bias_E: Array, x_BTD: Array, mask_BT: Array, c: ModelConfig) -> tuple[Array, dict[str, Array]]:
-    """Routed plus shared experts, [B, T, D], and the router's statistics over the tokens in `mask` (no padding).
+def moe(p: Params, bias_E: Array, x_BTD: Array, segments_BT: Array, c: ModelConfig) -> tuple[Array, dict[str, Array]]:
+    """Routed plus shared experts, [B, T, D], and the router's statistics over all but segment 0, the padding.
 
-    Statistics: `load_E`, how many tokens chose each expert, and `balance`, the sequence-wise balance loss.
+    Statistics: `load_E`, how many tokens chose each expert, and `balance`, the sum of the segments' balance losses.
     """
     x_TD = x_BTD.reshape(-1, x_BTD.shape[-1])
-    scores_TE = affinities(p, x_TD)
+    scores_TE = affinities(p, x_TD, c)
     ids_TK, gates_TK = choose_experts(scores_TE, bias_E, c)
     experts = experts_dense if c.experts == "dense" else experts_grouped
     out_TD = experts(p, x_TD, ids_TK, gates_TK) + feed_forward(p["shared"], x_TD)
 
     chosen_TE = jax.nn.one_hot(ids_TK, c.n_routed_experts).sum(axis=1)
-    chosen_BTE = chosen_TE.reshape(*mask_BT.shape, -1) * mask_BT[..., None]
-    balance = balance_loss(scores_TE.reshape(chosen_BTE.shape), chosen_BTE, mask_BT, c)
+    chosen_BTE = chosen_TE.reshape(*segments_BT.shape, -1) * (segments_BT > 0)[..., None]
+    balance = balance_loss(scores_TE.reshape(chosen_BTE.shape), chosen_BTE, segments_BT, c)
     return out_TD.reshape(x_BTD.shape), {"load_E": chosen_BTE.sum(axis=(0, 1)), "balance": balance}
 
 
-def balance_loss(scores_BTE: Array, chosen_BTE: Array, mask_BT: Array, c: ModelConfig) -> Array:
-    """Mean over rows of sum_e f_e P_e (V3, equations 17 to 20); 1 when a row uses all experts alike.
+def balance_loss(scores_BTE: Array, chosen_BTE: Array, segments_BT: Array, c: ModelConfig) -> Array:
+    """Sum over segments of sum_e f_e P_e (V3, equations 17 to 20); 1 for each that uses all experts alike.
 
-    f_e = E / (K T) * how many tokens of the row chose expert e; P_e = mean of its normalised affinity over the row.
+    f_e = E / (K T) * how many tokens of the segment chose expert e; P_e = mean of its normalised affinity over them.
     """
-    tokens_B1 = jnp.maximum(mask_BT.sum(axis=1, keepdims=True), 1)
-    f_BE = chosen_BTE.sum(axis=1) * c.n_routed_experts / (c.num_experts_per_tok * tokens_B1)
-    normalised_BTE = scores_BTE / scores_BTE.sum(axis=-1, keepdims=True) * mask_BT[..., None]
-    P_BE = normalised_BTE.sum(axis=1) / tokens_B1
-    return (f_BE * P_BE).sum(axis=-1).mean()
+    T = segments_BT.shape[1]
+
+    def by_segment(values_BTE):
+        return jax.vmap(lambda v, s: jax.ops.segment_sum(v, s, num_segments=T + 1))(values_BTE, segments_BT)[:, 1:]
+
+    tokens_Bs1 = jnp.maximum(by_segment(jnp.ones((*segments_BT.shape, 1))), 1)
+    f_BsE = by_segment(chosen_BTE) * c.n_routed_experts / (c.num_experts_per_tok * tokens_Bs1)
+    P_BsE = by_segment(scores_BTE / scores_BTE.sum(axis=-1, keepdims=True)) / tokens_Bs1
+    return (f_BsE * P_BsE).sum()
 
 
 def update_router_bias(bias_LE: Array, load_LE: Array, speed: float) -> Array:

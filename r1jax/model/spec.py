@@ -1,6 +1,7 @@
-"""The one table of parameters: shapes, logical axes and initialisation.
+"""The one table of parameters: shapes, logical axes, initialisation, and names in published checkpoints.
 
-Initial values, shardings, the checkpoint's restore target, counts and the weight-decay mask all derive from it.
+Initial values, shardings, the checkpoint's restore target, counts, the weight-decay mask and the Hugging Face name map
+all derive from it.
 """
 
 import math
@@ -13,6 +14,8 @@ import jax.numpy as jnp
 from r1jax.config import ModelConfig
 from r1jax.types import Array, Params
 
+STACKED = ("layers", "experts")  # axes whose entries are tensors of their own in published checkpoints
+
 
 @dataclass(frozen=True)
 class ParamSpec:
@@ -21,63 +24,66 @@ class ParamSpec:
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     fan_in: int  # numbers that each output sums over; 0 marks a norm's weight, which starts at 1
+    published: str  # its name in published checkpoints; within a layer, what follows "model.layers.N."
+    inputs: int = 0  # leading dimensions that are a matrix's inputs: published as [outputs, inputs]; 0: as it is
 
     def stacked(self, layers: int) -> "ParamSpec":
-        return ParamSpec((layers, *self.shape), ("layers", *self.axes), self.fan_in)
+        return ParamSpec((layers, *self.shape), ("layers", *self.axes), self.fan_in, self.published, self.inputs)
 
 
 def is_spec(x) -> bool:
     return isinstance(x, ParamSpec)
 
 
-def _norm(width: int) -> ParamSpec:
-    return ParamSpec((width,), ("norm",), fan_in=0)
+def _norm(width: int, published: str) -> ParamSpec:
+    return ParamSpec((width,), ("norm",), 0, published)
 
 
 def _attention(c: ModelConfig) -> dict:
-    H, D, C = c.num_attention_heads, c.hidden_size, c.kv_lora_rank
-    qk_dim = c.qk_nope_head_dim + c.qk_rope_head_dim
-    if c.q_lora_rank is None:
-        query = {"q_DHM": ParamSpec((D, H, qk_dim), ("embed", "heads", "head"), D)}
+    H, D, C, Q = c.num_attention_heads, c.hidden_size, c.kv_lora_rank, c.q_lora_rank
+    M, W, U = c.qk_nope_head_dim + c.qk_rope_head_dim, c.qk_nope_head_dim + c.v_head_dim, c.v_head_dim
+    if Q is None:
+        query = {"q_DHM": ParamSpec((D, H, M), ("embed", "heads", "head"), D, "self_attn.q_proj.weight", 1)}
     else:
         query = {
-            "q_a_DQ": ParamSpec((D, c.q_lora_rank), ("embed", "lora"), D),
-            "q_norm_Q": _norm(c.q_lora_rank),
-            "q_b_QHM": ParamSpec((c.q_lora_rank, H, qk_dim), ("lora", "heads", "head"), c.q_lora_rank),
+            "q_a_DQ": ParamSpec((D, Q), ("embed", "lora"), D, "self_attn.q_a_proj.weight", 1),
+            "q_norm_Q": _norm(Q, "self_attn.q_a_layernorm.weight"),
+            "q_b_QHM": ParamSpec((Q, H, M), ("lora", "heads", "head"), Q, "self_attn.q_b_proj.weight", 1),
         }
+    kv_a_width = C + c.qk_rope_head_dim
     return query | {
-        "kv_a_DX": ParamSpec((D, C + c.qk_rope_head_dim), ("embed", "lora"), D),
-        "kv_norm_C": _norm(C),
-        "k_b_CHN": ParamSpec((C, H, c.qk_nope_head_dim), ("lora", "heads", "head"), C),
-        "v_b_CHU": ParamSpec((C, H, c.v_head_dim), ("lora", "heads", "head"), C),
-        "out_HUD": ParamSpec((H, c.v_head_dim, D), ("heads", "head", "embed"), H * c.v_head_dim),
+        "kv_a_DX": ParamSpec((D, kv_a_width), ("embed", "lora"), D, "self_attn.kv_a_proj_with_mqa.weight", 1),
+        "kv_norm_C": _norm(C, "self_attn.kv_a_layernorm.weight"),
+        "kv_b_CHW": ParamSpec((C, H, W), ("lora", "heads", "head"), C, "self_attn.kv_b_proj.weight", 1),
+        "out_HUD": ParamSpec((H, U, D), ("heads", "head", "embed"), H * U, "self_attn.o_proj.weight", 2),
     }
 
 
-def _feed_forward(D: int, F: int) -> dict:
+def _feed_forward(D: int, F: int, published: str) -> dict:
     return {
-        "gate_DF": ParamSpec((D, F), ("embed", "mlp"), D),
-        "up_DF": ParamSpec((D, F), ("embed", "mlp"), D),
-        "down_FD": ParamSpec((F, D), ("mlp", "embed"), F),
+        "gate_DF": ParamSpec((D, F), ("embed", "mlp"), D, f"{published}.gate_proj.weight", 1),
+        "up_DF": ParamSpec((D, F), ("embed", "mlp"), D, f"{published}.up_proj.weight", 1),
+        "down_FD": ParamSpec((F, D), ("mlp", "embed"), F, f"{published}.down_proj.weight", 1),
     }
 
 
 def _experts(c: ModelConfig) -> dict:
     E, D, F = c.n_routed_experts, c.hidden_size, c.moe_intermediate_size
+    into, out, published = ("experts", "embed", "mlp"), ("experts", "mlp", "embed"), "mlp.experts.{expert}"
     return {
-        "router_DE": ParamSpec((D, E), ("embed", "router"), D),
-        "gate_EDF": ParamSpec((E, D, F), ("experts", "embed", "mlp"), D),
-        "up_EDF": ParamSpec((E, D, F), ("experts", "embed", "mlp"), D),
-        "down_EFD": ParamSpec((E, F, D), ("experts", "mlp", "embed"), F),
-        "shared": _feed_forward(D, F * c.n_shared_experts),
+        "router_DE": ParamSpec((D, E), ("embed", "router"), D, "mlp.gate.weight", 1),
+        "gate_EDF": ParamSpec((E, D, F), into, D, f"{published}.gate_proj.weight", 1),
+        "up_EDF": ParamSpec((E, D, F), into, D, f"{published}.up_proj.weight", 1),
+        "down_EFD": ParamSpec((E, F, D), out, F, f"{published}.down_proj.weight", 1),
+        "shared": _feed_forward(D, F * c.n_shared_experts, "mlp.shared_experts"),
     }
 
 
 def _block(c: ModelConfig, feed_forward: dict) -> dict:
     return {
-        "attention_norm_D": _norm(c.hidden_size),
+        "attention_norm_D": _norm(c.hidden_size, "input_layernorm.weight"),
         "attention": _attention(c),
-        "feed_forward_norm_D": _norm(c.hidden_size),
+        "feed_forward_norm_D": _norm(c.hidden_size, "post_attention_layernorm.weight"),
         "feed_forward": feed_forward,
     }
 
@@ -86,52 +92,86 @@ def _stack(block: dict, layers: int) -> dict:
     return jax.tree.map(lambda s: s.stacked(layers), block, is_leaf=is_spec)
 
 
+def stack_layers(c: ModelConfig) -> dict[str, range]:
+    """The stacks that this model has, and which layers are in each; MTP modules are numbered after the last layer."""
+    L, dense, modules = c.num_hidden_layers, c.first_k_dense_replace, c.num_nextn_predict_layers
+    layers = {"dense": range(dense), "moe": range(dense, L), "mtp": range(L, L + modules)}
+    return {name: numbers for name, numbers in layers.items() if numbers}
+
+
 def param_specs(c: ModelConfig) -> dict:
     """The tree of `ParamSpec`s. Layers of one kind are stacked on a leading axis, so that they can be scanned."""
     D, V = c.hidden_size, c.vocab_size
-    moe_layers = c.num_hidden_layers - c.first_k_dense_replace
-    specs = {
-        "embed_VD": ParamSpec((V, D), ("vocab", "embed"), 1),
-        "dense": _stack(_block(c, _feed_forward(D, c.intermediate_size)), c.first_k_dense_replace),
-        "moe": _stack(_block(c, _experts(c)), moe_layers),
-        "norm_D": _norm(D),
-        "head_DV": ParamSpec((D, V), ("embed", "vocab"), D),
-    }
-    if c.num_nextn_predict_layers:
-        module = {
-            "hidden_norm_D": _norm(D),
-            "embed_norm_D": _norm(D),
-            "project_2DD": ParamSpec((2 * D, D), ("concat", "embed"), 2 * D),
+    blocks = {
+        "dense": _block(c, _feed_forward(D, c.intermediate_size, "mlp")),
+        "moe": _block(c, _experts(c)),
+        "mtp": {
+            "hidden_norm_D": _norm(D, "hnorm.weight"),
+            "embed_norm_D": _norm(D, "enorm.weight"),
+            "project_2DD": ParamSpec((2 * D, D), ("concat", "embed"), 2 * D, "eh_proj.weight", 1),
             "block": _block(c, _experts(c)),
-            "norm_D": _norm(D),
-        }
-        specs["mtp"] = _stack(module, c.num_nextn_predict_layers)
+            "norm_D": _norm(D, "shared_head.norm.weight"),
+        },
+    }
+    specs = {
+        "embed_VD": ParamSpec((V, D), ("vocab", "embed"), 1, "model.embed_tokens.weight"),
+        "norm_D": _norm(D, "model.norm.weight"),
+        **{name: _stack(blocks[name], len(layers)) for name, layers in stack_layers(c).items()},
+    }
+    if not c.tie_word_embeddings:
+        specs["head_DV"] = ParamSpec((D, V), ("embed", "vocab"), D, "lm_head.weight", 1)
     return specs
 
 
+def router_bias_specs(c: ModelConfig) -> dict[str, ParamSpec]:
+    """Routing biases, [layers, E] for each stack with experts: state that no gradient moves, always float32."""
+    E, published = c.n_routed_experts, "mlp.gate.e_score_correction_bias"
+    return {
+        name: ParamSpec((len(layers), E), ("layers", "router"), E, published)
+        for name, layers in stack_layers(c).items()
+        if name != "dense"
+    }
+
+
 def init_params(key: Array, config: ModelConfig) -> Params:
-    """float32 params; each tensor's key is a function of its path, so adding a tensor changes no other."""
+    """Params in `param_dtype`; each tensor's key is a function of its path, so adding a tensor changes no other."""
     fixed_std = config.initializer_range
 
     def init(path, spec: ParamSpec) -> Array:
         if spec.fan_in == 0:
-            return jnp.ones(spec.shape, jnp.float32)
+            return jnp.ones(spec.shape, config.param_dtype)
         tensor_key = jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
         std = spec.fan_in**-0.5 if fixed_std is None else fixed_std
-        return std * jax.random.normal(tensor_key, spec.shape, jnp.float32)
+        return (std * jax.random.normal(tensor_key, spec.shape, jnp.float32)).astype(config.param_dtype)
 
     return jax.tree_util.tree_map_with_path(init, param_specs(config), is_leaf=is_spec)
 
 
 def init_router_bias(config: ModelConfig) -> dict[str, Array]:
     """Zero routing biases, [layers, E] for each stack with experts."""
-    layers = {"moe": config.num_hidden_layers - config.first_k_dense_replace, "mtp": config.num_nextn_predict_layers}
-    return {name: jnp.zeros((n, config.n_routed_experts), jnp.float32) for name, n in layers.items() if n}
+    return {name: jnp.zeros(spec.shape, jnp.float32) for name, spec in router_bias_specs(config).items()}
 
 
 def count_params(config: ModelConfig) -> dict[str, int]:
-    """Number of parameters under each top-level name of the tree."""
-    specs = param_specs(config)
+    """Numbers of a published checkpoint under each top-level name of the tree, routing biases included."""
+    biases = router_bias_specs(config) if uses_router_bias(config) else {}
+    trees = param_specs(config) | {f"router_bias.{name}": spec for name, spec in biases.items()}
     return {
-        name: sum(math.prod(s.shape) for s in jax.tree.leaves(tree, is_leaf=is_spec)) for name, tree in specs.items()
+        name: sum(math.prod(s.shape) for s in jax.tree.leaves(tree, is_leaf=is_spec)) for name, tree in trees.items()
     }
+
+
+def uses_router_bias(c: ModelConfig) -> bool:
+    """Whether experts are chosen by biased affinities (V3); otherwise the biases stay zero, and are not published."""
+    return c.topk_method == "noaux_tc"
+
+
+def count_active_params(config: ModelConfig) -> int:
+    """Parameters that take part in predicting one next token: the chosen experts of each layer, and no MTP module."""
+
+    def active(spec: ParamSpec) -> int:
+        chosen = config.num_experts_per_tok / config.n_routed_experts if "experts" in spec.axes else 1
+        return round(math.prod(spec.shape) * chosen)
+
+    main = {name: tree for name, tree in param_specs(config).items() if name != "mtp"}
+    return sum(active(spec) for spec in jax.tree.leaves(main, is_leaf=is_spec))

@@ -14,34 +14,34 @@ from r1jax.types import Array, Params, TokenBatch
 
 @struct.dataclass
 class Hidden:
-    """What a forward pass over whole sequences gives."""
+    """What a forward pass over whole sequences gives; the stacks are "dense" and "moe", where the model has them."""
 
     hidden_BTD: Array  # after the final norm
     latents: dict[str, Array]  # [L, B, T, X] for each stack: the cache, when it was asked for
     load: dict[str, Array]  # [L, E] for each stack with experts: tokens that chose each expert
-    balance: Array  # sequence-wise balance loss, mean over layers with experts
+    balance: Array  # sequence-wise balance loss, summed over segments, mean over layers with experts
 
 
 def cast(params: Params, config: ModelConfig) -> Params:
-    """Stored float32 weights in the dtype of the activations; the router computes in float32 by itself."""
-    return jax.tree.map(lambda w: w.astype(config.dtype), params)
+    """Stored weights in the dtype of the activations; routers stay as they are stored, and compute in float32."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, w: w if path[-1].key == "router_DE" else w.astype(config.dtype), params
+    )
 
 
-def causal_mask(segments_BT: Array) -> Array:
-    """[B, T, S]: a token sees itself and what stands before it in its own segment."""
-    T = segments_BT.shape[1]
-    same_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
-    return same_BTS & jnp.tril(jnp.ones((T, T), bool))
+def stacks(params: Params) -> list[str]:
+    """The scanned stacks of layers that this model has, in order."""
+    return [name for name in ("dense", "moe") if name in params]
 
 
-def _block(p: Params, bias_E: Array | None, x_BTD: Array, mask_BT: Array, attend, c: ModelConfig):
+def _block(p: Params, bias_E: Array | None, x_BTD: Array, segments_BT: Array, attend, c: ModelConfig):
     """One layer; `attend(weights, x)` returns its output and whatever it wants to keep."""
     attended_BTD, kept = attend(p["attention"], rms_norm(x_BTD, p["attention_norm_D"], c.rms_norm_eps))
     x_BTD = x_BTD + attended_BTD
     normed_BTD = rms_norm(x_BTD, p["feed_forward_norm_D"], c.rms_norm_eps)
     if bias_E is None:
         return x_BTD + feed_forward(p["feed_forward"], normed_BTD), kept, None
-    routed_BTD, statistics = moe(p["feed_forward"], bias_E, normed_BTD, mask_BT, c)
+    routed_BTD, statistics = moe(p["feed_forward"], bias_E, normed_BTD, segments_BT, c)
     return x_BTD + routed_BTD, kept, statistics
 
 
@@ -51,63 +51,66 @@ def forward(
     """Runs whole (packed or padded) sequences. `batch` holds int32 [B, T]; segment 0 is padding."""
     chex.assert_equal_shape([batch.tokens_BT, batch.positions_BT, batch.segments_BT])
     params = cast(params, config)
-    mask_BTS = causal_mask(batch.segments_BT)
-    mask_BT = (batch.segments_BT > 0).astype(jnp.float32)
 
     def attend(p, x_BTD):
-        out_BTD, latents_BTX = attend_expanded(p, x_BTD, batch.positions_BT, mask_BTS, config)
+        out_BTD, latents_BTX = attend_expanded(p, x_BTD, batch.positions_BT, batch.segments_BT, config)
         return out_BTD, latents_BTX if keep_latents else None
 
     def layer(x_BTD, weights):
         p, bias_E = weights
-        x_BTD, latents_BTX, statistics = _block(p, bias_E, x_BTD, mask_BT, attend, config)
+        x_BTD, latents_BTX, statistics = _block(p, bias_E, x_BTD, batch.segments_BT, attend, config)
         return x_BTD, (latents_BTX, statistics)
 
-    x_BTD = params["embed_VD"][batch.tokens_BT]
-    x_BTD, (dense_latents, _) = jax.lax.scan(layer, x_BTD, (params["dense"], None))
-    x_BTD, (moe_latents, statistics) = jax.lax.scan(layer, x_BTD, (params["moe"], router_bias["moe"]))
-    return Hidden(
-        hidden_BTD=rms_norm(x_BTD, params["norm_D"], config.rms_norm_eps),
-        latents={"dense": dense_latents, "moe": moe_latents},
-        load={"moe": statistics["load_E"]},
-        balance=statistics["balance"].mean(),
-    )
+    x_BTD, latents, load, balance = params["embed_VD"][batch.tokens_BT], {}, {}, jnp.zeros(())
+    for name in stacks(params):
+        x_BTD, (latents[name], statistics) = jax.lax.scan(layer, x_BTD, (params[name], router_bias.get(name)))
+        if statistics is not None:
+            load[name], balance = statistics["load_E"], statistics["balance"].mean()
+    return Hidden(rms_norm(x_BTD, params["norm_D"], config.rms_norm_eps), latents, load, balance)
+
+
+def head(params: Params) -> Array:
+    """The output head [D, V]: the embedding, where they are tied."""
+    return params["head_DV"] if "head_DV" in params else params["embed_VD"].T
 
 
 def logits(params: Params, hidden_BTD: Array) -> Array:
     """float32 [B, T, V]."""
-    return (hidden_BTD @ params["head_DV"].astype(hidden_BTD.dtype)).astype(jnp.float32)
+    head_DV = head(params).astype(hidden_BTD.dtype)
+    return jnp.matmul(hidden_BTD, head_DV, preferred_element_type=jnp.float32)
+
+
+def later_tokens(batch: TokenBatch, offset: int) -> tuple[Array, Array]:
+    """The token `offset` places later, [B, T], and a mask of the same shape: whether it lies in the same segment."""
+    T = batch.tokens_BT.shape[1]
+    same_BT = (jnp.roll(batch.segments_BT, -offset, axis=1) == batch.segments_BT) & (batch.segments_BT > 0)
+    return jnp.roll(batch.tokens_BT, -offset, axis=1), same_BT & (jnp.arange(T) < T - offset)
 
 
 def forward_mtp(params: Params, router_bias: dict, hidden: Hidden, batch: TokenBatch, config: ModelConfig):
     """Multi-token prediction (V3, section 2.2): module k sees token i + k beside position i and predicts i + k + 1.
 
     Returns the modules' hidden states, a list of [B, T, D] after each module's norm, and their expert loads [K, E].
-    Where token i + k lies in another segment the hidden state is meaningless: the loss masks it.
+    A module takes the previous one's normed hidden states, as the first takes the model's. Where token i + k lies in
+    another segment, the module sees zeros, no expert counts the token, and the loss masks it.
     """
     params = cast(params, config)
-    mask_BTS = causal_mask(batch.segments_BT)
-    mask_BT = (batch.segments_BT > 0).astype(jnp.float32)
     x_BTD, outputs, loads = hidden.hidden_BTD, [], []
+
+    def attend(p, x_BTD):
+        return attend_expanded(p, x_BTD, batch.positions_BT, batch.segments_BT, config)
+
     for k in range(config.num_nextn_predict_layers):
         p = jax.tree.map(lambda w, k=k: w[k], params["mtp"])
-        later_BTD = params["embed_VD"][jnp.roll(batch.tokens_BT, -(k + 1), axis=1)]
-        pair_BTD = jnp.concatenate(
-            [
-                rms_norm(later_BTD, p["embed_norm_D"], config.rms_norm_eps),
-                rms_norm(x_BTD, p["hidden_norm_D"], config.rms_norm_eps),
-            ],
-            axis=-1,
-        )
-        x_BTD, _, statistics = _block(
-            p["block"],
-            router_bias["mtp"][k],
-            pair_BTD @ p["project_2DD"],
-            mask_BT,
-            lambda p, x_BTD: attend_expanded(p, x_BTD, batch.positions_BT, mask_BTS, config),
-            config,
-        )
-        outputs.append(rms_norm(x_BTD, p["norm_D"], config.rms_norm_eps))
+        later_BT, mask_BT = later_tokens(batch, k + 1)
+        later_BTD = jnp.where(mask_BT[..., None], params["embed_VD"][later_BT], 0)
+        embedded_BTD = rms_norm(later_BTD, p["embed_norm_D"], config.rms_norm_eps)
+        normed_BTD = rms_norm(x_BTD, p["hidden_norm_D"], config.rms_norm_eps)
+        pair_BTD = jnp.concatenate([embedded_BTD, normed_BTD], axis=-1) @ p["project_2DD"]
+        segments_BT = batch.segments_BT * mask_BT
+        x_BTD, _, statistics = _block(p["block"], router_bias["mtp"][k], pair_BTD, segments_BT, attend, config)
+        x_BTD = rms_norm(x_BTD, p["norm_D"], config.rms_norm_eps)
+        outputs.append(x_BTD)
         loads.append(statistics["load_E"])
     return outputs, jnp.stack(loads)
 
@@ -134,7 +137,7 @@ def decode_step(
     Returns:
       hidden [B, G, D] after the final norm, and the tail with slot `index` written.
     """
-    mask_BG = jnp.ones(tokens_BG.shape, jnp.float32)
+    segments_BG = jnp.ones(tokens_BG.shape, jnp.int32)
     x_BGD = params["embed_VD"][tokens_BG]
 
     def layer(x_BGD, weights):
@@ -143,10 +146,10 @@ def decode_step(
         def attend(p, x_BGD):
             return attend_absorbed(p, x_BGD, positions_BG, prompt_BPX, prompt_mask_BP, tail_BGNX, index, config)
 
-        x_BGD, new_BGX, _ = _block(p, bias_E, x_BGD, mask_BG, attend, config)
+        x_BGD, new_BGX, _ = _block(p, bias_E, x_BGD, segments_BG, attend, config)
         return x_BGD, new_BGX
 
-    for name in ("dense", "moe"):
+    for name in stacks(params):
         stack = (params[name], router_bias.get(name), prompt[name], tail[name])
         x_BGD, new_LBGX = jax.lax.scan(layer, x_BGD, stack)
         # One write after the scan: a tail that travels through the scan would be copied whole at every step.

@@ -3,7 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from r1jax.types import Array
+from r1jax.model.transformer import logits
+from r1jax.types import Array, Params
+
+CHUNK = 128  # tokens of each row whose logits exist at once: [B, T, V] never does in longer rows
 
 
 def token_logprobs(logits_BTV: Array, tokens_BT: Array, temperature: Array | float = 1.0) -> tuple[Array, Array]:
@@ -14,3 +17,23 @@ def token_logprobs(logits_BTV: Array, tokens_BT: Array, temperature: Array | flo
     logp_BTV = jax.nn.log_softmax(logits_BTV.astype(jnp.float32) / temperature)
     logp_BT = jnp.take_along_axis(logp_BTV, tokens_BT[..., None], axis=-1)[..., 0]
     return logp_BT, -(jnp.exp(logp_BTV) * logp_BTV).sum(axis=-1)
+
+
+def hidden_logprobs(
+    params: Params, hidden_BTD: Array, tokens_BT: Array, temperature: Array | float = 1.0
+) -> tuple[Array, Array]:
+    """`token_logprobs` of the model's head on hidden states, `CHUNK` tokens at a time, computed again for gradients."""
+
+    def one(chunk):
+        hidden_BtD, tokens_Bt = chunk
+        return token_logprobs(logits(params, hidden_BtD), tokens_Bt, temperature)
+
+    B, T, D = hidden_BTD.shape
+    if T <= CHUNK:
+        return one((hidden_BTD, tokens_BT))
+    pad = -T % CHUNK
+    hidden_BcD = jnp.pad(hidden_BTD, ((0, 0), (0, pad), (0, 0))).reshape(B, -1, CHUNK, D)
+    tokens_Bct = jnp.pad(tokens_BT, ((0, 0), (0, pad))).reshape(B, -1, CHUNK)
+    chunks = jax.lax.map(jax.checkpoint(one), (jnp.moveaxis(hidden_BcD, 1, 0), jnp.moveaxis(tokens_Bct, 1, 0)))
+    logp_BT, entropy_BT = (jnp.moveaxis(x_cBt, 0, 1).reshape(B, T + pad)[:, :T] for x_cBt in chunks)
+    return logp_BT, entropy_BT

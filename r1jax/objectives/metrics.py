@@ -16,6 +16,10 @@ class Mean:
     def merge(self, other: "Mean") -> "Mean":
         return Mean(self.total + other.total, self.weight + other.weight)
 
+    def mean(self) -> Array:
+        """On the device; 0 where there is no weight."""
+        return self.total / jnp.maximum(self.weight, 1e-12)
+
     def value(self) -> float:
         return float(self.total) / max(float(self.weight), 1e-12)
 

@@ -5,6 +5,7 @@ What may change during a run (learning rate, temperature, end token) is an argum
 """
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ import optax
 
 from r1jax.config import ModelConfig, OptimizerConfig, PretrainConfig, RLConfig
 from r1jax.model.moe import update_router_bias
-from r1jax.model.spec import init_params, init_router_bias
+from r1jax.model.softmax_attention import choose_attention
+from r1jax.model.spec import init_params, init_router_bias, uses_router_bias
 from r1jax.objectives.grpo import group_advantages, grpo_loss, token_mean
 from r1jax.objectives.language_model import busiest_expert, language_model_loss
 from r1jax.objectives.metrics import Max, Mean
@@ -29,6 +31,14 @@ def random_key(seed: int, *position: int):
     for p in position:
         key = jax.random.fold_in(key, p)
     return key
+
+
+def on_platform(layout: Layout, model: ModelConfig) -> ModelConfig:
+    """The model with its "auto" attention chosen for the devices that it will run on."""
+    if model.attention != "auto":
+        return model
+    devices = layout.mesh.devices.ravel()
+    return replace(model, attention=choose_attention(devices[0].platform, model.dtype, len(devices)))
 
 
 @functools.cache
@@ -70,19 +80,19 @@ def start_training(layout: Layout, model: ModelConfig, config: OptimizerConfig):
     return jax.jit(start, out_shardings=train_state_shardings(layout, model, config), donate_argnums=(0, 1))
 
 
-def _apply_updates(optimizer, config: OptimizerConfig, state: TrainState, grads, load) -> TrainState:
+def _apply_updates(optimizer, model: ModelConfig, config: OptimizerConfig, state: TrainState, grads, load):
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    # Stacks that this step did not run (the MTP modules in RL) have no load, and keep their bias.
-    bias = {
-        name: update_router_bias(b, load[name], config.router_bias_speed) if name in load else b
-        for name, b in state.router_bias.items()
-    }
+    bias = state.router_bias
+    if uses_router_bias(model):
+        # Stacks that this step did not run (the MTP modules in RL) have no load, and keep their bias.
+        bias = bias | {name: update_router_bias(bias[name], load[name], config.router_bias_speed) for name in load}
     return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, bias)
 
 
 @functools.cache
 def pretrain_step(layout: Layout, model: ModelConfig, config: PretrainConfig):
     """(TrainState, TokenBatch) -> (TrainState, metrics). The state is donated."""
+    model = on_platform(layout, model)
     optimizer = make_optimizer(config.optimizer, model, config.steps)
     schedule = learning_rate(config.optimizer, config.steps)
 
@@ -95,7 +105,7 @@ def pretrain_step(layout: Layout, model: ModelConfig, config: PretrainConfig):
         )
         grads, (metrics, load) = jax.grad(loss, has_aux=True)(state.params, state.router_bias, batch)
         metrics |= {"grad_norm": Max(optax.global_norm(grads)), "learning_rate": Max(schedule(state.step))}
-        return _apply_updates(optimizer, config.optimizer, state, grads, load), metrics
+        return _apply_updates(optimizer, model, config.optimizer, state, grads, load), metrics
 
     shardings = train_state_shardings(layout, model, config.optimizer)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, layout.replicated()))
@@ -104,6 +114,7 @@ def pretrain_step(layout: Layout, model: ModelConfig, config: PretrainConfig):
 @functools.cache
 def sampler(layout: Layout, model: ModelConfig, group_size: int, max_new_tokens: int):
     """(params, router_bias, Prompts, key, temperature, eos_id) -> Generation on every device."""
+    model = on_platform(layout, model)
 
     def run(params, router_bias, prompts: Prompts, key, temperature, eos_id) -> Generation:
         return generate(
@@ -128,6 +139,7 @@ def prepare_batch(layout: Layout, model: ModelConfig):
     Advantages, and the log-probabilities of the outputs under the policy that drew them and under the reference, both
     from the trainer's own forward pass: the first ratio is exactly 1 whatever the sampler's rounding.
     """
+    model = on_platform(layout, model)
 
     def prepare(state: RLState, prompts: Prompts, generation: Generation, rewards_BG, temperature) -> GRPOBatch:
         N = generation.tokens_BGN.shape[-1]
@@ -152,6 +164,7 @@ def grpo_step(layout: Layout, model: ModelConfig, config: RLConfig):
 
     The state is donated.
     """
+    model = on_platform(layout, model)
     optimizer = make_optimizer(config.optimizer, model, config.steps * config.minibatches)
     schedule = learning_rate(config.optimizer, config.steps * config.minibatches)
 
@@ -173,7 +186,7 @@ def grpo_step(layout: Layout, model: ModelConfig, config: RLConfig):
         )
         metrics |= {
             "entropy": token_mean(entropy_BN, batch.mask_BN),
-            "expert_load_max": busiest_expert(load["moe"]),
+            **busiest_expert(load),
         }
         return total.total / jnp.maximum(total.weight, 1), (metrics, load)
 
@@ -182,7 +195,7 @@ def grpo_step(layout: Layout, model: ModelConfig, config: RLConfig):
         minibatch = jax.lax.with_sharding_constraint(minibatch, layout.batch())  # a gather alone would replicate it
         grads, (metrics, load) = jax.grad(loss, has_aux=True)(state.params, state.router_bias, minibatch, temperature)
         metrics |= {"grad_norm": Max(optax.global_norm(grads)), "learning_rate": Max(schedule(state.step))}
-        return _apply_updates(optimizer, config.optimizer, state, grads, load), metrics
+        return _apply_updates(optimizer, model, config.optimizer, state, grads, load), metrics
 
     shardings = train_state_shardings(layout, model, config.optimizer)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, layout.replicated()))

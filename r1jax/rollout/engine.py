@@ -36,10 +36,18 @@ class RolloutEngine:
 
     layout: Layout
     model: ModelConfig
-    tokenizer: Decoder
+    tokenizer: Decoder | None  # None: outputs are ids without text, and nothing ends them but the limit
     group_size: int
     max_prompt_tokens: int
     max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        longest = self.max_prompt_tokens + self.max_new_tokens
+        if longest > self.model.max_position_embeddings:
+            raise UsageError(
+                f"max_prompt_tokens + max_new_tokens is {longest}, more than the model's max_position_embeddings"
+                f" ({self.model.max_position_embeddings}): set them lower, or stretch it by RopeScalingConfig"
+            )
 
     def pad(self, prompts: Sequence[tuple[int, list[int]]]) -> Prompts:
         """(id, tokens) pairs as left-padded device arrays. Raises UsageError for a prompt that is empty or too long."""
@@ -64,7 +72,7 @@ class RolloutEngine:
     ) -> Generation:
         """Outputs on the device. The same key, prompt id and sample index give the same tokens in any batch."""
         sample = programs.sampler(self.layout, self.model, self.group_size, self.max_new_tokens)
-        eos_id = -1 if ignore_eos else self.tokenizer.eos_id
+        eos_id = -1 if ignore_eos or self.tokenizer is None else self.tokenizer.eos_id
         return sample(params, router_bias, prompts, key, np.float32(temperature), np.int32(eos_id))
 
     def decode(self, generation: Generation) -> list[list[Output]]:
@@ -77,7 +85,7 @@ class RolloutEngine:
             tokens = host.tokens_BGN[b, g, :length].tolist()
             finished = bool(host.finished_BG[b, g])
             return Output(
-                text=self.tokenizer.decode(tokens[:-1] if finished else tokens),
+                text=self.tokenizer.decode(tokens[:-1] if finished else tokens) if self.tokenizer else "",
                 tokens=tokens,
                 logprobs=host.logp_BGN[b, g, :length].tolist(),
                 finished=finished,

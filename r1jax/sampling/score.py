@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 
 from r1jax.config import ModelConfig
-from r1jax.model.transformer import forward, logits
-from r1jax.objectives.logprobs import token_logprobs
+from r1jax.model.transformer import forward
+from r1jax.objectives.logprobs import hidden_logprobs
 from r1jax.sampling.generate import prompt_batch
 from r1jax.types import Array, Generation, Params, Prompts, TokenBatch
 
@@ -39,5 +39,5 @@ def score(
     """log p and entropy of the last `new_tokens` tokens of each row, float32 [B, N], and the expert loads."""
     hidden = forward(params, router_bias, batch, c)
     predicting_BND = hidden.hidden_BTD[:, -new_tokens - 1 : -1]
-    logp_BN, entropy_BN = token_logprobs(logits(params, predicting_BND), batch.tokens_BT[:, -new_tokens:], temperature)
+    logp_BN, entropy_BN = hidden_logprobs(params, predicting_BND, batch.tokens_BT[:, -new_tokens:], temperature)
     return logp_BN, entropy_BN, hidden.load

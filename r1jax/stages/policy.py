@@ -1,38 +1,57 @@
 """A policy from a checkpoint, onto this run's devices."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import jax
 from etils import epath
 
 from r1jax.checkpoint import store as checkpoint
 from r1jax.config import ModelConfig
-from r1jax.errors import RunError
+from r1jax.data.published_tokenizer import load_tokenizer
+from r1jax.data.tasks import Task, get_task
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.errors import UsageError
 from r1jax.model.spec import init_params, init_router_bias
 from r1jax.parallel.layout import Layout
+from r1jax.stages.run import differences
 from r1jax.types import Params
 
 
 @dataclass(frozen=True)
 class Policy:
     model: ModelConfig
-    task: str
+    tokenizer: Tokenizer | None  # None: it was imported without one
+    task: Task | None  # None: it was imported
     params: Params
     router_bias: dict
 
+    def ask(self, question: str) -> list[int]:
+        """The ids of a prompt with `question`. Raises UsageError where there is no tokenizer."""
+        if self.tokenizer is None:
+            raise UsageError("the checkpoint has no tokenizer: give ids (--prompt_ids)")
+        return self.tokenizer.encode(self.task.prompt(question)) if self.task else self.tokenizer.prompt(question)
 
-def load_policy(path: epath.Path, layout: Layout) -> Policy:
-    """Raises UsageError when there is no checkpoint at `path`, RunError when it can't be read."""
+
+# How a model is computed and stored, not what it is: a run may choose otherwise than the checkpoint it starts from.
+FREE = ("param_dtype", "dtype", "experts", "attention", "initializer_range", "max_position_embeddings")
+
+
+def load_policy(path: epath.Path, layout: Layout, model: ModelConfig | None = None) -> Policy:
+    """The policy at `path`, as `model` computes and stores it; None: as the checkpoint does.
+
+    Raises UsageError when there is no checkpoint or it is of another model, RunError when it can't be read.
+    """
     store, step = checkpoint.find(path)
-    about = store.about(step)
-    try:
-        model = ModelConfig(**about["model"])
-    except TypeError as error:
-        raise RunError(
-            f"{path} was written by another version of r1jax: its model config does not fit: {error}"
-        ) from error
+    saved, task_name = checkpoint.read_about(store, step)
+    if model is None:
+        model = saved
+    changed = differences(asdict(saved), asdict(model) | {name: asdict(saved)[name] for name in FREE})
+    if changed:
+        raise UsageError(f"the base {path} is another model: {'; '.join(changed)}. Set ModelConfig as it was")
     item = store.restore_policy(step, policy_target(model, layout))
-    return Policy(model, about["task"], item["params"], item["router_bias"])
+    task = get_task(task_name) if task_name else None
+    tokenizer = task.tokenizer if task else load_tokenizer(store.directory.parent / "tokenizer")
+    return Policy(model, tokenizer, task, item["params"], item["router_bias"])
 
 
 def policy_target(model: ModelConfig, layout: Layout) -> dict:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import jax
@@ -13,14 +13,13 @@ from r1jax.checkpoint.store import CheckpointStore, about
 from r1jax.config import ModelConfig, RLConfig
 from r1jax.data.feeds import problem_batches
 from r1jax.data.tasks import Task
-from r1jax.errors import UsageError
 from r1jax.objectives.metrics import Metrics, merge_metrics
 from r1jax.parallel import programs
 from r1jax.rewards.rules import Reward, total
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.stages.grading import grade_outputs
 from r1jax.stages.policy import load_policy
-from r1jax.stages.run import Run, differences
+from r1jax.stages.run import Run
 from r1jax.stages.state import finite_values, restore_onto, split
 from r1jax.telemetry.metrics import MetricsWriter
 from r1jax.telemetry.statistics import summarize
@@ -101,10 +100,7 @@ SHOWN = ("reward", "accuracy", "response_tokens", "tokens_per_second")
 
 def start(run: Run, config: RLConfig, model: ModelConfig, base: epath.Path) -> RLState:
     """A fresh optimizer on the base policy, which is also the first reference."""
-    policy = load_policy(base, run.layout)
-    if policy.model != model:
-        changed = "; ".join(differences(asdict(policy.model), asdict(model)))
-        raise UsageError(f"the base {base} is another model: {changed}. Set ModelConfig as it was")
+    policy = load_policy(base, run.layout, model)
     reference, reference_router_bias = programs.snapshot((policy.params, policy.router_bias))
     train = programs.start_training(run.layout, model, config.optimizer)(policy.params, policy.router_bias)
     reference_step = jax.device_put(np.int32(0), run.layout.replicated())

@@ -1,0 +1,83 @@
+"""Parts of a checkpoint's arrays on disk, without the rest of it in memory.
+
+Orbax keeps arrays as Zarr in TensorStore, but saves and restores them whole. What is larger than a host's memory is
+written and read here, part by part, in the same format: Orbax restores it onto any mesh.
+"""
+
+import json
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from etils import epath
+
+from r1jax.checkpoint.published import array_specs, policy_specs
+from r1jax.config import ModelConfig
+from r1jax.model.spec import STACKED, ParamSpec, is_spec
+
+READ_CACHE = ts.Context({"cache_pool": {"total_bytes_limit": 4 << 30}})  # neighbours in one chunk are read once
+
+
+def create_policy(directory: epath.Path, model: ModelConfig, about: dict) -> None:
+    """One step's directory with its metadata and, for each array of the policy, an empty one in chunks.
+
+    Orbax writes the metadata for a tree of single numbers, in whose place the arrays are put.
+    """
+    import jax
+
+    numbers = jax.tree.map(lambda spec: np.zeros([1] * len(spec.shape)), policy_specs(model), is_leaf=is_spec)
+    handlers = {
+        "policy": ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False),
+        "about": ocp.JsonCheckpointHandler(),
+    }
+    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
+    checkpointer.save(
+        directory, ocp.args.Composite(policy=ocp.args.PyTreeSave(numbers), about=ocp.args.JsonSave(about))
+    )
+    for name, spec in array_specs(model).items():
+        (directory / "policy" / name).rmtree()
+        dtype = "float32" if name.startswith("router_bias.") else model.param_dtype
+        create_array(directory / "policy" / name, spec, dtype)
+
+
+def create_array(path: epath.Path, spec: ParamSpec, dtype: str) -> None:
+    """A chunk is one tensor of a published checkpoint, so that it is written at once, or not at all."""
+    chunks = [1 if axis in STACKED else size for size, axis in zip(spec.shape, spec.axes, strict=True)]
+    metadata = {
+        "shape": spec.shape,
+        "chunks": chunks,
+        "dtype": "bfloat16" if dtype == "bfloat16" else np.dtype(dtype).str,
+        "fill_value": None,
+        "compressor": None,  # weights hardly compress
+    }
+    ts.open({"driver": "zarr", "kvstore": url(path), "metadata": metadata}, create=True).result()
+
+
+def open_array(policy: epath.Path, name: str) -> Any:
+    """The TensorStore of one array of a checkpoint's `policy` item, written here or by Orbax."""
+    metadata = json.loads((policy / "_METADATA").read_text())
+    driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+    kvstore: Any = url(policy / name)
+    if metadata.get("use_ocdbt"):
+        kvstore = {"driver": "ocdbt", "base": url(policy), "path": f"{name}/"}
+    return ts.open({"driver": driver, "kvstore": kvstore}, context=READ_CACHE, open=True).result()
+
+
+def written(array: Any) -> set[str]:
+    """The chunks of an array that are on disk."""
+    return {key.decode() for key in array.kvstore.list().result()}
+
+
+def chunk_key(tensor_index: tuple[int, ...], dimensions: int) -> str:
+    """The name of a chunk on disk: its position in the grid of chunks."""
+    return ".".join(str(i) for i in (*tensor_index, *[0] * (dimensions - len(tensor_index))))
+
+
+def url(path: epath.Path) -> str:
+    return f"{path}/" if "://" in str(path) else f"file://{path}/"
+
+
+def numpy_dtype(param_dtype: str) -> Any:
+    return ml_dtypes.bfloat16 if param_dtype == "bfloat16" else np.dtype(param_dtype)

@@ -1,0 +1,132 @@
+"""A directory of safetensors shards, checked whole before the first tensor is read.
+
+The safetensors library reads neither bfloat16 nor FP8 into numpy, and does not say which tensor a short file lacks;
+the format is a JSON header and raw bytes.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+from r1jax.errors import UsageError
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+DTYPES: dict[str, Any] = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+}
+FP8_BLOCK = 128  # V3, section 3.3.2: a scale for each 128 x 128 weights
+SCALE = "_scale_inv"  # what follows a tensor's name in that of its scales
+
+
+@dataclass(frozen=True)
+class Entry:
+    file: epath.Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int  # bytes from the file's beginning
+    size: int
+
+
+@dataclass(frozen=True)
+class SafetensorsFiles:
+    entries: dict[str, Entry]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """All tensors but the scales of FP8 weights."""
+        return {name: e.shape for name, e in self.entries.items() if not name.endswith(SCALE)}
+
+    def read(self, name: str, dtype) -> np.ndarray:
+        """A tensor in `dtype`; FP8 weights are multiplied by their blocks' scales in float32, and rounded once."""
+        values = self._raw(name)
+        if values.dtype != ml_dtypes.float8_e4m3fn:
+            return values.astype(dtype)
+        return dequantise(values, self._raw(name + SCALE)).astype(dtype)
+
+    def _raw(self, name: str) -> np.ndarray:
+        entry = self.entries[name]
+        with entry.file.open("rb") as file:
+            file.seek(entry.start)
+            data = file.read(entry.size)
+        return np.frombuffer(data, DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+def dequantise(weights_OI: np.ndarray, scales_oi: np.ndarray) -> np.ndarray:
+    """float32 weights from FP8 ones and the scale of each 128 x 128 block (V3, section 3.3.2)."""
+    O, I = weights_OI.shape  # noqa: E741 - outputs and inputs
+    scales_OI = np.repeat(np.repeat(scales_oi, FP8_BLOCK, axis=0)[:O], FP8_BLOCK, axis=1)[:, :I]
+    return weights_OI.astype(np.float32) * scales_OI
+
+
+def open_safetensors(source: epath.Path) -> SafetensorsFiles:
+    """All tensors of `source`. Raises UsageError for a missing file, a damaged one, or a tensor that is cut short."""
+    entries: dict[str, Entry] = {}
+    weight_map = read_index(source)
+    for file in sorted(set(weight_map.values())) if weight_map else [SINGLE]:
+        entries |= read_header(source / file, source / INDEX if weight_map else source)
+    for name, file in weight_map.items():
+        if name not in entries or entries[name].file.name != file:
+            raise UsageError(f"{source / INDEX} says that {name} is in {file}, which has no such tensor")
+    check_scales(entries)
+    return SafetensorsFiles(entries)
+
+
+def read_index(source: epath.Path) -> dict[str, str]:
+    """Tensor -> file; empty where there is no index, and one file holds all."""
+    path = source / INDEX
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is not an index of safetensors: {type(error).__name__}: {error}") from error
+
+
+def read_header(path: epath.Path, named_by: epath.Path) -> dict[str, Entry]:
+    if not path.exists():
+        raise UsageError(f"{named_by} names no file that is there: {path} is missing")
+    length = path.stat().length
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        text = file.read(header_size) if header_size <= length else b""
+    try:
+        header = {name: value for name, value in json.loads(text).items() if name != "__metadata__"}
+        entries = {name: entry(path, 8 + header_size, value) for name, value in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is not a safetensors file: its header can't be read") from error
+    for name, e in entries.items():
+        if e.dtype not in DTYPES:
+            raise UsageError(f"{path}: {name} is of type {e.dtype}, expected one of {', '.join(DTYPES)}")
+        if e.size != math.prod(e.shape) * np.dtype(DTYPES[e.dtype]).itemsize:
+            raise UsageError(f"{path}: {name} has {e.size} bytes, which is not {e.dtype} of shape {e.shape}")
+        if e.start + e.size > length:
+            raise UsageError(f"{path}: {name} is truncated: it ends at byte {e.start + e.size} of {length}")
+    return entries
+
+
+def entry(path: epath.Path, base: int, header: dict) -> Entry:
+    begin, end = header["data_offsets"]
+    return Entry(path, header["dtype"], tuple(header["shape"]), base + begin, end - begin)
+
+
+def check_scales(entries: dict[str, Entry]) -> None:
+    """Raises UsageError when an FP8 weight and its scales don't belong together."""
+    for name, e in entries.items():
+        if e.dtype == "F8_E4M3":
+            scales = entries.get(name + SCALE)
+            expected = tuple(-(-size // FP8_BLOCK) for size in e.shape)
+            if scales is None:
+                raise UsageError(f"{e.file}: {name} is FP8, but there is no {name + SCALE}")
+            if scales.shape != expected or scales.dtype != "F32":
+                raise UsageError(
+                    f"{scales.file}: {name + SCALE} is {scales.dtype} {scales.shape}, expected F32 {expected}"
+                )
+        if name.endswith(SCALE) and name.removesuffix(SCALE) not in entries:
+            raise UsageError(f"{e.file}: {name} is the scale of no tensor")

@@ -1,0 +1,109 @@
+"""Causal softmax attention within segments: one interface, one implementation for each platform.
+
+None but "full" ever holds a [T, S] matrix of scores, so that memory grows with the sequence and not with its square.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from r1jax.types import Array
+
+MASKED = -1e30  # finite, so that a fully masked row (padding) gives numbers and not NaN
+CHUNK = 256  # queries at once in the chunked forms; what is not longer is one chunk
+BLOCK = 512  # largest block of the TPU kernel
+
+PLATFORMS = {"tpu": "splash", "gpu": "cudnn", "cpu": "chunked"}
+
+
+def choose_attention(platform: str, dtype: str, devices: int) -> str:
+    """What "auto" means for a program on `devices` of `platform` ("cpu", "gpu", "tpu") in `dtype`.
+
+    cuDNN's kernels know no float32. The TPU kernel is one device's: sharded programs take the form that XLA divides.
+    """
+    choice = PLATFORMS[platform]
+    if (choice == "cudnn" and dtype != "bfloat16") or (choice == "splash" and devices > 1):
+        return "chunked"
+    return choice
+
+
+def attend(q_BTHM: Array, k_BTHM: Array, v_BTHU: Array, segments_BT: Array, scale: float, implementation: str) -> Array:
+    """softmax(scale * q k) v over the earlier tokens of the same segment and the token itself, [B, T, H, U].
+
+    Keys and values have as many heads as queries; the head size of values may differ. `implementation` is a value of
+    `ModelConfig.attention`; "auto" is "chunked", which runs on every platform.
+    """
+    B, T, H, _ = q_BTHM.shape
+    chex.assert_shape(k_BTHM, q_BTHM.shape)
+    chex.assert_shape(v_BTHU, (B, T, H, None))
+    chex.assert_shape(segments_BT, (B, T))
+    if implementation == "splash":
+        return attend_splash(q_BTHM, k_BTHM, v_BTHU, segments_BT, scale)
+    if implementation == "cudnn":
+        return attend_chunked(q_BTHM, k_BTHM, v_BTHU, segments_BT, scale, cudnn_chunk)
+    if implementation == "full":
+        return einsum_chunk(q_BTHM, k_BTHM, v_BTHU, causal_mask(segments_BT, segments_BT, 0), scale)
+    return attend_chunked(q_BTHM, k_BTHM, v_BTHU, segments_BT, scale, einsum_chunk)
+
+
+def causal_mask(q_segments_BT: Array, k_segments_BS: Array, first: Array | int) -> Array:
+    """[B, T, S]: whether query first + t may see key s: it stands no later, and in the same segment."""
+    T, S = q_segments_BT.shape[1], k_segments_BS.shape[1]
+    same_BTS = q_segments_BT[:, :, None] == k_segments_BS[:, None, :]
+    return same_BTS & (jnp.arange(S) <= first + jnp.arange(T)[:, None])
+
+
+def einsum_chunk(q_BTHM: Array, k_BSHM: Array, v_BSHU: Array, mask_BTS: Array, scale: float) -> Array:
+    """The definition; scores and softmax in float32."""
+    scores_BHTS = jnp.einsum("BTHM,BSHM->BHTS", q_BTHM, k_BSHM, preferred_element_type=jnp.float32)
+    weights_BHTS = jax.nn.softmax(jnp.where(mask_BTS[:, None], scores_BHTS * scale, MASKED))
+    return jnp.einsum("BHTS,BSHU->BTHU", weights_BHTS.astype(v_BSHU.dtype), v_BSHU)
+
+
+def cudnn_chunk(q_BTHM: Array, k_BSHM: Array, v_BSHU: Array, mask_BTS: Array, scale: float) -> Array:
+    """cuDNN's fused kernel on a GPU. JAX raises where it doesn't know the head sizes: set attention = 'chunked'."""
+    return jax.nn.dot_product_attention(
+        q_BTHM, k_BSHM, v_BSHU, mask=mask_BTS[:, None], scale=scale, implementation="cudnn"
+    )
+
+
+def attend_chunked(q_BTHM, k_BTHM, v_BTHU, segments_BT, scale: float, attend_chunk, size: int = CHUNK) -> Array:
+    """`size` queries at a time over all keys; the backward pass computes each chunk's scores again."""
+    B, T, H, M = q_BTHM.shape
+    if size >= T:
+        return attend_chunk(q_BTHM, k_BTHM, v_BTHU, causal_mask(segments_BT, segments_BT, 0), scale)
+    pad = -T % size
+    q_BTHM = jnp.pad(q_BTHM, ((0, 0), (0, pad), (0, 0), (0, 0)))
+    q_segments_BT = jnp.pad(segments_BT, ((0, 0), (0, pad)))
+    chunks = (T + pad) // size
+
+    @jax.checkpoint
+    def one(chunk):
+        i, q_BtHM, q_segments_Bt = chunk
+        return attend_chunk(q_BtHM, k_BTHM, v_BTHU, causal_mask(q_segments_Bt, segments_BT, i * size), scale)
+
+    q_cBtHM = jnp.moveaxis(q_BTHM.reshape(B, chunks, size, H, M), 1, 0)
+    q_segments_cBt = jnp.moveaxis(q_segments_BT.reshape(B, chunks, size), 1, 0)
+    out_cBtHU = jax.lax.map(one, (jnp.arange(chunks), q_cBtHM, q_segments_cBt))
+    return jnp.moveaxis(out_cBtHU, 0, 1).reshape(B, T + pad, H, -1)[:, :T]
+
+
+def attend_splash(q_BTHM, k_BTHM, v_BTHU, segments_BT, scale: float, *, interpret: bool = False) -> Array:
+    """JAX's Pallas kernel for TPU; `interpret` runs it anywhere, slowly. Rows are padded to a multiple of its block."""
+    # Imported when used: Pallas is of no use to other platforms, and slow to import.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    T, H = q_BTHM.shape[1:3]
+    block = min(BLOCK, -(-T // 128) * 128)
+    pad = -T % block
+    q_BTHM, k_BTHM, v_BTHU = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (q_BTHM, k_BTHM, v_BTHU))
+    segments_BT = jnp.pad(segments_BT, ((0, 0), (0, pad)))
+    kernel = splash.make_splash_mha_single_device(
+        masks.MultiHeadMask([masks.CausalMask((T + pad, T + pad)) for _ in range(H)]),
+        block_sizes=splash.BlockSizes(*[block] * 8),
+        interpret=interpret,
+    )
+    q_BHTM, k_BHTM, v_BHTU = (jnp.swapaxes(x, 1, 2) for x in (q_BTHM * scale, k_BTHM, v_BTHU))
+    out_BHTU = jax.vmap(kernel)(q_BHTM, k_BHTM, v_BHTU, splash.SegmentIds(segments_BT, segments_BT))
+    return jnp.swapaxes(out_BHTU, 1, 2)[:, :T].astype(v_BTHU.dtype)
