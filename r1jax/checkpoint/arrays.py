@@ -79,5 +79,5 @@ def url(path: epath.Path) -> str:
     return f"{path}/" if "://" in str(path) else f"file://{path}/"
 
 
-def numpy_dtype(param_dtype: str) -> Any:
-    return ml_dtypes.bfloat16 if param_dtype == "bfloat16" else np.dtype(param_dtype)
+def numpy_dtype(name: str) -> np.dtype:
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)

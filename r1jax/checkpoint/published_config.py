@@ -26,14 +26,7 @@ def from_published(config: dict[str, Any], *, mtp: bool) -> ModelConfig:
         if config.get(key, only) != only:
             raise UsageError(f"config.json: {key} is {config[key]!r}, expected {only!r}")
     rope = config.get("rope_parameters") or {}  # of transformers 5
-    given: dict[str, Any] = {
-        "n_group": 1,
-        "topk_group": 1,
-        "num_nextn_predict_layers": 0,
-        "rope_theta": 10000.0,
-        **DEFAULTS[kind],
-    }
-    given |= {key: rope[key] for key in ("rope_theta",) if key in rope}
+    given: dict[str, Any] = DEFAULTS[kind] | {key: rope[key] for key in ("rope_theta",) if key in rope}
     given |= {key: value for key, value in config.items() if value is not None or key == "q_lora_rank"}
     if not mtp:
         given["num_nextn_predict_layers"] = 0

@@ -176,7 +176,7 @@ def plan_shards(tensors: dict[str, PublishedTensor], model: ModelConfig) -> Iter
 
 def tensor_bytes(tensor: PublishedTensor, model: ModelConfig) -> int:
     is_bias = tensor.array.startswith("router_bias.")
-    return int(np.prod(tensor.shape)) * (4 if is_bias else numpy_dtype(model.param_dtype)(0).itemsize)
+    return int(np.prod(tensor.shape)) * (4 if is_bias else numpy_dtype(model.param_dtype).itemsize)
 
 
 def read_published(policy: epath.Path, tensor: PublishedTensor) -> np.ndarray:

@@ -1,0 +1,155 @@
+"""The model against transformers' DeepSeek-V2 and V3, through import-hf, on tiny random weights in float32."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="parity with transformers needs torch")
+pytest.importorskip("transformers", reason="parity needs transformers")
+
+import torch
+import transformers
+from etils import epath
+
+from r1jax.checkpoint.published import published_tensors
+from r1jax.checkpoint.store import CheckpointStore, about, policy_item
+from r1jax.model.spec import init_params, init_router_bias
+from r1jax.model.transformer import forward, forward_mtp, logits
+from r1jax.objectives.language_model import language_model_loss
+from r1jax.rollout.engine import RolloutEngine
+from r1jax.stages.hugging_face import export_hf
+from r1jax.telemetry.progress import Progress
+from tests.reference import SMALLEST, draw, imported, make_reference, random_tokens, token_batch
+
+LOGITS = 1e-4  # of the logits' standard deviation: float32 sums in two orders, through at most 4 layers
+GRADIENTS = 1e-3  # of each tensor's norm
+
+
+def our_logits(policy, tokens) -> np.ndarray:
+    run = jax.jit(lambda p, b, x: logits(p, forward(p, b, x, policy.model).hidden_BTD))
+    return np.asarray(run(policy.params, policy.router_bias, token_batch(tokens)))
+
+
+def assert_same_logits(ours: np.ndarray, theirs: np.ndarray) -> None:
+    assert np.abs(ours - theirs).max() <= LOGITS * theirs.std()
+
+
+@pytest.mark.parametrize("seed", range(26))
+def test_logits_and_greedy_continuation(seed, tmp_path, one_device):
+    reference = make_reference(draw(seed), seed)
+    reference.save_pretrained(tmp_path / "hf")
+    policy = imported(tmp_path / "hf", tmp_path / "ours", one_device)
+    tokens = torch.tensor(random_tokens(2, 20))
+    with torch.no_grad():
+        theirs = reference(tokens).logits.numpy()
+        greedy = reference.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=64, do_sample=False, eos_token_id=None
+        )
+    assert_same_logits(our_logits(policy, tokens), theirs)
+
+    engine = RolloutEngine(one_device, policy.model, None, 1, 20, 64)
+    prompts = engine.pad(list(enumerate(tokens.tolist())))
+    generation = engine.run(policy.params, policy.router_bias, prompts, jax.random.key(0), 0.0)
+    np.testing.assert_array_equal(np.asarray(generation.tokens_BGN)[:, 0], greedy[:, 20:])
+
+
+def test_the_drawn_configurations_cover_the_family():
+    drawn = [draw(seed) for seed in range(26)]
+    for key in ("num_attention_heads", "q_lora_rank", "kv_lora_rank", "n_group", "n_routed_experts", "model_type"):
+        assert len({config[key] for config in drawn}) > 1, key
+    for key in ("num_hidden_layers", "first_k_dense_replace", "tie_word_embeddings", "norm_topk_prob", "topk_method"):
+        assert len({config.get(key) for config in drawn}) > 1, key
+    assert {config["rope_parameters"]["rope_type"] for config in drawn} == {"default", "yarn"}
+    assert 0 in {config["first_k_dense_replace"] for config in drawn}
+
+
+def their_gradient(gradients: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    """transformers keeps all experts in one tensor, gate and up one behind the other."""
+    if ".experts." not in name or ".shared_" in name:
+        return gradients[name]
+    prefix, _, rest = name.partition(".experts.")
+    expert, which, _ = rest.split(".")
+    if which == "down_proj":
+        return gradients[f"{prefix}.experts.down_proj"][int(expert)]
+    gate, up = gradients[f"{prefix}.experts.gate_up_proj"][int(expert)].chunk(2)
+    return gate if which == "gate_proj" else up
+
+
+@pytest.mark.parametrize("seed", [0, 1, 4])
+@pytest.mark.parametrize("experts", ["dense", "grouped"])
+def test_gradients_of_the_sft_loss(seed, experts, tmp_path, one_device):
+    reference = make_reference(draw(seed), seed)
+    reference.save_pretrained(tmp_path / "hf")
+    policy = imported(tmp_path / "hf", tmp_path / "ours", one_device, experts=experts)
+    tokens = torch.tensor(random_tokens(2, 24))
+    loss = reference(tokens, labels=tokens).loss
+    loss.backward()
+    theirs = {name: weight.grad for name, weight in reference.named_parameters()}
+
+    objective = functools.partial(language_model_loss, config=policy.model, mtp_weight=0.0, balance_weight=0.0)
+    value_and_grad = jax.jit(jax.value_and_grad(objective, has_aux=True))
+    (ours_loss, _), ours = value_and_grad(policy.params, policy.router_bias, token_batch(tokens))
+    assert float(ours_loss) == pytest.approx(loss.item(), rel=1e-5)
+    for tensor in published_tensors(policy.model):
+        item, *path = tensor.array.split(".")
+        if item == "params":
+            array = functools.reduce(lambda tree, key: tree[key], path, ours)
+            expected = their_gradient(theirs, tensor.name).numpy()
+            error = np.linalg.norm(tensor.to_published(np.asarray(array[tensor.index])) - expected)
+            assert error <= GRADIENTS * np.linalg.norm(expected), tensor.name
+
+
+def save(directory, model, params, bias) -> None:
+    store = CheckpointStore(epath.Path(directory) / "checkpoints")
+    store.save(1, policy_item(params, bias), {"step": np.int32(1)}, {}, about(model, None))
+    store.close()
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_multi_token_prediction_of_any_depth(depth, tmp_path, one_device):
+    """Our weights, exported, in transformers' own MTP modules; each depth takes the hidden states of the last."""
+    reference = make_reference(SMALLEST | {"model_type": "deepseek_v3"})
+    reference.save_pretrained(tmp_path / "without")
+    model = dataclasses.replace(
+        imported(tmp_path / "without", tmp_path / "x", one_device).model,
+        num_nextn_predict_layers=depth,
+        initializer_range=0.2,
+    )
+    params = init_params(jax.random.key(0), model)
+    bias = jax.tree.map(lambda b: 0.1 * jax.random.normal(jax.random.key(1), b.shape), init_router_bias(model))
+    save(tmp_path / "ours", model, params, bias)
+    export_hf(epath.Path(tmp_path / "ours"), epath.Path(tmp_path / "hf"), progress=Progress())
+
+    main = transformers.DeepseekV3ForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
+    # transformers knows the numbers of published models' MTP layers only.
+    main._keys_to_ignore_on_load_unexpected = [rf"model\.layers\.{3 + k}\..*" for k in range(depth)]
+    modules = transformers.modeling_layers.MtpModel.from_pretrained(main).eval()
+    tokens = random_tokens(2, 16)
+    batch = token_batch(tokens)
+    ours, _ = forward_mtp(params, bias, forward(params, bias, batch, model), batch, model)
+    with torch.no_grad():
+        hidden = main.model(torch.tensor(tokens)).last_hidden_state
+        for k in range(depth):
+            length = 16 - k - 1  # where token i + k + 1 is there
+            ids = torch.tensor(tokens[:, k + 1 :])
+            positions = torch.arange(k + 1, 16)[None]
+            hidden = modules.forward_layer(k, hidden[:, :length], positions, None, input_ids=ids)
+            assert_same_logits(logits(params, ours[k])[:, :length], main.lm_head(hidden).numpy())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 3])
+def test_transformers_loads_what_we_export(seed, tmp_path, one_device):
+    make_reference(draw(seed), seed).save_pretrained(tmp_path / "hf")
+    policy = imported(tmp_path / "hf", tmp_path / "ours", one_device)
+    export_hf(epath.Path(tmp_path / "ours"), epath.Path(tmp_path / "out"), progress=Progress())
+    reference, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    tokens = random_tokens(2, 20)
+    with torch.no_grad():
+        assert_same_logits(our_logits(policy, tokens), reference.eval()(torch.tensor(tokens)).logits.numpy())
