@@ -69,8 +69,12 @@ def open_safetensors(source: epath.Path) -> SafetensorsFiles:
     """All tensors of `source`. Raises UsageError for a missing file, a damaged one, or a tensor that is cut short."""
     entries: dict[str, Entry] = {}
     weight_map = read_index(source)
-    for file in sorted(set(weight_map.values())) if weight_map else [SINGLE]:
-        entries |= read_header(source / file, source / INDEX if weight_map else source)
+    if not weight_map and not (source / SINGLE).exists():
+        raise UsageError(f"{source} has neither {INDEX} nor {SINGLE}")
+    for file in sorted(set(weight_map.values())) or [SINGLE]:
+        if not (source / file).exists():
+            raise UsageError(f"{source / INDEX} names {file}, which is missing")
+        entries |= read_header(source / file)
     for name, file in weight_map.items():
         if name not in entries or entries[name].file.name != file:
             raise UsageError(f"{source / INDEX} says that {name} is in {file}, which has no such tensor")
@@ -89,9 +93,7 @@ def read_index(source: epath.Path) -> dict[str, str]:
         raise UsageError(f"{path} is not an index of safetensors: {type(error).__name__}: {error}") from error
 
 
-def read_header(path: epath.Path, named_by: epath.Path) -> dict[str, Entry]:
-    if not path.exists():
-        raise UsageError(f"{named_by} names no file that is there: {path} is missing")
+def read_header(path: epath.Path) -> dict[str, Entry]:
     length = path.stat().length
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")

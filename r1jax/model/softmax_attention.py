@@ -40,7 +40,7 @@ def attend(q_BTHM: Array, k_BTHM: Array, v_BTHU: Array, segments_BT: Array, scal
     if implementation == "splash":
         return attend_splash(q_BTHM, k_BTHM, v_BTHU, segments_BT, scale)
     if implementation == "cudnn":
-        return attend_chunked(q_BTHM, k_BTHM, v_BTHU, segments_BT, scale, cudnn_chunk)
+        return attend_chunked(q_BTHM, k_BTHM, v_BTHU, segments_BT, scale, fused_chunk)
     if implementation == "full":
         return einsum_chunk(q_BTHM, k_BTHM, v_BTHU, causal_mask(segments_BT, segments_BT, 0), scale)
     return attend_chunked(q_BTHM, k_BTHM, v_BTHU, segments_BT, scale, einsum_chunk)
@@ -60,11 +60,15 @@ def einsum_chunk(q_BTHM: Array, k_BSHM: Array, v_BSHU: Array, mask_BTS: Array, s
     return jnp.einsum("BHTS,BSHU->BTHU", weights_BHTS.astype(v_BSHU.dtype), v_BSHU)
 
 
-def cudnn_chunk(q_BTHM: Array, k_BSHM: Array, v_BSHU: Array, mask_BTS: Array, scale: float) -> Array:
-    """cuDNN's fused kernel on a GPU. JAX raises where it doesn't know the head sizes: set attention = 'chunked'."""
-    return jax.nn.dot_product_attention(
-        q_BTHM, k_BSHM, v_BSHU, mask=mask_BTS[:, None], scale=scale, implementation="cudnn"
-    )
+def fused_chunk(q_BTHM, k_BSHM, v_BSHU, mask_BTS, scale: float, *, kernel: str = "cudnn") -> Array:
+    """JAX's fused kernels, which want one head size for all: zeros are put behind the smaller.
+
+    cuDNN raises where it doesn't know the head size: set ModelConfig.attention = 'chunked'.
+    """
+    U, size = v_BSHU.shape[-1], max(q_BTHM.shape[-1], v_BSHU.shape[-1])
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, size - x.shape[-1]))) for x in (q_BTHM, k_BSHM, v_BSHU))
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], scale=scale, implementation=kernel)
+    return out[..., :U]
 
 
 def attend_chunked(q_BTHM, k_BTHM, v_BTHU, segments_BT, scale: float, attend_chunk, size: int = CHUNK) -> Array:

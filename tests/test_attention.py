@@ -1,0 +1,127 @@
+"""Every implementation of attention against its definition, forward and backward, on packed rows with padding."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.model import softmax_attention as attention
+from r1jax.model.transformer import forward
+from r1jax.objectives import logprobs
+from r1jax.parallel.programs import on_platform
+from r1jax.types import TokenBatch
+
+# float32 sums of some hundred terms in another order.
+ROUNDING = dict(rtol=1e-4, atol=1e-5)
+SCALE = 0.2
+
+IMPLEMENTATIONS = {
+    "chunks that divide the row": functools.partial(
+        attention.attend_chunked, attend_chunk=attention.einsum_chunk, size=46
+    ),
+    "chunks that don't": functools.partial(attention.attend_chunked, attend_chunk=attention.einsum_chunk, size=32),
+    "one chunk": functools.partial(attention.attend_chunked, attend_chunk=attention.einsum_chunk),
+    # cuDNN's call on this machine: the same function of JAX, with the kernel that a CPU has.
+    "fused": functools.partial(
+        attention.attend_chunked, attend_chunk=functools.partial(attention.fused_chunk, kernel="xla"), size=32
+    ),
+    "splash": functools.partial(attention.attend_splash, interpret=True),
+}
+
+
+def inputs(T=138, M=24, U=16):
+    rng = np.random.default_rng(0)
+    q, k = (jnp.asarray(rng.normal(size=(2, T, 3, M)), jnp.float32) for _ in range(2))
+    v = jnp.asarray(rng.normal(size=(2, T, 3, U)), jnp.float32)
+    first = np.concatenate([np.full(50, 1), np.full(61, 2), np.full(20, 3), np.zeros(7)])
+    segments = jnp.asarray(np.stack([first, np.concatenate([np.zeros(30), np.ones(108)])]), jnp.int32)
+    return (q, k, v), segments
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_every_implementation_equals_the_definition(name):
+    arrays, segments = inputs()
+    is_token = (segments > 0)[..., None, None]
+
+    def run(attend):
+        def loss(arrays):
+            out = attend(*arrays, segments, SCALE) * is_token  # what padding gives is meaningless
+            return (out**2).sum(), out
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(arrays)
+
+    (_, out), gradients = run(IMPLEMENTATIONS[name])
+    (_, expected), expected_gradients = run(functools.partial(attention.attend, implementation="full"))
+    np.testing.assert_allclose(out, expected, **ROUNDING)
+    for a, b in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()) + 1e-5)
+
+
+def test_the_definition_by_hand():
+    """Two tokens of one segment and one of another, values 1, 2, 4; all scores alike: means over what is seen."""
+    q = jnp.zeros((1, 3, 1, 2))
+    v = jnp.array([1.0, 2.0, 4.0])[None, :, None, None]
+    for name in ("full", "chunked", "auto"):
+        out = attention.attend(q, q, v, jnp.array([[1, 1, 2]]), 1.0, name)
+        np.testing.assert_allclose(out[0, :, 0, 0], [1.0, 1.5, 4.0])
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "devices", "expected"),
+    [
+        ("cpu", "float32", 8, "chunked"),
+        ("gpu", "bfloat16", 8, "cudnn"),
+        ("gpu", "float32", 1, "chunked"),
+        ("tpu", "bfloat16", 1, "splash"),
+        ("tpu", "bfloat16", 4, "chunked"),
+    ],
+)
+def test_the_platform_chooses(platform, dtype, devices, expected):
+    assert attention.choose_attention(platform, dtype, devices) == expected
+
+
+def test_programs_are_made_for_their_platform(model, one_device):
+    assert on_platform(one_device, model).attention == "chunked"
+    assert on_platform(one_device, dataclasses.replace(model, attention="full")).attention == "full"
+
+
+def test_a_long_row_never_holds_all_scores_nor_all_logits(model, policy):
+    """In the compiled gradient of a row of 2,048 tokens there is no [T, T], and no [T, V]."""
+    T = 2048
+    c = dataclasses.replace(model, attention="chunked", num_nextn_predict_layers=0, max_position_embeddings=T)
+    batch = jax.eval_shape(lambda: TokenBatch(*[jnp.zeros((1, T), jnp.int32)] * 3))
+
+    def loss(params, batch):
+        hidden = forward(params, policy[1], batch, c).hidden_BTD
+        return logprobs.hidden_logprobs(params, hidden, batch.tokens_BT)[0].sum()
+
+    def text(c):
+        return jax.jit(jax.grad(loss)).lower(policy[0], batch).as_text()
+
+    program = text(c)
+    assert f"{T}x{T}x" not in program
+    assert f"{T}x{c.vocab_size}x" not in program
+    assert f"{attention.CHUNK}x{T}x" in program  # the search can find what is there
+
+
+def test_chunked_log_probabilities_are_exact(model, policy, monkeypatch):
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(2, 23, model.hidden_size)), jnp.float32)
+    tokens = jnp.asarray(rng.integers(0, model.vocab_size, (2, 23)))
+    head = {"head_DV": policy[0]["head_DV"]}
+
+    def run(chunk):
+        monkeypatch.setattr(logprobs, "CHUNK", chunk)
+
+        def loss(head, hidden):
+            logp, entropy = logprobs.hidden_logprobs(head, hidden, tokens, 0.7)
+            return (logp * jnp.arange(23) + entropy).sum(), (logp, entropy)
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(head, hidden)
+
+    whole, chunked = run(23), run(5)
+    for a, b in zip(jax.tree.leaves(chunked), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(b).max()))

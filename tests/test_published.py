@@ -1,0 +1,455 @@
+"""import-hf and export-hf: nothing lost, nothing half done, every bad input named."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from etils import epath
+
+from r1jax.checkpoint.arrays import open_array
+from r1jax.checkpoint.published import array_specs, published_tensors
+from r1jax.checkpoint.published_config import from_published, to_published
+from r1jax.checkpoint.safetensors_files import dequantise
+from r1jax.checkpoint.store import CheckpointStore, about, policy_item
+from r1jax.cli import gin_path, load_experiment, main
+from r1jax.config import MeshConfig, RopeScalingConfig
+from r1jax.data.running_sum import TOKENIZER
+from r1jax.errors import UsageError
+from r1jax.gin_config import read_config
+from r1jax.model.spec import count_params, init_params, init_router_bias
+from r1jax.parallel.layout import make_layout
+from r1jax.stages import hugging_face
+from r1jax.stages.hugging_face import export_hf, import_hf
+from r1jax.stages.policy import load_policy
+from r1jax.telemetry.progress import Progress
+from tests.conftest import ROOT
+
+INDEX = "model.safetensors.index.json"
+
+
+def make_checkpoint(directory: Path, model, seed: int = 0) -> None:
+    """One of ours, with uneven routing biases where the model has any."""
+    params = init_params(jax.random.key(seed), model)
+    bias = init_router_bias(model)
+    if model.topk_method == "noaux_tc":
+        bias = jax.tree.map(lambda b: 0.1 * jax.random.normal(jax.random.key(seed + 1), b.shape), bias)
+    store = CheckpointStore(epath.Path(directory) / "checkpoints")
+    store.save(1, policy_item(params, bias), {"step": np.int32(1)}, {}, about(model, None))
+    store.close()
+
+
+def import_(source: Path, dest: Path, mtp: bool = True) -> None:
+    import_hf(epath.Path(source), epath.Path(dest), mtp=mtp, progress=Progress())
+
+
+def export(source: Path, dest: Path) -> None:
+    export_hf(epath.Path(source), epath.Path(dest), progress=Progress())
+
+
+def read_tensors(directory: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Every tensor of a published checkpoint by the safetensors library: dtype, shape, bytes."""
+    found = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        for name, view in safetensors.deserialize(file.read_bytes()):
+            found[name] = (view["dtype"], tuple(view["shape"]), bytes(view["data"]))
+    return found
+
+
+def write_raw(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes]]) -> None:
+    """A safetensors file by hand, so that it can be wrong."""
+    header, offset = {}, 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(data)]}
+        offset += len(data)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(data for _, _, data in tensors.values()))
+
+
+@pytest.fixture(scope="module")
+def bf16_model(model):
+    """Every part: groups, two MTP modules, YaRN; widths that no block of 128 divides."""
+    return dataclasses.replace(
+        model,
+        hidden_size=160,
+        num_hidden_layers=3,
+        n_group=2,
+        topk_group=1,
+        num_nextn_predict_layers=2,
+        rope_scaling=RopeScalingConfig(4.0, 32, 16.0, 2.0, 0.9, 0.7),
+        param_dtype="bfloat16",
+        dtype="bfloat16",
+        initializer_range=0.02,
+        experts="grouped",  # what an import sets
+    )
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory, bf16_model) -> Path:
+    """A published checkpoint in bfloat16, in several shards, with the demo's tokenizer."""
+    home = tmp_path_factory.mktemp("published")
+    make_checkpoint(home / "ours", bf16_model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hugging_face, "SHARD_BYTES", 300_000)
+        export(home / "ours", home / "hf")
+    TOKENIZER.save(epath.Path(home / "hf"))
+    assert len(list((home / "hf").glob("*.safetensors"))) > 3
+    return home / "hf"
+
+
+def test_import_export_import_is_bit_identical(published, tmp_path, bf16_model, one_device):
+    import_(published, tmp_path / "one")
+    export(tmp_path / "one", tmp_path / "hf")
+    import_(tmp_path / "hf", tmp_path / "two")
+    one, two = (load_policy(epath.Path(tmp_path / name), one_device) for name in ("one", "two"))
+    assert one.model == two.model == bf16_model
+    for a, b in zip(jax.tree.leaves(policy_tree(one)), jax.tree.leaves(policy_tree(two)), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    assert one.params["moe"]["feed_forward"]["gate_EDF"].dtype == "bfloat16"
+    assert one.router_bias["moe"].dtype == "float32"
+    assert read_tensors(tmp_path / "hf") == read_tensors(published)
+
+
+def policy_tree(policy):
+    return policy_item(policy.params, policy.router_bias)
+
+
+def test_what_was_trained_is_what_is_exported(published, tmp_path, one_device):
+    """Orbax's own checkpoint, and the one that is written part by part, hold the same arrays."""
+    import_(published, tmp_path / "imported")
+    ours = load_policy(epath.Path(published.parent / "ours"), one_device)
+    back = load_policy(epath.Path(tmp_path / "imported"), one_device)
+    for a, b in zip(jax.tree.leaves(policy_tree(ours)), jax.tree.leaves(policy_tree(back)), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_an_import_is_restored_onto_any_mesh(published, tmp_path, one_device):
+    import_(published, tmp_path / "ours")
+    mesh = make_layout(MeshConfig(data=1, fsdp=2, expert=2, tensor=2), devices=jax.devices())
+    sharded = load_policy(epath.Path(tmp_path / "ours"), mesh)
+    gate = sharded.params["moe"]["feed_forward"]["gate_EDF"]
+    assert gate.addressable_shards[0].data.size == gate.size // 8
+    whole = load_policy(epath.Path(tmp_path / "ours"), one_device)
+    for a, b in zip(jax.tree.leaves(policy_tree(sharded)), jax.tree.leaves(policy_tree(whole)), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_without_mtp(published, tmp_path, one_device):
+    import_(published, tmp_path / "ours", mtp=False)
+    policy = load_policy(epath.Path(tmp_path / "ours"), one_device)
+    assert policy.model.num_nextn_predict_layers == 0
+    assert "mtp" not in policy.params
+    with_mtp = load_policy(epath.Path(published.parent / "ours"), one_device)
+    np.testing.assert_array_equal(np.asarray(policy.params["head_DV"]), np.asarray(with_mtp.params["head_DV"]))
+
+
+def to_fp8(tensors: dict) -> dict:
+    """Linear weights as published: e4m3, and for each 128 x 128 weights a float32 scale."""
+    rng, out = np.random.default_rng(0), {}
+    for name, (dtype, shape, data) in tensors.items():
+        if not name.endswith("proj.weight"):
+            out[name] = (dtype, shape, data)
+            continue
+        values = np.frombuffer(data, ml_dtypes.bfloat16).reshape(shape).astype(np.float32)
+        scales = rng.uniform(1e-4, 3e-3, [-(-size // 128) for size in shape]).astype(np.float32)
+        spread = np.kron(scales, np.ones((128, 128), np.float32))[: shape[0], : shape[1]]
+        weights = np.clip(values / spread, -448, 448).astype(ml_dtypes.float8_e4m3fn)
+        out[name] = ("F8_E4M3", shape, weights.tobytes())
+        out[name + "_scale_inv"] = ("F32", scales.shape, scales.tobytes())
+    return out
+
+
+def test_fp8_is_dequantised_exactly_as_deepseek_does(published, tmp_path):
+    torch = pytest.importorskip("torch", reason="the reference dequantisation is torch's")
+    source = tmp_path / "fp8"
+    source.mkdir()
+    tensors = to_fp8(read_tensors(published))
+    write_raw(source / "model.safetensors", tensors)
+    shutil.copy(published / "config.json", source)
+    import_(source, tmp_path / "ours")
+    export(tmp_path / "ours", tmp_path / "bf16")
+
+    def tensor(name):
+        dtype, shape, data = tensors[name]
+        kind = {"F8_E4M3": torch.float8_e4m3fn, "F32": torch.float32}[dtype]
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(kind).reshape(shape)
+
+    found = read_tensors(tmp_path / "bf16")
+    fp8 = [name for name, (dtype, _, _) in tensors.items() if dtype == "F8_E4M3"]
+    assert len(fp8) > 50
+    for name in fp8:
+        weights, scales = tensor(name).float(), tensor(name + "_scale_inv")
+        for i, j in np.ndindex(*scales.shape):
+            weights[128 * i : 128 * (i + 1), 128 * j : 128 * (j + 1)] *= scales[i, j]
+        expected = weights.to(torch.bfloat16).view(torch.uint8).numpy().tobytes()
+        assert found[name] == ("BF16", tuple(weights.shape), expected), name
+
+
+def test_dequantisation_by_hand():
+    weights = np.ones((129, 130), np.float32).astype(ml_dtypes.float8_e4m3fn)
+    out = dequantise(weights, np.array([[1.0, 2.0], [3.0, 4.0]], np.float32))
+    assert (out[:128, :128] == 1).all()
+    assert (out[:128, 128:] == 2).all()
+    assert (out[128:, :128] == 3).all()
+    assert (out[128:, 128:] == 4).all()
+
+
+def test_float32_weights_stay_float32(published, tmp_path, one_device):
+    source = tmp_path / "f32"
+    source.mkdir()
+    tensors = {
+        name: np.frombuffer(data, {"BF16": ml_dtypes.bfloat16, "F32": np.float32}[dtype])
+        .astype(np.float32)
+        .reshape(shape)
+        for name, (dtype, shape, data) in read_tensors(published).items()
+    }
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + np.float32(1e-6)  # no bfloat16
+    safetensors.numpy.save_file(tensors, source / "model.safetensors")
+    shutil.copy(published / "config.json", source)
+    import_(source, tmp_path / "ours")
+    policy = load_policy(epath.Path(tmp_path / "ours"), one_device)
+    assert policy.model.param_dtype == policy.model.dtype == "float32"
+    np.testing.assert_array_equal(np.asarray(policy.params["norm_D"]), tensors["model.norm.weight"])
+
+
+# What is done to a good source -> what the one line must say.
+NORM, EXPERT = "model.layers.1.self_attn.kv_a_layernorm.weight", "model.layers.2.mlp.experts.3.up_proj.weight"
+MTP = "model.layers.3.eh_proj.weight"
+
+
+def change_tensors(change):
+    def apply(source: Path):
+        tensors = read_tensors(source)
+        change(tensors)
+        for file in source.glob("*.safetensors*"):
+            file.unlink()
+        write_raw(source / "model.safetensors", tensors)
+
+    return apply
+
+
+def change_config(**changes):
+    def apply(source: Path):
+        config = json.loads((source / "config.json").read_text())
+        config |= changes
+        kept = {key: value for key, value in config.items() if value != "remove"}
+        (source / "config.json").write_text(json.dumps(kept))
+
+    return apply
+
+
+def truncate(source: Path):
+    last = sorted(source.glob("*.safetensors"))[-1]
+    os.truncate(last, last.stat().st_size - 10)
+
+
+def remove_shard(source: Path):
+    (source / "model-00002-of-00004.safetensors").unlink(missing_ok=True)
+    sorted(source.glob("*.safetensors"))[1].unlink()
+
+
+def misplace_in_index(source: Path):
+    index = json.loads((source / INDEX).read_text())
+    index["weight_map"][NORM] = next(f for f in index["weight_map"].values() if f != index["weight_map"][NORM])
+    (source / INDEX).write_text(json.dumps(index))
+
+
+def grow_tokenizer(source: Path):
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["one_more"] = 208
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def drop_scale(source: Path):
+    change_tensors(lambda t: t.update(to_fp8(t)) or t.pop(EXPERT + "_scale_inv"))(source)
+
+
+BF16 = ("BF16", (32,), bytes(64))
+BAD = {
+    "missing": (change_tensors(lambda t: t.pop(NORM)), ["no tensor", NORM]),
+    "missing expert": (change_tensors(lambda t: t.pop(EXPERT)), ["no tensor", EXPERT]),
+    "missing mtp": (change_tensors(lambda t: t.pop(MTP)), [MTP, "--no-mtp"]),
+    "extra": (change_tensors(lambda t: t.update({"model.layers.1.extra.weight": BF16})), ["extra.weight", "not part"]),
+    "extra layer": (change_config(num_hidden_layers=2, num_nextn_predict_layers=2), ["model.layers.2"]),
+    "misshapen": (
+        change_tensors(lambda t: t.update({NORM: ("BF16", (16,), bytes(32))})),
+        [NORM, "(16,)", "expected (32,)"],
+    ),
+    "transposed": (change_config(intermediate_size=64), ["model.layers.0.mlp", "expected (160, 64)"]),
+    "truncated": (truncate, ["is truncated", "model.layers."]),
+    "wrong size": (
+        change_tensors(lambda t: t.update({NORM: ("BF16", (32,), bytes(62))})),
+        [NORM, "62 bytes"],
+    ),
+    "integer": (change_tensors(lambda t: t.update({NORM: ("I8", (32,), bytes(32))})), [NORM, "I8"]),
+    "missing shard": (remove_shard, ["model.safetensors.index.json", "is missing"]),
+    "index of another shard": (misplace_in_index, [NORM, "no such tensor"]),
+    "no index": (lambda s: [f.unlink() for f in s.glob("*.safetensors*")], ["neither model.safetensors.index.json nor model.safetensors"]),
+    "broken index": (lambda s: (s / INDEX).write_text("{"), [INDEX, "not an index"]),
+    "broken header": (
+        lambda s: sorted(s.glob("*.safetensors"))[0].write_bytes(b"\xff" * 64),
+        ["not a safetensors file"],
+    ),
+    "scale": (drop_scale, [EXPERT, "is FP8", "_scale_inv"]),
+    "another embedding": (
+        change_tensors(lambda t: t.update({"model.layers.3.embed_tokens.weight": ("BF16", (208, 160), bytes(66560))})),
+        ["model.layers.3.embed_tokens.weight differs from model.embed_tokens.weight", "--no-mtp"],
+    ),
+    "nothing there": (shutil.rmtree, ["neither model.safetensors.index.json nor"]),
+    "no config": (lambda s: (s / "config.json").unlink(), ["config.json"]),
+    "broken config": (lambda s: (s / "config.json").write_text("{"), ["config.json"]),
+    "rope": (change_config(rope_scaling={"type": "linear", "factor": 2.0}), ["rope_scaling type is 'linear'", "yarn"]),
+    "rope factor": (
+        change_config(rope_scaling={"type": "yarn", "original_max_position_embeddings": 32}),
+        ["rope_scaling has no 'factor'"],
+    ),
+    "scoring_func": (change_config(scoring_func="tanh"), ["scoring_func is 'tanh'", "sigmoid"]),
+    "topk_method": (change_config(topk_method="best"), ["topk_method is 'best'", "noaux_tc"]),
+    "model_type": (change_config(model_type="llama"), ["model_type is 'llama'", "deepseek_v3"]),
+    "missing key": (change_config(kv_lora_rank="remove"), ["no 'kv_lora_rank'"]),
+    "text for a number": (change_config(hidden_size="160"), ["config.json"]),
+    "activation": (change_config(hidden_act="gelu"), ["hidden_act", "silu"]),
+    "bias": (change_config(attention_bias=True), ["attention_bias"]),
+    "groups": (change_config(n_group=3), ["n_group 3"]),
+    "vocabulary": (grow_tokenizer, ["tokenizer has ids up to 208", "vocab_size is 208"]),
+    "tokenizer": (lambda s: (s / "tokenizer.json").write_text("{"), ["tokenizer.json"]),
+    "end token": (
+        lambda s: (s / "tokenizer_config.json").write_text('{"eos_token": "<nope>"}'),
+        ["eos_token '<nope>'"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line_and_dest_untouched(case, published, tmp_path, capsys):
+    shutil.copytree(published, tmp_path / "hf")
+    damage, says = BAD[case]
+    damage(tmp_path / "hf")
+    assert main(["import-hf", str(tmp_path / "hf"), str(tmp_path / "dest")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    for part in says:
+        assert part in error
+    assert {path.name for path in tmp_path.iterdir()} <= {"hf"}
+
+
+def test_dest_that_exists_is_left_alone(published, tmp_path, capsys):
+    (tmp_path / "dest").mkdir()
+    assert main(["import-hf", str(published), str(tmp_path / "dest")]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert not list((tmp_path / "dest").iterdir())
+    assert main(["export-hf", str(tmp_path / "nothing"), str(tmp_path / "out")]) == 2
+    assert "no checkpoint" in capsys.readouterr().err
+
+
+KILLED = """
+import os, signal, sys
+from r1jax.checkpoint.safetensors_files import SafetensorsFiles
+read, count = SafetensorsFiles.read, [0]
+def dying(self, name, dtype):
+    count[0] += 1
+    if count[0] == 90:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(self, name, dtype)
+SafetensorsFiles.read = dying
+from r1jax.cli import main
+main(["import-hf", *sys.argv[1:]])
+"""
+
+
+def test_an_interrupted_import_looks_unfinished_and_goes_on(published, tmp_path, one_device, capsys):
+    dest = tmp_path / "dest"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", KILLED, str(published), str(dest)]
+    assert subprocess.run(command, env=environment, check=False, capture_output=True).returncode == -signal.SIGKILL
+    assert not dest.exists()
+    assert main(["generate", str(dest), "--prompt_ids", "1"]) == 2
+    chunks = [p for p in (tmp_path / "dest.partial").rglob("*") if p.is_file() and p.parent.name.startswith("params.")]
+    before = {p.relative_to(tmp_path / "dest.partial"): p.stat().st_mtime_ns for p in chunks}
+    assert len(before) > 60
+
+    assert main(["import-hf", str(published), str(dest), "--no-mtp"]) == 2  # another import than the one begun
+    assert "remove it" in capsys.readouterr().err
+    import_(published, dest)
+    assert {p: (dest / p).stat().st_mtime_ns for p in before} == before  # nothing was written twice
+    assert not (tmp_path / "dest.partial").exists()
+    import_(published, tmp_path / "whole")
+    for name in array_specs(load_policy(epath.Path(dest), one_device).model):
+        a, b = (open_array(epath.Path(d) / "checkpoints" / "0" / "policy", name) for d in (dest, tmp_path / "whole"))
+        np.testing.assert_array_equal(a.read().result(), b.read().result())
+
+
+def test_generate_from_an_import(published, tmp_path, capsys):
+    import_(published, tmp_path / "ours")
+    ids = ",".join(str(i) for i in TOKENIZER.encode("compute 3 #a - 1 ?"))
+    arguments = [str(tmp_path / "ours"), "--max_tokens", "4", "--json", "--ignore_eos"]
+    capsys.readouterr()
+    assert main(["generate", *arguments, "--prompt", "compute 3 #a - 1 ?"]) == 0
+    text = json.loads(capsys.readouterr().out)
+    assert main(["generate", *arguments, "--prompt_ids", ids]) == 0
+    assert json.loads(capsys.readouterr().out) == text
+    assert text["text"] == TOKENIZER.decode(text["ids"])
+    assert main(["eval", str(tmp_path / "ours"), "--task", "running_sum"]) == 2
+    assert "imported with its own tokenizer" in capsys.readouterr().err
+
+
+def test_a_run_may_compute_and_store_otherwise_but_not_be_another_model(published, tmp_path, bf16_model, one_device):
+    import_(published, tmp_path / "ours")
+    wanted = dataclasses.replace(bf16_model, param_dtype="float32", experts="dense")
+    policy = load_policy(epath.Path(tmp_path / "ours"), one_device, wanted)
+    assert policy.params["norm_D"].dtype == "float32"
+    with pytest.raises(UsageError, match=r"another model: .*rope_theta.*Set ModelConfig"):
+        load_policy(epath.Path(tmp_path / "ours"), one_device, dataclasses.replace(wanted, rope_theta=7.0))
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_nextn_predict_layers": 0, "tie_word_embeddings": True}])
+def test_config_goes_out_and_comes_in(bf16_model, changes):
+    model = dataclasses.replace(bf16_model, param_dtype="float32", dtype="float32", **changes)
+    assert from_published(to_published(model, bos_id=0, eos_id=1), mtp=True) == model
+
+
+def test_models_without_a_published_form_are_refused(bf16_model):
+    with pytest.raises(UsageError, match="no published form"):
+        to_published(dataclasses.replace(bf16_model, topk_method="greedy"), bos_id=None, eos_id=None)
+    softmax = dataclasses.replace(bf16_model, topk_method="greedy", scoring_func="softmax", norm_topk_prob=True)
+    with pytest.raises(UsageError, match="norm_topk_prob"):
+        to_published(softmax, bos_id=None, eos_id=None)
+
+
+def preset(name: str):
+    files = [gin_path(file) for file in (f"model/{name}.gin", "scale/cpu.gin", "algorithm/grpo.gin")]
+    return read_config(load_experiment("r1_zero").Config, files, []).model
+
+
+# Numbers in the published safetensors (DeepSeek-V3 without its MTP layer), as the model cards count them.
+PUBLISHED_COUNTS = {
+    "deepseek_v3": 671_026_419_200,
+    "deepseek_v2": 235_741_434_880,
+    "deepseek_v2_lite": 15_706_484_224,
+    "moonlight_16b_a3b": 15_960_110_208,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_COUNTS)
+def test_presets_have_the_published_number_of_parameters(name, capsys):
+    files = ["--gin", f"model/{name}.gin", "--gin", "scale/cpu.gin", "--gin", "algorithm/grpo.gin"]
+    assert main(["run", "r1_zero", *files, "--dry_run"]) == 0
+    assert f" {PUBLISHED_COUNTS[name]:,} " in capsys.readouterr().out
+    assert sum(n for part, n in count_params(preset(name)).items() if "mtp" not in part) == PUBLISHED_COUNTS[name]
+    # The name map covers them: as many numbers go out.
+    tensors = [t for t in published_tensors(dataclasses.replace(preset(name), num_nextn_predict_layers=0))]
+    assert sum(int(np.prod(t.shape)) for t in tensors) == PUBLISHED_COUNTS[name]
+
+
+def test_small_is_about_100_million():
+    assert 90e6 < sum(count_params(preset("small")).values()) < 110e6
