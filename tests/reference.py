@@ -76,7 +76,9 @@ def draw(seed: int) -> dict:
     if pick(True, True, False):  # so short an original length that YaRN matters within the test's positions
         config["rope_parameters"] |= {"rope_type": "yarn", "factor": pick(4.0, 40.0), "beta_fast": pick(32, 4)}
         config["rope_parameters"] |= {"original_max_position_embeddings": 32, "beta_slow": 1}
-        config["rope_parameters"] |= dict(zip(("mscale", "mscale_all_dim"), pick((1.0, 1.0), (0.707, 0.5)), strict=True))
+        config["rope_parameters"] |= dict(
+            zip(("mscale", "mscale_all_dim"), pick((1.0, 1.0), (0.707, 0.5)), strict=True)
+        )
     if seed % 2:
         method = "greedy" if config["n_group"] == 1 else "group_limited_greedy"
         return config | {"model_type": "deepseek_v2", "topk_method": method, "norm_topk_prob": False}

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax.config import RopeScalingConfig
 from r1jax.model import moe
-from r1jax.model.layers import rms_norm, rotate
-from r1jax.model.spec import ParamSpec, count_params, init_params, param_specs
+from r1jax.model.attention import score_scale
+from r1jax.model.layers import rms_norm, rope_amplitude, rope_frequencies, rotate
+from r1jax.model.spec import ParamSpec, count_params, init_params, init_router_bias, param_specs
 from r1jax.model.transformer import cast, decode_step, forward, forward_mtp, logits
+from r1jax.objectives.language_model import language_model_loss
 from r1jax.types import TokenBatch
 
 # Two orders of float32 sums of some hundred terms: their hidden states differ by rounding only.
@@ -100,6 +103,30 @@ def test_packed_equals_separate(model, policy):
     np.testing.assert_array_equal(hidden.load["moe"], separate[0].load["moe"] + separate[1].load["moe"])
 
 
+def test_packed_losses_equal_separate_ones(model):
+    """Next-token, multi-token-prediction (two deep) and balance losses, and every expert's load, over segments."""
+    c = dataclasses.replace(model, num_nextn_predict_layers=2, num_hidden_layers=3)
+    params, bias = init_params(jax.random.key(0), c), init_router_bias(c)
+    texts = [random_tokens((1, n), seed=n) for n in (9, 2, 6, 1)]  # some too short for a module's target
+    packed = TokenBatch(
+        tokens_BT=jnp.concatenate([*texts, np.zeros((1, 4), np.int32)], axis=1),
+        positions_BT=jnp.asarray([[i for t in texts for i in range(t.shape[1])] + [0] * 4]),
+        segments_BT=jnp.asarray([[n for n, t in enumerate(texts, 1) for _ in range(t.shape[1])] + [0] * 4]),
+    )
+    run = jax.jit(lambda b: language_model_loss(params, bias, b, c, 0.3, 0.1)[1])
+    metrics, load = run(packed)
+    parts = [run(plain_batch(t)) for t in texts]
+    for name in ("loss", "mtp_loss", "balance"):
+        assert float(metrics[name].weight) == sum(float(m[name].weight) for m, _ in parts), name
+        total = sum(float(m[name].total) for m, _ in parts)
+        assert float(metrics[name].total) == pytest.approx(total, rel=1e-5), name
+    assert float(metrics["loss"].weight) == 8 + 1 + 5
+    assert float(metrics["mtp_loss"].weight) == (7 + 4) + (6 + 3)
+    assert float(metrics["balance"].weight) == 4
+    for stack in ("moe", "mtp"):
+        np.testing.assert_array_equal(load[stack], sum(part[stack] for _, part in parts))
+
+
 def test_mtp_sees_the_next_token_and_none_after_it(model, policy):
     tokens = random_tokens((1, 8))
     changed = tokens.copy()
@@ -169,6 +196,109 @@ def test_experts_of_dropped_groups_never_win_even_if_all_are_negative(model):
     assert sorted(ids[0].tolist()) == [0, 1]
 
 
+def test_v2_scores_a_group_by_its_best_expert(model):
+    c = dataclasses.replace(model, n_routed_experts=6, n_group=3, topk_group=1, num_experts_per_tok=2)
+    scores = jnp.array([[0.30, 0.30, 0.59, 0.0, 0.2, 0.2]])
+    v2 = dataclasses.replace(c, topk_method="group_limited_greedy")
+    assert moe.choose_experts(scores, jnp.zeros(6), v2)[0][0].tolist() == [2, 3]  # group 1 has the best expert
+    assert moe.choose_experts(scores, jnp.zeros(6), c)[0][0].tolist() == [0, 1]  # group 0 the best two
+    greedy = dataclasses.replace(c, topk_method="greedy")
+    assert moe.choose_experts(scores, jnp.zeros(6), greedy)[0][0].tolist() == [2, 0]
+
+
+def test_only_v3_looks_at_the_bias(model):
+    scores, bias = jnp.array([[0.4, 0.3, 0.2, 0.1]]), jnp.array([-1.0, 0.0, 0.0, 0.0])
+    for method, first in (("noaux_tc", 1), ("greedy", 0), ("group_limited_greedy", 0)):
+        c = dataclasses.replace(model, topk_method=method, num_experts_per_tok=1)
+        assert moe.choose_experts(scores, bias, c)[0].tolist() == [[first]]
+
+
+def test_gates_with_and_without_renormalisation(model):
+    scores = jnp.array([[0.5, 0.3, 0.1, 0.1]])
+    c = dataclasses.replace(model, num_experts_per_tok=2, routed_scaling_factor=16.0, norm_topk_prob=False)
+    np.testing.assert_allclose(moe.choose_experts(scores, jnp.zeros(4), c)[1], [[8.0, 4.8]], rtol=1e-6)
+    renormalised = dataclasses.replace(c, norm_topk_prob=True)
+    np.testing.assert_allclose(moe.choose_experts(scores, jnp.zeros(4), renormalised)[1], [[10.0, 6.0]], rtol=1e-6)
+
+
+def test_affinities_by_hand(model):
+    router = {"router_DE": jnp.array([[0.0, np.log(3.0)]])}
+    sigmoid = moe.affinities(router, jnp.ones((1, 1)), model)
+    softmax = moe.affinities(router, jnp.ones((1, 1)), dataclasses.replace(model, scoring_func="softmax"))
+    np.testing.assert_allclose(sigmoid, [[0.5, 0.75]], rtol=1e-6)
+    np.testing.assert_allclose(softmax, [[0.25, 0.75]], rtol=1e-6)
+
+
+def test_the_router_stays_float32_in_a_bfloat16_model(model):
+    c = dataclasses.replace(model, dtype="bfloat16")
+    weights = cast(init_params(jax.random.key(0), c), c)
+    assert weights["moe"]["feed_forward"]["router_DE"].dtype == jnp.float32
+    assert weights["moe"]["feed_forward"]["gate_EDF"].dtype == jnp.bfloat16
+    x = jnp.ones((1, c.hidden_size), jnp.bfloat16)
+    assert moe.affinities({"router_DE": weights["moe"]["feed_forward"]["router_DE"][0]}, x, c).dtype == jnp.float32
+
+
+def test_bias_alone_balances_a_skewed_stream(model):
+    """Without an auxiliary loss: from 4 times the mean load to nearly even, at V3's speed."""
+    c = dataclasses.replace(model, n_routed_experts=16, num_experts_per_tok=2)
+    weights = jax.tree.map(lambda w: w[0], init_params(jax.random.key(0), c)["moe"]["feed_forward"])
+    weights["router_DE"] = jax.random.normal(jax.random.key(1), weights["router_DE"].shape) / c.hidden_size**0.5
+    mean_D = 0.5 * jax.random.normal(jax.random.key(5), (c.hidden_size,))  # every token leans the same way
+
+    def busiest(speed):
+        def step(bias_1E, key):
+            x_BTD = mean_D + jax.random.normal(key, (1, 8192, c.hidden_size))
+            scores_TE = moe.affinities(weights, x_BTD[0], c)
+            ids_TK, _ = moe.choose_experts(scores_TE, bias_1E[0], c)
+            load_1E = jnp.bincount(ids_TK.reshape(-1), length=16)[None].astype(jnp.float32)
+            return moe.update_router_bias(bias_1E, load_1E, speed), load_1E.max() / load_1E.mean()
+
+        return jax.lax.scan(step, jnp.zeros((1, 16)), jax.random.split(jax.random.key(2), 301))[1]
+
+    load = jax.jit(busiest)(0.001)
+    assert float(load[0]) >= 3
+    assert float(load[-20:].max()) <= 1.2
+    assert float(jax.jit(busiest)(0.0)[-20:].min()) >= 3  # it is the bias that does it
+
+
+def test_yarn_by_hand(model):
+    """Pairs that turn often keep their frequency, pairs that never turn once are slowed by the factor."""
+    yarn = RopeScalingConfig(factor=40.0, original_max_position_embeddings=4096, mscale=1.0, mscale_all_dim=0.5)
+    c = dataclasses.replace(model, qk_nope_head_dim=128, qk_rope_head_dim=64, rope_theta=10000.0, rope_scaling=yarn)
+    plain = 10000.0 ** (-np.arange(32) / 32)
+    frequencies = rope_frequencies(c)
+    # 4096 positions: pair i turns 4096 * plain[i] / 2 pi times; more than 32 up to pair 10, less than 1 from pair 23.
+    np.testing.assert_allclose(frequencies[:11], plain[:11], rtol=1e-6)
+    np.testing.assert_allclose(frequencies[23:], plain[23:] / 40, rtol=1e-6)
+    assert (np.diff(frequencies) < 0).all()
+    np.testing.assert_allclose(rope_amplitude(yarn), (0.1 * np.log(40) + 1) / (0.05 * np.log(40) + 1))
+    np.testing.assert_allclose(score_scale(c), 192**-0.5 * (0.05 * np.log(40) + 1) ** 2)
+    off = dataclasses.replace(c, rope_scaling=RopeScalingConfig())
+    np.testing.assert_allclose(rope_frequencies(off), plain, rtol=1e-6)
+    assert rope_amplitude(off.rope_scaling) == 1
+    assert score_scale(off) == 192**-0.5
+
+
+def test_tied_embeddings_are_the_head(model):
+    c = dataclasses.replace(model, tie_word_embeddings=True)
+    params = init_params(jax.random.key(0), c)
+    assert "head_DV" not in params
+    hidden = jnp.ones((1, 1, c.hidden_size))
+    np.testing.assert_allclose(logits(params, hidden), hidden @ params["embed_VD"].T, rtol=1e-6)
+    assert sum(count_params(model).values()) - sum(count_params(c).values()) == 208 * 64
+
+
+@pytest.mark.parametrize("dense", [0, 2])
+def test_all_layers_may_have_experts_or_none(model, dense):
+    c = dataclasses.replace(model, first_k_dense_replace=dense, num_nextn_predict_layers=0)
+    params, bias = init_params(jax.random.key(0), c), init_router_bias(c)
+    batch = plain_batch(random_tokens((1, 6)))
+    loss, (metrics, load) = language_model_loss(params, bias, batch, c, 0.3, 0.1)
+    assert np.isfinite(float(loss))
+    assert list(load) == ([] if dense else ["moe"])
+    assert ("expert_load_max" in metrics) == (not dense)
+
+
 def test_router_bias_moves_against_the_load():
     bias = moe.update_router_bias(jnp.zeros((1, 4)), jnp.array([[10.0, 2.0, 4.0, 4.0]]), 0.001)
     np.testing.assert_allclose(bias, [[-0.001, 0.001, 0.001, 0.001]])
@@ -196,6 +326,8 @@ def test_parameter_count_by_hand(model):
         "norm_D": D,
         "head_DV": D * 208,
         "mtp": 3 * D + 2 * D * D + block + experts,
+        "router_bias.moe": 4,
+        "router_bias.mtp": 4,
     }
     assert count_params(model) == expected
 

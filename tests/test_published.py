@@ -294,7 +294,10 @@ BAD = {
     "integer": (change_tensors(lambda t: t.update({NORM: ("I8", (32,), bytes(32))})), [NORM, "I8"]),
     "missing shard": (remove_shard, ["model.safetensors.index.json", "is missing"]),
     "index of another shard": (misplace_in_index, [NORM, "no such tensor"]),
-    "no index": (lambda s: [f.unlink() for f in s.glob("*.safetensors*")], ["neither model.safetensors.index.json nor model.safetensors"]),
+    "no index": (
+        lambda s: [f.unlink() for f in s.glob("*.safetensors*")],
+        ["neither model.safetensors.index.json nor model.safetensors"],
+    ),
     "broken index": (lambda s: (s / INDEX).write_text("{"), [INDEX, "not an index"]),
     "broken header": (
         lambda s: sorted(s.glob("*.safetensors"))[0].write_bytes(b"\xff" * 64),
