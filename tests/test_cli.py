@@ -77,7 +77,7 @@ def test_a_workdir_that_cannot_be_written(capsys, tmp_path):
 
 
 def test_commands_that_are_not_there_yet_say_so(capsys):
-    for name in ("chat", "import-hf", "export-hf", "bench"):
+    for name in ("chat", "bench"):
         status, _, err = run(capsys, name, "x")
         assert (status, "is not there yet" in err) == (2, True), name
 

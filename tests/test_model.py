@@ -9,7 +9,7 @@ import pytest
 
 from r1jax.config import RopeScalingConfig
 from r1jax.model import moe
-from r1jax.model.attention import score_scale
+from r1jax.model.attention import latents, score_scale
 from r1jax.model.layers import rms_norm, rope_amplitude, rope_frequencies, rotate
 from r1jax.model.spec import ParamSpec, count_params, init_params, init_router_bias, param_specs
 from r1jax.model.transformer import cast, decode_step, forward, forward_mtp, logits
@@ -277,6 +277,14 @@ def test_yarn_by_hand(model):
     np.testing.assert_allclose(rope_frequencies(off), plain, rtol=1e-6)
     assert rope_amplitude(off.rope_scaling) == 1
     assert score_scale(off) == 192**-0.5
+
+
+def test_latents_are_normed_with_an_epsilon_of_their_own(model):
+    """1e-6 in DeepSeek's code whatever rms_norm_eps is; inputs so small that it matters."""
+    c = dataclasses.replace(model, rms_norm_eps=1e-2)
+    weights = {"kv_a_DX": jnp.full((1, 48), 1e-3), "kv_norm_C": jnp.ones(32)}
+    found = latents(weights, jnp.ones((1, 1, 1)), jnp.zeros((1, 1), jnp.int32), c)
+    np.testing.assert_allclose(found[0, 0, :32], 1e-3 / (1e-6 + 1e-6) ** 0.5, rtol=1e-5)
 
 
 def test_tied_embeddings_are_the_head(model):

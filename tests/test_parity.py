@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import numpy as np
@@ -16,6 +17,9 @@ from etils import epath
 
 from r1jax.checkpoint.published import published_tensors
 from r1jax.checkpoint.store import CheckpointStore, about, policy_item
+from r1jax.cli import main
+from r1jax.data import running_sum
+from r1jax.data.running_sum import TOKENIZER
 from r1jax.model.spec import init_params, init_router_bias
 from r1jax.model.transformer import forward, forward_mtp, logits
 from r1jax.objectives.language_model import language_model_loss
@@ -153,3 +157,24 @@ def test_transformers_loads_what_we_export(seed, tmp_path, one_device):
     tokens = random_tokens(2, 20)
     with torch.no_grad():
         assert_same_logits(our_logits(policy, tokens), reference.eval()(torch.tensor(tokens)).logits.numpy())
+
+
+def test_a_trained_run_goes_to_transformers(finished, tmp_path, capsys):
+    """With its tokenizer: the same text from the same question."""
+    assert main(["export-hf", str(finished / "rl"), str(tmp_path / "hf")]) == 0
+    question = "compute 3 #a - 1 #b + 7"
+    capsys.readouterr()
+    generate = ["generate", str(finished / "rl"), "--prompt", question, "--max_tokens", "12", "--ignore_eos", "--json"]
+    assert main(generate) == 0
+    ours = json.loads(capsys.readouterr().out)
+
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert reference.generation_config.eos_token_id == tokenizer.eos_token_id == TOKENIZER.eos_id
+    prompt = tokenizer(running_sum.prompt(question), return_tensors="pt")["input_ids"]
+    assert prompt[0].tolist() == TOKENIZER.encode(running_sum.prompt(question))
+    out = reference.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False, eos_token_id=None
+    )
+    assert out[0, prompt.shape[1] :].tolist() == ours["ids"]
+    assert tokenizer.decode(out[0, prompt.shape[1] :]) == ours["text"]

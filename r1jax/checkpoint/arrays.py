@@ -17,8 +17,6 @@ from r1jax.checkpoint.published import array_specs, policy_specs
 from r1jax.config import ModelConfig
 from r1jax.model.spec import STACKED, ParamSpec, is_spec
 
-READ_CACHE = ts.Context({"cache_pool": {"total_bytes_limit": 4 << 30}})  # neighbours in one chunk are read once
-
 
 def create_policy(directory: epath.Path, model: ModelConfig, about: dict) -> None:
     """One step's directory with its metadata and, for each array of the policy, an empty one in chunks.
@@ -55,14 +53,18 @@ def create_array(path: epath.Path, spec: ParamSpec, dtype: str) -> None:
     ts.open({"driver": "zarr", "kvstore": url(path), "metadata": metadata}, create=True).result()
 
 
-def open_array(policy: epath.Path, name: str) -> Any:
-    """The TensorStore of one array of a checkpoint's `policy` item, written here or by Orbax."""
+def open_array(policy: epath.Path, name: str, *, cache_bytes: int = 0) -> Any:
+    """The TensorStore of one array of a checkpoint's `policy` item, written here or by Orbax.
+
+    What a chunk holds beside the part that is read or written is kept for the next one, up to `cache_bytes`.
+    """
     metadata = json.loads((policy / "_METADATA").read_text())
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
     kvstore: Any = url(policy / name)
     if metadata.get("use_ocdbt"):
         kvstore = {"driver": "ocdbt", "base": url(policy), "path": f"{name}/"}
-    return ts.open({"driver": driver, "kvstore": kvstore}, context=READ_CACHE, open=True).result()
+    context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
+    return ts.open({"driver": driver, "kvstore": kvstore}, context=context, open=True).result()
 
 
 def written(array: Any) -> set[str]:

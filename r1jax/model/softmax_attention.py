@@ -3,6 +3,8 @@
 None but "full" ever holds a [T, S] matrix of scores, so that memory grows with the sequence and not with its square.
 """
 
+from typing import Literal
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -60,7 +62,7 @@ def einsum_chunk(q_BTHM: Array, k_BSHM: Array, v_BSHU: Array, mask_BTS: Array, s
     return jnp.einsum("BHTS,BSHU->BTHU", weights_BHTS.astype(v_BSHU.dtype), v_BSHU)
 
 
-def fused_chunk(q_BTHM, k_BSHM, v_BSHU, mask_BTS, scale: float, *, kernel: str = "cudnn") -> Array:
+def fused_chunk(q_BTHM, k_BSHM, v_BSHU, mask_BTS, scale: float, *, kernel: Literal["cudnn", "xla"] = "cudnn") -> Array:
     """JAX's fused kernels, which want one head size for all: zeros are put behind the smaller.
 
     cuDNN raises where it doesn't know the head size: set ModelConfig.attention = 'chunked'.

@@ -31,6 +31,7 @@ from r1jax.model.spec import count_params
 from r1jax.telemetry.progress import Progress
 
 SHARD_BYTES = 5_000_000_000  # of exported files, and what an export holds in memory
+READ_CACHE_BYTES = 1 << 30  # Orbax's chunks hold many of our tensors: each is read once
 
 
 def import_hf(source: epath.Path, dest: epath.Path, *, mtp: bool, progress: Progress) -> None:
@@ -152,8 +153,8 @@ def write_shards(policy: epath.Path, dest: epath.Path, model: ModelConfig, progr
     with progress.start("shards", 0, len(shards)) as bar:
         for number, names in enumerate(shards, 1):
             file = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-            values = {name: read_published(policy, tensors[name]) for name in names}
-            (dest / file).write_bytes(safetensors.numpy.save(values, {"format": "pt"}))
+            values = read_published(policy, {name: tensors[name] for name in names})
+            safetensors.numpy.save_file(values, dest / file, {"format": "pt"})
             weight_map |= dict.fromkeys(names, file)
             bar.step(number, {})
     total = sum(tensor_bytes(tensor, model) for tensor in tensors.values())
@@ -179,8 +180,12 @@ def tensor_bytes(tensor: PublishedTensor, model: ModelConfig) -> int:
     return int(np.prod(tensor.shape)) * (4 if is_bias else numpy_dtype(model.param_dtype).itemsize)
 
 
-def read_published(policy: epath.Path, tensor: PublishedTensor) -> np.ndarray:
-    return tensor.to_published(open_array(policy, tensor.array)[tensor.index].read().result())
+def read_published(policy: epath.Path, tensors: dict[str, PublishedTensor]) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for name, group in groupby(tensors.items(), key=lambda item: item[1].array):
+        array = open_array(policy, name, cache_bytes=READ_CACHE_BYTES)
+        found |= {key: tensor.to_published(array[tensor.index].read().result()) for key, tensor in group}
+    return found
 
 
 def require_free(dest: epath.Path) -> None:
