@@ -90,6 +90,11 @@ def test_seqio_in_one_file_and_gin_in_one():
     assert [p.name for p in FILES if "gin" in imports(p)] == ["gin_config.py"]
 
 
+def test_torch_is_for_tests_only():
+    for path in FILES:
+        assert not {name.split(".")[0] for name in imports(path)} & {"torch", "transformers"}
+
+
 def test_rewards_know_no_jax():
     for path in FILES:
         if package(path) == "rewards":

@@ -454,5 +454,36 @@ def test_presets_have_the_published_number_of_parameters(name, capsys):
     assert sum(int(np.prod(t.shape)) for t in tensors) == PUBLISHED_COUNTS[name]
 
 
+@pytest.mark.parametrize("name", [*PUBLISHED_COUNTS, "small"])
+def test_presets_go_out_and_come_in(name):
+    model = preset(name)
+    back = from_published(to_published(model, bos_id=0, eos_id=1), mtp=True)
+    free = {field: getattr(model, field) for field in ("param_dtype", "dtype", "experts")}
+    assert dataclasses.replace(back, **free) == model
+
+
+def test_a_published_config_is_the_preset():
+    """DeepSeek-V3's config.json, with the keys that say something of the architecture."""
+    config = {
+        "model_type": "deepseek_v3", "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0,
+        "eos_token_id": 1, "ep_size": 1, "first_k_dense_replace": 3, "hidden_act": "silu", "hidden_size": 7168,
+        "initializer_range": 0.006, "intermediate_size": 18432, "kv_lora_rank": 512, "max_position_embeddings": 163840,
+        "moe_intermediate_size": 2048, "moe_layer_freq": 1, "n_group": 8, "n_routed_experts": 256,
+        "n_shared_experts": 1, "norm_topk_prob": True, "num_attention_heads": 128, "num_experts_per_tok": 8,
+        "num_hidden_layers": 61, "num_key_value_heads": 128, "num_nextn_predict_layers": 1, "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06, "rope_theta": 10000,
+        "quantization_config": {"fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]},
+        "rope_scaling": {
+            "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 4096, "type": "yarn",
+        },
+        "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "tie_word_embeddings": False, "topk_group": 4,
+        "topk_method": "noaux_tc", "torch_dtype": "bfloat16", "v_head_dim": 128, "vocab_size": 129280,
+    }  # fmt: skip
+    preset_model = preset("deepseek_v3")
+    free = {field: getattr(preset_model, field) for field in ("param_dtype", "dtype", "experts")}
+    assert dataclasses.replace(from_published(config, mtp=True), **free) == preset_model
+
+
 def test_small_is_about_100_million():
     assert 90e6 < sum(count_params(preset("small")).values()) < 110e6
