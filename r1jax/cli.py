@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import json
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -138,7 +137,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from r1jax.config import EvaluateConfig, MeshConfig
+    from r1jax.config import EvaluateConfig, MeshConfig, RolloutConfig
     from r1jax.data.tasks import get_task
     from r1jax.parallel.layout import make_layout
     from r1jax.rewards.rules import Reward, accuracy_reward, format_reward, language_mix_reward
@@ -158,9 +157,9 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
         "language_mix": Reward(language_mix_reward(task.lexicons), 0.0),
     }
     config = EvaluateConfig(
+        rollout=RolloutConfig(slots=256),
         problems=args.problems,
         samples=max(args.k, 8),
-        questions_per_batch=math.gcd(args.problems, 16),
         max_prompt_tokens=24,
         max_new_tokens=args.max_tokens,
         temperature=args.temperature,
@@ -175,7 +174,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
 
 
 def generate_text(args: argparse.Namespace) -> None:
-    from r1jax.config import MeshConfig
+    from r1jax.config import MeshConfig, RolloutConfig
     from r1jax.parallel.layout import make_layout
     from r1jax.parallel.programs import random_key
     from r1jax.rollout.engine import RolloutEngine
@@ -185,19 +184,19 @@ def generate_text(args: argparse.Namespace) -> None:
     layout = make_layout(MeshConfig(data=1), devices=local_device())
     policy = load_policy(checkpoint_path(args.checkpoint), layout)
     ids = policy.ask(args.prompt) if args.prompt is not None else parse_ids(args.prompt_ids, policy.model.vocab_size)
-    engine = RolloutEngine(layout, policy.model, policy.tokenizer, 1, len(ids), args.max_tokens)
-    generation = engine.run(
+    config = RolloutConfig(slots=1, prefill_rows=1)
+    engine = RolloutEngine(layout, policy.model, policy.tokenizer, config, 1, len(ids), args.max_tokens)
+    output = engine.generate(
         policy.params,
         policy.router_bias,
-        engine.pad([(0, ids)]),
+        [(0, ids)],
         random_key(args.seed),
         args.temperature,
         ignore_eos=args.ignore_eos,
-    )
-    output = engine.decode(generation)[0][0]
-    reason = "stop" if output.finished else "length"
+    )[0][0]
     if args.json:
-        fields = {"text": output.text, "ids": output.tokens, "logprobs": output.logprobs, "finish_reason": reason}
+        fields = {"text": output.text, "ids": output.tokens, "logprobs": output.logprobs}
+        fields["finish_reason"] = output.finish_reason
         print(json.dumps(fields))
     else:
         print_dimmed(output.text if policy.tokenizer else ",".join(str(token) for token in output.tokens))

@@ -155,10 +155,39 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class RolloutConfig:
+    """The rollout engine: how outputs are drawn, and how many at once."""
+
+    slots: int = 64  # outputs in the making at once; more cost memory, fewer leave the device idle
+    steps_per_round: int = 16  # tokens of each slot between two looks of the host
+    prefill_rows: int = 16  # prompts run at once
+    prefill_chunk: int = 512  # tokens of each of them run at once
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0  # 1: off
+    min_p: float = 0.0  # 0: off
+    min_new_tokens: int = 0  # no end token before so many others
+    stop: tuple[str, ...] = ()  # texts that end an output, and are cut off it
+
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens are drawn from less than the whole distribution."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "slots", "steps_per_round", "prefill_rows", "prefill_chunk", "top_p")
+        if self.top_k < 0 or not 0 <= self.min_p <= 1 or self.top_p > 1 or self.min_new_tokens < 0:
+            raise ValueError(
+                f"top_k {self.top_k}, top_p {self.top_p}, min_p {self.min_p}, min_new_tokens {self.min_new_tokens}:"
+                " expected 0 or more, 0 to 1, 0 to 1, 0 or more"
+            )
+
+
+@dataclass(frozen=True)
 class RLConfig:
     """GRPO (arXiv 2402.03300, section 4.1) on rule-based rewards (R1, section 2.2)."""
 
     optimizer: OptimizerConfig
+    rollout: RolloutConfig
     steps: int  # rollouts
     questions: int  # per rollout
     group_size: int  # outputs per question
@@ -196,25 +225,17 @@ class RLConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
+    rollout: RolloutConfig
     problems: int
     samples: int  # at temperature, for each problem
-    questions_per_batch: int
     max_prompt_tokens: int
     max_new_tokens: int
     temperature: float = 1.0
     k: int = 8  # of pass@k
 
-    def batch_sizes(self) -> dict[str, int]:
-        """What the mesh's batch axes have to divide."""
-        return {"EvaluateConfig.questions_per_batch": self.questions_per_batch}
-
     def __post_init__(self) -> None:
-        require_positive(self, "problems", "samples", "questions_per_batch", "max_prompt_tokens", "max_new_tokens")
+        require_positive(self, "problems", "samples", "max_prompt_tokens", "max_new_tokens")
         if self.temperature < 0:
             raise ValueError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
-        if self.problems % self.questions_per_batch:
-            raise ValueError(
-                f"problems ({self.problems}) is not a multiple of questions_per_batch ({self.questions_per_batch})"
-            )
         if not 0 < self.k <= self.samples:
             raise ValueError(f"k is {self.k}, expected 1 to samples ({self.samples})")

@@ -23,7 +23,7 @@ SMALL = {
     "RLConfig.reference_refresh_updates": 3,
     "EvaluateConfig.problems": 16,
     "EvaluateConfig.samples": 8,
-    "EvaluateConfig.questions_per_batch": 8,
+    "RolloutConfig.slots": 24,
     "EvaluateConfig.max_new_tokens": 12,
 }
 

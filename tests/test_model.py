@@ -12,7 +12,7 @@ from r1jax.model import moe
 from r1jax.model.attention import latents, score_scale
 from r1jax.model.layers import rms_norm, rope_amplitude, rope_frequencies, rotate
 from r1jax.model.spec import ParamSpec, count_params, init_params, init_router_bias, param_specs
-from r1jax.model.transformer import cast, decode_step, forward, forward_mtp, logits
+from r1jax.model.transformer import cast, empty_latents, extend, forward, forward_mtp, logits
 from r1jax.objectives.language_model import language_model_loss
 from r1jax.types import TokenBatch
 
@@ -54,38 +54,39 @@ def test_rotation_depends_on_the_distance_only(model):
 
 @pytest.mark.parametrize("q_lora_rank", [32, None])
 def test_absorbed_equals_expanded_for_every_prompt_length(model, q_lora_rank):
-    """prefill(k) + decode of the rest = one forward pass, for all k."""
+    """extend(k tokens) + extend of the rest, one at a time or at once = one forward pass, for all k."""
     c = dataclasses.replace(model, q_lora_rank=q_lora_rank)
-    params, bias = init_params(jax.random.key(3), c), {"moe": jnp.zeros((1, 4)), "mtp": jnp.zeros((1, 4))}
-    B, G, T = 2, 3, 9
-    tokens = random_tokens((B * G, T))
-    step = jax.jit(decode_step, static_argnames="config")
+    params, bias = init_params(jax.random.key(3), c), init_router_bias(c)
+    T = 9
+    batch = plain_batch(random_tokens((2, T)))
+    whole = jax.jit(forward, static_argnames="config")(params, bias, batch, config=c).hidden_BTD
+    run = jax.jit(extend, static_argnames="config")
+
+    def part(first, last, contexts):
+        piece = (batch.tokens_BT[:, first:last], batch.positions_BT[:, first:last])
+        return run(cast(params, c), bias, *piece, contexts, config=c)
+
     for k in range(1, T):
-        rows = tokens.copy()
-        rows[:, :k] = np.repeat(rows[::G, :k], G, axis=0)  # a group shares its prompt
-        whole = forward(params, bias, plain_batch(rows), c).hidden_BTD
-        prompt = forward(params, bias, plain_batch(rows[::G, :k]), c, keep_latents=True).latents
-        tail = jax.tree.map(lambda x: jnp.zeros((x.shape[0], B, G, T - k, x.shape[-1])), prompt)  # noqa: B023
-        weights = cast(params, c)
-        for i in range(T - k):
-            hidden, tail = step(
-                weights,
-                bias,
-                rows[:, k + i].reshape(B, G),
-                jnp.full((B, G), k + i),
-                prompt,
-                jnp.ones((B, k), bool),
-                tail,
-                i,
-                config=c,
-            )
-            np.testing.assert_allclose(hidden.reshape(B * G, -1), whole[:, k + i], **ROUNDING)
+        hidden, prompt = part(0, k, [])
+        np.testing.assert_allclose(hidden, whole[:, :k], **ROUNDING)
+        seen = jnp.ones((1, 1, k), bool)
+        np.testing.assert_allclose(part(k, T, [(prompt, seen)])[0], whole[:, k:], **ROUNDING)
+        hidden, one = part(k, k + 1, [(prompt, seen)])
+        np.testing.assert_allclose(hidden, whole[:, k : k + 1], **ROUNDING)
+        if k + 1 < T:  # over two contexts, and a masked place of each
+            wider = [jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 1), (0, 0))), x) for x in (prompt, one)]
+            masks = [jnp.arange(n + 1)[None, None] < n for n in (k, 1)]
+            hidden, _ = part(k + 1, k + 2, list(zip(wider, masks, strict=True)))
+            np.testing.assert_allclose(hidden, whole[:, k + 1 : k + 2], **ROUNDING)
 
 
 def test_latent_cache_holds_latent_and_rotary_numbers_only(model, policy):
-    latents = forward(*policy, plain_batch(random_tokens((2, 5))), model, keep_latents=True).latents
+    batch = plain_batch(random_tokens((2, 5)))
+    _, latents = extend(*policy, batch.tokens_BT, batch.positions_BT, [], model)
     numbers = model.kv_lora_rank + model.qk_rope_head_dim
     assert {name: x.shape for name, x in latents.items()} == {"dense": (1, 2, 5, numbers), "moe": (1, 2, 5, numbers)}
+    empty = empty_latents(model, 2, 5)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), empty) == jax.tree.map(lambda x: (x.shape, x.dtype), latents)
 
 
 def test_packed_equals_separate(model, policy):

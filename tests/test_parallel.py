@@ -12,7 +12,7 @@ from r1jax.model.spec import ParamSpec
 from r1jax.parallel import programs
 from r1jax.parallel.layout import Layout, Rules, make_layout
 from r1jax.types import Prompts, RLState, TokenBatch
-from tests.test_sampling import rl_config
+from tests.test_sampling import rl_config, sample
 
 MESHES = {
     "1": (MeshConfig(data=1), 1),
@@ -70,13 +70,12 @@ def test_sharded_loss_and_gradients_equal_unsharded(model, policy, batch, name, 
 def grpo_once(lay: Layout, model, policy):
     rng = np.random.default_rng(0)
     config = rl_config(questions=8)
-    prompts = lay.put_batch(
-        Prompts(rng.integers(3, 200, (8, 10)).astype(np.int32), np.full(8, 10, np.int32), np.arange(8, dtype=np.int32))
+    prompts = Prompts(
+        rng.integers(3, 200, (8, 10)).astype(np.int32), np.full(8, 10, np.int32), np.arange(8, dtype=np.int32)
     )
     params, bias = placed(lay, model, policy)
-    generation = programs.sampler(lay, model, 4, 12)(
-        params, bias, prompts, jax.random.key(0), np.float32(1), np.int32(2)
-    )
+    generation = sample(lay, model, (params, bias), prompts, slots=13)  # fewer than outputs, and no multiple of 8
+    prompts = lay.put_batch(prompts)
     train = programs.start_training(lay, model, config.optimizer)(*programs.snapshot((params, bias)))
     rewards = rng.random((8, 4)).astype(np.float32)
     state = RLState(train, params, bias, np.int32(0))

@@ -18,6 +18,7 @@ from etils import epath
 from r1jax.checkpoint.published import published_tensors
 from r1jax.checkpoint.store import CheckpointStore, about, policy_item
 from r1jax.cli import main
+from r1jax.config import RolloutConfig
 from r1jax.data import running_sum
 from r1jax.data.running_sum import TOKENIZER
 from r1jax.model.spec import init_params, init_router_bias
@@ -54,10 +55,10 @@ def test_logits_and_greedy_continuation(seed, tmp_path, one_device):
         )
     assert_same_logits(our_logits(policy, tokens), theirs)
 
-    engine = RolloutEngine(one_device, policy.model, None, 1, 20, 64)
-    prompts = engine.pad(list(enumerate(tokens.tolist())))
-    generation = engine.run(policy.params, policy.router_bias, prompts, jax.random.key(0), 0.0)
-    np.testing.assert_array_equal(np.asarray(generation.tokens_BGN)[:, 0], greedy[:, 20:])
+    engine = RolloutEngine(one_device, policy.model, None, RolloutConfig(slots=2, prefill_rows=2), 1, 20, 64)
+    asked = list(enumerate(tokens.tolist()))
+    outputs = engine.generate(policy.params, policy.router_bias, asked, jax.random.key(0), 0.0)
+    assert [group[0].tokens for group in outputs] == greedy[:, 20:].tolist()
 
 
 def test_the_drawn_configurations_cover_the_family():

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.config import OptimizerConfig, RLConfig
+from r1jax.config import OptimizerConfig, RLConfig, RolloutConfig
 from r1jax.parallel import programs
-from r1jax.sampling.generate import draw, prompt_batch
-from r1jax.sampling.score import completion_mask, join, score
+from r1jax.rollout.engine import RolloutEngine, trainer_arrays
+from r1jax.sampling.draw import DrawSettings, draw, keep_likely
+from r1jax.sampling.score import completion_mask, join, prompt_batch, score
 from r1jax.types import Generation, Prompts
 
 EOS = 2
@@ -28,9 +29,28 @@ def prompts() -> Prompts:
     return Prompts(tokens, np.asarray(LENGTHS, np.int32), np.asarray([11, 5, 7, 30], np.int32))
 
 
-def sample(layout, model, policy, prompts, *, group=4, new=12, temperature=1.0, eos=EOS, seed=0) -> Generation:
-    run = programs.sampler(layout, model, group, new)
-    return jax.device_get(run(*policy, prompts, jax.random.key(seed), np.float32(temperature), np.int32(eos)))
+class EndsWith:
+    """A tokenizer that knows an end token, and spells ids."""
+
+    def __init__(self, eos_id: int):
+        self.eos_id = eos_id
+
+    def decode(self, ids):
+        return " ".join(str(i) for i in ids)
+
+
+def asked(prompts: Prompts) -> list[tuple[int, list[int]]]:
+    rows = zip(prompts.id_B, prompts.tokens_BP, prompts.length_B, strict=True)
+    return [(int(i), row[len(row) - n :].tolist()) for i, row, n in rows]
+
+
+def sample(
+    layout, model, policy, prompts, *, group=4, new=12, temperature=1.0, eos=EOS, seed=0, **config
+) -> Generation:
+    settings = RolloutConfig(**{"slots": 16, "steps_per_round": 5, "prefill_rows": 4} | config)
+    engine = RolloutEngine(layout, model, EndsWith(eos), settings, group, 10, new)
+    outputs = engine.generate(*policy, asked(prompts), jax.random.key(seed), temperature)
+    return trainer_arrays(asked(prompts), outputs, 10, new)[1]
 
 
 def teacher_forced(model, policy, prompts, generation, temperature=1.0):
@@ -64,15 +84,6 @@ def test_end_token_first_last_and_never(one_device, model, policy, prompts):
         assert gap.max() < SAMPLER_TOLERANCE
 
 
-def test_the_loop_ends_with_the_last_output(one_device, model, policy, prompts):
-    free = sample(one_device, model, policy, prompts, group=1, eos=-1)
-    eos = int(free.tokens_BGN[0, 0, 0])
-    alone = jax.tree.map(lambda x: x[:1], prompts)
-    stopped = sample(one_device, model, policy, alone, group=1, eos=eos)
-    assert stopped.length_BG.tolist() == [[1]]
-    assert not stopped.tokens_BGN[0, 0, 1:].any()  # nothing was run after it
-
-
 def test_a_sample_depends_on_its_prompt_and_index_only(one_device, model, policy, prompts):
     whole = sample(one_device, model, policy, prompts)
     order = np.array([2, 0])
@@ -80,8 +91,6 @@ def test_a_sample_depends_on_its_prompt_and_index_only(one_device, model, policy
     np.testing.assert_array_equal(part.length_BG, whole.length_BG[order, :2])
     mask = np.asarray(completion_mask(part)) > 0
     np.testing.assert_array_equal(part.tokens_BGN[mask], whole.tokens_BGN[order, :2][mask])
-    wider = dataclasses.replace(prompts, tokens_BP=np.pad(prompts.tokens_BP, ((0, 0), (6, 0))))
-    np.testing.assert_array_equal(sample(one_device, model, policy, wider).length_BG, whole.length_BG)
 
 
 def test_another_step_or_sample_draws_other_tokens(one_device, model, policy, prompts):
@@ -103,12 +112,67 @@ def test_greedy_takes_the_most_likely_token(one_device, model, policy, prompts):
         ).all()
 
 
+def settings(**changes) -> DrawSettings:
+    values = dict(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, min_tokens=0, stop_ids=np.array([-1], np.int32))
+    values |= changes
+    integers = {name: np.int32(values[name]) for name in ("top_k", "min_tokens")}
+    floats = {name: np.float32(values[name]) for name in ("temperature", "top_p", "min_p")}
+    return DrawSettings(stop_ids=values["stop_ids"], **integers, **floats)
+
+
+def draws(logits, number=20000, *, truncate=False, count=0, **changes):
+    keys, counts = jax.random.split(jax.random.key(0), number), jnp.full(number, count, jnp.int32)
+    rows = jnp.broadcast_to(jnp.asarray(logits), (number, len(logits)))
+    return jax.device_get(draw(rows, keys, counts, settings(**changes), truncate=truncate))
+
+
+FOUR_STANDARD_ERRORS = 4 * (0.25 / 20000) ** 0.5
+
+
 def test_draws_follow_the_distribution():
-    logits = jnp.log(jnp.array([0.5, 0.3, 0.2]))
-    keys = jax.random.split(jax.random.key(0), (1, 20000))
-    tokens, _ = draw(jnp.broadcast_to(logits, (1, 20000, 3)), keys, jnp.int32(0), jnp.float32(1.0))
-    shares = np.bincount(np.asarray(tokens[0]), minlength=3) / 20000
-    np.testing.assert_allclose(shares, [0.5, 0.3, 0.2], atol=4 * (0.25 / 20000) ** 0.5)  # four standard errors
+    tokens, logp, drawn_logp = draws(np.log([0.5, 0.3, 0.2]))
+    np.testing.assert_allclose(np.bincount(tokens) / 20000, [0.5, 0.3, 0.2], atol=FOUR_STANDARD_ERRORS)
+    np.testing.assert_allclose(logp, np.log([0.5, 0.3, 0.2])[tokens], rtol=1e-5)
+    np.testing.assert_array_equal(logp, drawn_logp)
+
+
+def test_truncated_draws_follow_what_is_left_and_say_both_log_probabilities():
+    tokens, logp, drawn_logp = draws(np.log([0.2, 0.5, 0.3]), truncate=True, top_k=2)
+    np.testing.assert_allclose(np.bincount(tokens) / 20000, [0, 0.625, 0.375], atol=FOUR_STANDARD_ERRORS)
+    np.testing.assert_allclose(logp, np.log([0.2, 0.5, 0.3])[tokens], rtol=1e-5)
+    np.testing.assert_allclose(drawn_logp, np.log([1, 0.625, 0.375])[tokens], rtol=1e-5)
+
+
+def test_no_stop_token_before_the_shortest_answer():
+    stop = np.array([1], np.int32)
+    tokens, logp, drawn_logp = draws(np.log([0.25, 0.5, 0.25]), min_tokens=3, count=2, stop_ids=stop)
+    assert set(tokens) == {0, 2}
+    np.testing.assert_allclose(logp, np.log(0.25), rtol=1e-5)
+    np.testing.assert_allclose(drawn_logp, np.log(0.5), rtol=1e-5)
+    assert 1 in draws(np.log([0.25, 0.5, 0.25]), min_tokens=3, count=3, stop_ids=stop)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, [1, 1, 1, 1]),
+        ({"top_k": 2}, [0, 1, 0, 1]),
+        ({"top_k": 9}, [1, 1, 1, 1]),
+        ({"top_p": 0.4}, [0, 1, 0, 0]),  # the likeliest stays, also where it alone is more
+        ({"top_p": 0.5}, [0, 1, 0, 0]),  # it reaches one half
+        ({"top_p": 0.51}, [0, 1, 0, 1]),
+        ({"min_p": 0.35}, [0, 1, 0, 1]),  # at least 0.175
+        ({"min_p": 0.25, "top_k": 2}, [0, 1, 0, 1]),
+        ({"min_p": 1.0}, [0, 1, 0, 0]),
+    ],
+)
+def test_what_truncation_keeps(changes, kept):
+    logp = jnp.log(jnp.array([[0.125, 0.5, 0.125, 0.25]]))
+    assert keep_likely(logp, settings(**changes))[0].tolist() == [bool(k) for k in kept]
+
+
+def test_ties_are_cut_to_exactly_k():
+    assert int(keep_likely(jnp.zeros((1, 6)) - np.log(6), settings(top_k=4)).sum()) == 4
 
 
 def test_prompt_is_padded_on_the_left():
@@ -119,8 +183,8 @@ def test_prompt_is_padded_on_the_left():
 
 def rl_config(**changes) -> RLConfig:
     numbers = dict(
-        optimizer=OptimizerConfig(1e-3), steps=4, questions=4, group_size=4, minibatches=1, max_prompt_tokens=10,
-        max_new_tokens=12, prompts=8,
+        optimizer=OptimizerConfig(1e-3), rollout=RolloutConfig(), steps=4, questions=4, group_size=4, minibatches=1,
+        max_prompt_tokens=10, max_new_tokens=12, prompts=8,
     )  # fmt: skip
     return RLConfig(**numbers | changes)
 
@@ -130,9 +194,7 @@ def test_before_the_first_update_the_ratio_is_one(one_device, model, policy, pro
     from r1jax.types import RLState
 
     config = rl_config(aggregation=aggregation)
-    generation = programs.sampler(one_device, model, 4, 12)(
-        *policy, prompts, jax.random.key(0), np.float32(1), np.int32(EOS)
-    )
+    generation = sample(one_device, model, policy, prompts)
     train = programs.start_training(one_device, model, config.optimizer)(*programs.snapshot(policy))
     state = RLState(train, *programs.snapshot(policy), np.int32(0))
     rewards = np.random.default_rng(0).random((4, 4)).astype(np.float32)

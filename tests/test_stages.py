@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from r1jax.cli import load_experiment
-from r1jax.config import EvaluateConfig
+from r1jax.config import EvaluateConfig, RolloutConfig
 from r1jax.data.feeds import Records, ensure_records
 from r1jax.data.tasks import TASKS
 from r1jax.errors import RunError, UsageError
@@ -108,7 +108,9 @@ def in_process(tmp_path, experiment_config, one_device, fork):
         experiment_config,
         pretrain=dataclasses.replace(experiment_config.pretrain, steps=4, batch_size=4, documents=200, log_every=1),
         rl=dataclasses.replace(experiment_config.rl, **numbers),
-        evaluate=EvaluateConfig(problems=8, samples=8, questions_per_batch=4, max_prompt_tokens=24, max_new_tokens=12),
+        evaluate=EvaluateConfig(
+            RolloutConfig(slots=32), problems=8, samples=8, max_prompt_tokens=24, max_new_tokens=12
+        ),
     )
     run = open_run(str(tmp_path / "run"), "variety", config, one_device, Progress(), summary="", note="")
     wanted = [Records("running_sum_corpus", "train", 200), Records("running_sum_problems", "train", 16)]

@@ -1,11 +1,14 @@
 """Multi-head Latent Attention (V2, arXiv 2405.04434, section 2.1): one set of weights, two ways to attend.
 
-Training and prefill expand the latents to per-head keys and values. Decoding absorbs the up-projections into the query
-and output sides and attends over the latents themselves, X = C + R numbers for each token whatever the number of heads.
+Training expands the latents to per-head keys and values. The sampler absorbs the up-projections into the query and the
+output sides and attends over the latents themselves, X = C + R numbers for each token whatever the number of heads.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from r1jax.config import ModelConfig
 from r1jax.model.layers import rms_norm, rotate, yarn_mscale
@@ -43,10 +46,8 @@ def score_scale(c: ModelConfig) -> float:
     return scale * yarn_mscale(c.rope_scaling.factor, c.rope_scaling.mscale_all_dim) ** 2
 
 
-def attend_expanded(
-    p: Params, x_BTD: Array, positions_BT: Array, segments_BT: Array, c: ModelConfig
-) -> tuple[Array, Array]:
-    """Attention of whole sequences over themselves. Returns the output [B, T, D] and the latents [B, T, X]."""
+def attend_expanded(p: Params, x_BTD: Array, positions_BT: Array, segments_BT: Array, c: ModelConfig) -> Array:
+    """Attention of whole sequences over themselves, [B, T, D]."""
     q_BTHM = jnp.concatenate(queries(p, x_BTD, positions_BT, c), axis=-1)
     latents_BTX = latents(p, x_BTD, positions_BT, c)
     c_kv_BTC, k_rope_BTR = jnp.split(latents_BTX, [c.kv_lora_rank], axis=-1)
@@ -55,46 +56,39 @@ def attend_expanded(
     k_rope_BTHR = jnp.broadcast_to(k_rope_BTR[:, :, None], (*k_nope_BTHN.shape[:3], c.qk_rope_head_dim))
     k_BTHM = jnp.concatenate([k_nope_BTHN, k_rope_BTHR], axis=-1)
     out_BTHU = attend(q_BTHM, k_BTHM, v_BTHU, segments_BT, score_scale(c), c.attention)
-    return jnp.einsum("BTHU,HUD->BTD", out_BTHU, p["out_HUD"]), latents_BTX
+    return jnp.einsum("BTHU,HUD->BTD", out_BTHU, p["out_HUD"])
 
 
 def attend_absorbed(
-    p: Params,
-    x_BGD: Array,
-    positions_BG: Array,
-    prompt_BPX: Array,
-    prompt_mask_BP: Array,
-    tail_BGNX: Array,
-    index: Array,
-    c: ModelConfig,
+    p: Params, x_BTD: Array, positions_BT: Array, contexts: Sequence[tuple[Array, Array]], c: ModelConfig
 ) -> tuple[Array, Array]:
-    """Attention of one new token of each of G outputs, over the latents of their shared prompt and of their own tail.
+    """Attention of T new tokens over latents that are there already, and over each other. Latents stay latents.
 
-    The new token's latent is written to the tail at `index`; what lies behind it is masked. The prompt's latents are
-    read where they are: neither copied for each output nor expanded to heads. Returns the output [B, G, D] and the new
-    token's latent [B, G, X].
+    Args:
+      contexts: pairs of latents [B, S, X] and a mask that broadcasts to [B, T, S]: what each new token may see. They
+        are read where they are: neither joined nor expanded to heads.
+
+    Returns:
+      The output [B, T, D] and the new tokens' latents [B, T, X].
     """
-    q_nope_BGHN, q_rope_BGHR = queries(p, x_BGD, positions_BG, c)
-    new_BGX = latents(p, x_BGD, positions_BG, c)
-    tail_BGNX = jax.lax.dynamic_update_slice_in_dim(tail_BGNX, new_BGX[:, :, None], index, axis=2)
+    T = x_BTD.shape[1]
+    q_nope_BTHN, q_rope_BTHR = queries(p, x_BTD, positions_BT, c)
+    new_BTX = latents(p, x_BTD, positions_BT, c)
+    sources = [*contexts, (new_BTX, jnp.tril(jnp.ones((1, T, T), bool)))]
 
     k_b_CHN, v_b_CHU = jnp.split(p["kv_b_CHW"], [c.qk_nope_head_dim], axis=-1)
-    q_latent_BGHC = jnp.einsum("BGHN,CHN->BGHC", q_nope_BGHN, k_b_CHN)  # the key up-projection, absorbed
-    q_BGHX = jnp.concatenate([q_latent_BGHC, q_rope_BGHR], axis=-1)
-    prompt_scores = jnp.einsum("BGHX,BPX->BGHP", q_BGHX, prompt_BPX).astype(jnp.float32)
-    tail_scores = jnp.einsum("BGHX,BGNX->BGHN", q_BGHX, tail_BGNX).astype(jnp.float32)
-    tail_mask_N = jnp.arange(tail_BGNX.shape[2]) <= index
-    scores_BGHS = jnp.concatenate(
-        [
-            jnp.where(prompt_mask_BP[:, None, None], prompt_scores, MASKED),
-            jnp.where(tail_mask_N, tail_scores, MASKED),
-        ],
-        axis=-1,
+    q_latent_BTHC = jnp.einsum("BTHN,CHN->BTHC", q_nope_BTHN, k_b_CHN)  # the key up-projection, absorbed
+    q_BTHX = jnp.concatenate([q_latent_BTHC, q_rope_BTHR], axis=-1)
+
+    def scores(latents_BSX, mask_BTS):
+        scores_BTHS = jnp.einsum("BTHX,BSX->BTHS", q_BTHX, latents_BSX, preferred_element_type=jnp.float32)
+        return jnp.where(mask_BTS[:, :, None], scores_BTHS * score_scale(c), MASKED)
+
+    weights_BTHS = jax.nn.softmax(jnp.concatenate([scores(*source) for source in sources], axis=-1)).astype(x_BTD.dtype)
+    ends = np.cumsum([latents_BSX.shape[1] for latents_BSX, _ in sources])
+    parts = zip(jnp.split(weights_BTHS, ends[:-1], axis=-1), sources, strict=True)
+    out_BTHC = sum(
+        jnp.einsum("BTHS,BSC->BTHC", w_BTHS, latents_BSX[..., : c.kv_lora_rank]) for w_BTHS, (latents_BSX, _) in parts
     )
-    weights_BGHS = jax.nn.softmax(scores_BGHS * score_scale(c)).astype(x_BGD.dtype)
-    prompt_weights, tail_weights = jnp.split(weights_BGHS, [prompt_BPX.shape[1]], axis=-1)
-    C = c.kv_lora_rank
-    out_BGHC = jnp.einsum("BGHP,BPC->BGHC", prompt_weights, prompt_BPX[..., :C])
-    out_BGHC += jnp.einsum("BGHN,BGNC->BGHC", tail_weights, tail_BGNX[..., :C])
-    out_BGHU = jnp.einsum("BGHC,CHU->BGHU", out_BGHC, v_b_CHU)  # the value up-projection, absorbed
-    return jnp.einsum("BGHU,HUD->BGD", out_BGHU, p["out_HUD"]), new_BGX
+    out_BTHU = jnp.einsum("BTHC,CHU->BTHU", out_BTHC, v_b_CHU)  # the value up-projection, absorbed
+    return jnp.einsum("BTHU,HUD->BTD", out_BTHU, p["out_HUD"]), new_BTX

@@ -1,5 +1,7 @@
 """The model: embedding, scanned layers, norm, head, and the multi-token-prediction modules. Pure functions."""
 
+from collections.abc import Sequence
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,15 +11,15 @@ from r1jax.config import ModelConfig
 from r1jax.model.attention import attend_absorbed, attend_expanded
 from r1jax.model.layers import feed_forward, rms_norm
 from r1jax.model.moe import moe
+from r1jax.model.spec import stack_layers
 from r1jax.types import Array, Params, TokenBatch
 
 
 @struct.dataclass
 class Hidden:
-    """What a forward pass over whole sequences gives; the stacks are "dense" and "moe", where the model has them."""
+    """What a forward pass over whole sequences gives."""
 
     hidden_BTD: Array  # after the final norm
-    latents: dict[str, Array]  # [L, B, T, X] for each stack: the cache, when it was asked for
     load: dict[str, Array]  # [L, E] for each stack with experts: tokens that chose each expert
     balance: Array  # sequence-wise balance loss, summed over segments, mean over layers with experts
 
@@ -35,38 +37,35 @@ def stacks(params: Params) -> list[str]:
 
 
 def _block(p: Params, bias_E: Array | None, x_BTD: Array, segments_BT: Array, attend, c: ModelConfig):
-    """One layer; `attend(weights, x)` returns its output and whatever it wants to keep."""
+    """One layer, its router's statistics, and what `attend(weights, x)` returns beside its output."""
     attended_BTD, kept = attend(p["attention"], rms_norm(x_BTD, p["attention_norm_D"], c.rms_norm_eps))
     x_BTD = x_BTD + attended_BTD
     normed_BTD = rms_norm(x_BTD, p["feed_forward_norm_D"], c.rms_norm_eps)
     if bias_E is None:
-        return x_BTD + feed_forward(p["feed_forward"], normed_BTD), kept, None
+        return x_BTD + feed_forward(p["feed_forward"], normed_BTD), None, kept
     routed_BTD, statistics = moe(p["feed_forward"], bias_E, normed_BTD, segments_BT, c)
-    return x_BTD + routed_BTD, kept, statistics
+    return x_BTD + routed_BTD, statistics, kept
 
 
-def forward(
-    params: Params, router_bias: dict, batch: TokenBatch, config: ModelConfig, *, keep_latents: bool = False
-) -> Hidden:
+def forward(params: Params, router_bias: dict, batch: TokenBatch, config: ModelConfig) -> Hidden:
     """Runs whole (packed or padded) sequences. `batch` holds int32 [B, T]; segment 0 is padding."""
     chex.assert_equal_shape([batch.tokens_BT, batch.positions_BT, batch.segments_BT])
     params = cast(params, config)
 
     def attend(p, x_BTD):
-        out_BTD, latents_BTX = attend_expanded(p, x_BTD, batch.positions_BT, batch.segments_BT, config)
-        return out_BTD, latents_BTX if keep_latents else None
+        return attend_expanded(p, x_BTD, batch.positions_BT, batch.segments_BT, config), None
 
     def layer(x_BTD, weights):
         p, bias_E = weights
-        x_BTD, latents_BTX, statistics = _block(p, bias_E, x_BTD, batch.segments_BT, attend, config)
-        return x_BTD, (latents_BTX, statistics)
+        x_BTD, statistics, _ = _block(p, bias_E, x_BTD, batch.segments_BT, attend, config)
+        return x_BTD, statistics
 
-    x_BTD, latents, load, balance = params["embed_VD"][batch.tokens_BT], {}, {}, jnp.zeros(())
+    x_BTD, load, balance = params["embed_VD"][batch.tokens_BT], {}, jnp.zeros(())
     for name in stacks(params):
-        x_BTD, (latents[name], statistics) = jax.lax.scan(layer, x_BTD, (params[name], router_bias.get(name)))
+        x_BTD, statistics = jax.lax.scan(layer, x_BTD, (params[name], router_bias.get(name)))
         if statistics is not None:
             load[name], balance = statistics["load_E"], statistics["balance"].mean()
-    return Hidden(rms_norm(x_BTD, params["norm_D"], config.rms_norm_eps), latents, load, balance)
+    return Hidden(rms_norm(x_BTD, params["norm_D"], config.rms_norm_eps), load, balance)
 
 
 def head(params: Params) -> Array:
@@ -98,7 +97,7 @@ def forward_mtp(params: Params, router_bias: dict, hidden: Hidden, batch: TokenB
     x_BTD, outputs, loads = hidden.hidden_BTD, [], []
 
     def attend(p, x_BTD):
-        return attend_expanded(p, x_BTD, batch.positions_BT, batch.segments_BT, config)
+        return attend_expanded(p, x_BTD, batch.positions_BT, batch.segments_BT, config), None
 
     for k in range(config.num_nextn_predict_layers):
         p = jax.tree.map(lambda w, k=k: w[k], params["mtp"])
@@ -108,50 +107,52 @@ def forward_mtp(params: Params, router_bias: dict, hidden: Hidden, batch: TokenB
         normed_BTD = rms_norm(x_BTD, p["hidden_norm_D"], config.rms_norm_eps)
         pair_BTD = jnp.concatenate([embedded_BTD, normed_BTD], axis=-1) @ p["project_2DD"]
         segments_BT = batch.segments_BT * mask_BT
-        x_BTD, _, statistics = _block(p["block"], router_bias["mtp"][k], pair_BTD, segments_BT, attend, config)
+        x_BTD, statistics, _ = _block(p["block"], router_bias["mtp"][k], pair_BTD, segments_BT, attend, config)
         x_BTD = rms_norm(x_BTD, p["norm_D"], config.rms_norm_eps)
         outputs.append(x_BTD)
         loads.append(statistics["load_E"])
     return outputs, jnp.stack(loads)
 
 
-def decode_step(
+def extend(
     params: Params,
     router_bias: dict,
-    tokens_BG: Array,
-    positions_BG: Array,
-    prompt: dict[str, Array],
-    prompt_mask_BP: Array,
-    tail: dict[str, Array],
-    index: Array,
+    tokens_BT: Array,
+    positions_BT: Array,
+    contexts: Sequence[tuple[dict[str, Array], Array]],
     config: ModelConfig,
 ) -> tuple[Array, dict[str, Array]]:
-    """One new token for each of G outputs of B prompts, over the latent cache.
+    """Runs T new tokens of each sequence over the latents of what came before: prefill, decoding and verification.
 
     Args:
-      tokens_BG, positions_BG: int32, the tokens to run and their positions.
-      prompt: latents of the prompts, [L, B, P, X] for each stack; read only.
-      tail: latents of the outputs, [L, B, G, N, X] for each stack; slots 0 to index - 1 are filled.
-      index: the slot that these tokens take.
+      params: in the dtype of the activations (`cast`).
+      tokens_BT, positions_BT: int32; a token also sees those before it among them.
+      contexts: pairs of latents, [L, B, S, X] for each stack, and a mask that broadcasts to [B, T, S]; read only.
 
     Returns:
-      hidden [B, G, D] after the final norm, and the tail with slot `index` written.
+      hidden [B, T, D] after the final norm, and the new tokens' latents, [L, B, T, X] for each stack.
     """
-    segments_BG = jnp.ones(tokens_BG.shape, jnp.int32)
-    x_BGD = params["embed_VD"][tokens_BG]
+    segments_BT = jnp.ones(tokens_BT.shape, jnp.int32)
+    masks = [mask_BTS for _, mask_BTS in contexts]
 
-    def layer(x_BGD, weights):
-        p, bias_E, prompt_BPX, tail_BGNX = weights
+    def layer(x_BTD, weights):
+        p, bias_E, caches = weights
 
-        def attend(p, x_BGD):
-            return attend_absorbed(p, x_BGD, positions_BG, prompt_BPX, prompt_mask_BP, tail_BGNX, index, config)
+        def attend(p, x_BTD):
+            return attend_absorbed(p, x_BTD, positions_BT, list(zip(caches, masks, strict=True)), config)
 
-        x_BGD, new_BGX, _ = _block(p, bias_E, x_BGD, segments_BG, attend, config)
-        return x_BGD, new_BGX
+        x_BTD, _, new_BTX = _block(p, bias_E, x_BTD, segments_BT, attend, config)
+        return x_BTD, new_BTX
 
+    x_BTD, new = params["embed_VD"][tokens_BT], {}
     for name in stacks(params):
-        stack = (params[name], router_bias.get(name), prompt[name], tail[name])
-        x_BGD, new_LBGX = jax.lax.scan(layer, x_BGD, stack)
-        # One write after the scan: a tail that travels through the scan would be copied whole at every step.
-        tail = tail | {name: jax.lax.dynamic_update_slice_in_dim(tail[name], new_LBGX[..., None, :], index, axis=3)}
-    return rms_norm(x_BGD, params["norm_D"], config.rms_norm_eps), tail
+        caches = [latents[name] for latents, _ in contexts]
+        x_BTD, new[name] = jax.lax.scan(layer, x_BTD, (params[name], router_bias.get(name), caches))
+    return rms_norm(x_BTD, params["norm_D"], config.rms_norm_eps), new
+
+
+def empty_latents(config: ModelConfig, rows: int, tokens: int) -> dict[str, Array]:
+    """Zeros, [L, rows, tokens, X] for each stack, in the dtype of the activations."""
+    X = config.kv_lora_rank + config.qk_rope_head_dim
+    layers = {name: len(numbers) for name, numbers in stack_layers(config).items() if name != "mtp"}
+    return {name: jnp.zeros((L, rows, tokens, X), config.dtype) for name, L in layers.items()}

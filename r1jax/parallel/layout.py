@@ -67,6 +67,11 @@ class Layout:
         """Host arrays onto the devices, split along their leading dimension."""
         return jax.tree.map(lambda x: jax.device_put(np.asarray(x), self.batch()), tree)
 
+    def round_up(self, rows: int) -> int:
+        """The next number of rows that the batch axes divide."""
+        devices = math.prod(self.mesh.shape[axis] for axis in self.rules.batch)
+        return -(-rows // devices) * devices
+
     def require_batch(self, name: str, size: int) -> None:
         """Raises UsageError when `size` rows can't be split evenly over the batch axes."""
         devices = math.prod(self.mesh.shape[axis] for axis in self.rules.batch)

@@ -10,6 +10,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax.config import ModelConfig, OptimizerConfig, PretrainConfig, RLConfig
 from r1jax.model.moe import update_router_bias
@@ -20,7 +21,7 @@ from r1jax.objectives.language_model import busiest_expert, language_model_loss
 from r1jax.objectives.metrics import Max, Mean
 from r1jax.objectives.optimizer import learning_rate, make_optimizer
 from r1jax.parallel.layout import Layout
-from r1jax.sampling.generate import generate
+from r1jax.sampling.decode import Slots, decode_round, empty_slots, insert, prefill
 from r1jax.sampling.score import completion_mask, join, score
 from r1jax.types import Generation, GRPOBatch, Prompts, RLState, TrainState
 
@@ -111,25 +112,43 @@ def pretrain_step(layout: Layout, model: ModelConfig, config: PretrainConfig):
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, layout.replicated()))
 
 
-@functools.cache
-def sampler(layout: Layout, model: ModelConfig, group_size: int, max_new_tokens: int):
-    """(params, router_bias, Prompts, key, temperature, eos_id) -> Generation on every device."""
-    model = on_platform(layout, model)
+def slot_shardings(layout: Layout, model: ModelConfig) -> Slots:
+    """Slots are divided over the batch axes; a cache is [layers, slots, …]."""
+    cache = NamedSharding(layout.mesh, PartitionSpec(None, layout.rules.batch))
+    abstract = jax.eval_shape(lambda: empty_slots(model, 1, 1))
+    return jax.tree.map(lambda x: cache if x.ndim > 2 else layout.batch(), abstract)
 
-    def run(params, router_bias, prompts: Prompts, key, temperature, eos_id) -> Generation:
-        return generate(
-            params,
-            router_bias,
-            prompts,
-            key,
-            temperature,
-            eos_id,
-            model,
-            group_size=group_size,
-            max_new_tokens=max_new_tokens,
+
+@functools.cache
+def make_slots(layout: Layout, model: ModelConfig, slots: int, width: int):
+    """() -> Slots, all free."""
+    return jax.jit(lambda: empty_slots(model, slots, width), out_shardings=slot_shardings(layout, model))
+
+
+@functools.cache
+def prefiller(layout: Layout, model: ModelConfig, chunk: int):
+    """(params, router_bias, tokens [B, P], lengths [B], ids [B]) -> Prefilled on every device."""
+    return jax.jit(functools.partial(prefill, c=model, chunk=chunk), out_shardings=layout.replicated())
+
+
+@functools.cache
+def inserter(layout: Layout, model: ModelConfig, truncate: bool):
+    """(Slots, Prefilled, rows [S], samples [S], key, DrawSettings) -> Slots. The slots are donated."""
+    shardings = slot_shardings(layout, model)
+    return jax.jit(functools.partial(insert, truncate=truncate), out_shardings=shardings, donate_argnums=0)
+
+
+@functools.cache
+def decoder(layout: Layout, model: ModelConfig, steps: int, width: int, truncate: bool):
+    """(params, router_bias, Slots, is_free [S], limit, DrawSettings) -> (Slots, Emitted). The slots are donated."""
+
+    def run(params, router_bias, slots: Slots, is_free_S, limit, settings):
+        slots = replace(slots, done_S=slots.done_S | is_free_S)
+        return decode_round(
+            params, router_bias, slots, limit, settings, model, steps=steps, width=width, truncate=truncate
         )
 
-    return jax.jit(run, out_shardings=layout.replicated())
+    return jax.jit(run, out_shardings=(slot_shardings(layout, model), layout.replicated()), donate_argnums=2)
 
 
 @functools.cache

@@ -1,17 +1,26 @@
-"""The rollout engine: problems in, outputs out. Today one static batch for each call."""
+"""The rollout engine: prompts in, outputs out, by continuous batching over a fixed number of slots.
 
+Prompts are run once, whatever the group size, and copied on the device into a slot for each output. A slot that is done
+is refilled from the queue between rounds of decoding, so that the cost follows the tokens that are really generated.
+"""
+
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from r1jax.config import ModelConfig
-from r1jax.errors import UsageError
+from r1jax.config import ModelConfig, RolloutConfig
+from r1jax.errors import RunError, UsageError
 from r1jax.parallel import programs
 from r1jax.parallel.layout import Layout
+from r1jax.sampling.decode import Emitted, Prefilled, Slots
+from r1jax.sampling.draw import DrawSettings
 from r1jax.types import Generation, Params, Prompts
+
+SMALLEST_BUCKET = 128  # prompts are padded to powers of two from here on, and so is what is looked at of the cache
 
 
 class Decoder(Protocol):
@@ -22,24 +31,45 @@ class Decoder(Protocol):
     def decode(self, ids: list[int]) -> str: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Output:
-    text: str  # without the end token
-    tokens: list[int]  # the end token, if it was drawn, is the last
-    logprobs: list[float]
-    finished: bool  # ended by the end token, not by the limit
+    """One answer; it grows while it is in a slot."""
+
+    prompt: int  # which of the prompts it answers
+    sample: int  # which of the prompt's answers it is
+    text: str = ""  # without the end token or what follows a stop string
+    tokens: list[int] = field(default_factory=list)  # the end token, if it was drawn, is the last
+    logprobs: list[float] = field(default_factory=list)  # under the policy at the sampling temperature
+    drawn_logprobs: list[float] = field(default_factory=list)  # the same where top-k, top-p and min-p are off
+    finished: bool = False  # ended by the end token or a stop string, not by the limit
+
+    @property
+    def finish_reason(self) -> str:
+        return "stop" if self.finished else "length"
+
+
+@dataclass
+class Counts:
+    """What the engine has done so far."""
+
+    prompts: int = 0  # run, each once
+    tokens: int = 0  # generated
+    rounds: int = 0  # trips to the device and back
+    steps: int = 0  # model steps of all slots at once
 
 
 @dataclass(frozen=True)
 class RolloutEngine:
-    """Draws outputs with one compiled program: every call has the same shapes."""
+    """Every call uses the same few compiled programs: see `max_programs`."""
 
     layout: Layout
     model: ModelConfig
     tokenizer: Decoder | None  # None: outputs are ids without text, and nothing ends them but the limit
+    config: RolloutConfig
     group_size: int
     max_prompt_tokens: int
     max_new_tokens: int
+    counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
         longest = self.max_prompt_tokens + self.max_new_tokens
@@ -49,46 +79,181 @@ class RolloutEngine:
                 f" ({self.model.max_position_embeddings}): set them lower, or stretch it by RopeScalingConfig"
             )
 
-    def pad(self, prompts: Sequence[tuple[int, list[int]]]) -> Prompts:
-        """(id, tokens) pairs as left-padded device arrays. Raises UsageError for a prompt that is empty or too long."""
-        P = self.max_prompt_tokens
-        tokens_BP = np.zeros((len(prompts), P), np.int32)
-        for row, (_, ids) in zip(tokens_BP, prompts, strict=True):
-            if not 0 < len(ids) <= P:
-                raise UsageError(f"a prompt has {len(ids)} tokens, expected 1 to {P}: set max_prompt_tokens")
-            row[P - len(ids) :] = ids
-        lengths = np.asarray([len(ids) for _, ids in prompts], np.int32)
-        return self.layout.put_batch(Prompts(tokens_BP, lengths, np.asarray([i for i, _ in prompts], np.int32)))
+    @property
+    def slots(self) -> int:
+        """As configured, rounded up so that devices share them evenly."""
+        return self.layout.round_up(self.config.slots)
 
-    def run(
+    @property
+    def max_programs(self) -> int:
+        """Programs that a run can compile: prefill and insertion for each prompt bucket, a round for each width."""
+        return 1 + 2 * len(buckets(self.max_prompt_tokens)) + len(buckets(self.width))
+
+    @property
+    def width(self) -> int:
+        """Places of a slot in the cache: the longest output, and one round more."""
+        return self.max_prompt_tokens + self.max_new_tokens + self.config.steps_per_round
+
+    def generate(
         self,
         params: Params,
         router_bias: dict,
-        prompts: Prompts,
+        prompts: Sequence[tuple[int, list[int]]],
         key: Any,
         temperature: float,
         *,
         ignore_eos: bool = False,
-    ) -> Generation:
-        """Outputs on the device. The same key, prompt id and sample index give the same tokens in any batch."""
-        sample = programs.sampler(self.layout, self.model, self.group_size, self.max_new_tokens)
-        eos_id = -1 if ignore_eos or self.tokenizer is None else self.tokenizer.eos_id
-        return sample(params, router_bias, prompts, key, np.float32(temperature), np.int32(eos_id))
+    ) -> list[list[Output]]:
+        """`group_size` outputs for each (id, tokens).
 
-    def decode(self, generation: Generation) -> list[list[Output]]:
-        """Outputs on the host, for each question a list of `group_size`."""
-        host: Generation = jax.device_get(generation)
-        B, G = host.length_BG.shape
+        The same key, id and sample index give the same tokens whatever is generated beside them. Raises UsageError for
+        a prompt that is empty or too long, RunError when the policy's logits are not finite.
+        """
+        self.check(prompts)
+        settings = self.settings(temperature, ignore_eos)
+        queue = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i][1])))  # neighbours share a bucket
+        ready: deque[tuple[Prefilled, int, Output]] = deque()  # prompts that were run, a row for each output
+        slots = programs.make_slots(self.layout, self.model, self.slots, self.width)()
+        owners: list[Output | None] = [None] * self.slots
+        finished: list[Output] = []
+        while queue or ready or any(owners):
+            while (queue or ready) and not all(owners):
+                if not ready:
+                    ready += self.prefill(params, router_bias, prompts, queue)
+                slots = self.insert(slots, owners, ready, key, settings)
+            slots, emitted = self.decode(params, router_bias, slots, owners, prompts, settings)
+            finished += self.collect(emitted, owners, prompts, int(settings.stop_ids[0]))
+        groups: list[list[Output]] = [[] for _ in prompts]
+        for output in sorted(finished, key=lambda o: o.sample):
+            groups[output.prompt].append(output)
+        return groups
 
-        def output(b: int, g: int) -> Output:
-            length = int(host.length_BG[b, g])
-            tokens = host.tokens_BGN[b, g, :length].tolist()
-            finished = bool(host.finished_BG[b, g])
-            return Output(
-                text=self.tokenizer.decode(tokens[:-1] if finished else tokens) if self.tokenizer else "",
-                tokens=tokens,
-                logprobs=host.logp_BGN[b, g, :length].tolist(),
-                finished=finished,
-            )
+    def check(self, prompts: Sequence[tuple[int, list[int]]]) -> None:
+        for _, ids in prompts:
+            if not 0 < len(ids) <= self.max_prompt_tokens:
+                raise UsageError(
+                    f"a prompt has {len(ids)} tokens, expected 1 to {self.max_prompt_tokens}: set max_prompt_tokens"
+                )
 
-        return [[output(b, g) for g in range(G)] for b in range(B)]
+    def settings(self, temperature: float, ignore_eos: bool) -> DrawSettings:
+        c = self.config
+        stop = -1 if ignore_eos or self.tokenizer is None else self.tokenizer.eos_id
+        return DrawSettings(
+            temperature=np.float32(temperature),
+            top_k=np.int32(c.top_k),
+            top_p=np.float32(c.top_p),
+            min_p=np.float32(c.min_p),
+            min_tokens=np.int32(c.min_new_tokens),
+            stop_ids=np.asarray([stop], np.int32),
+        )
+
+    def prefill(self, params, router_bias, prompts, queue: deque[int]) -> list[tuple[Prefilled, int, Output]]:
+        """Runs the next prompts of the queue that share a bucket, and says which outputs wait for them."""
+        P = bucket(len(prompts[queue[0]][1]), self.max_prompt_tokens)
+        rows = self.layout.round_up(self.config.prefill_rows)
+        tokens_BP, length_B, id_B = np.zeros((rows, P), np.int32), np.ones(rows, np.int32), np.zeros(rows, np.int32)
+        taken: list[int] = []
+        while queue and len(taken) < rows and len(prompts[queue[0]][1]) <= P:
+            row, index = len(taken), queue.popleft()
+            id_B[row], ids = prompts[index]
+            tokens_BP[row, : len(ids)], length_B[row] = ids, len(ids)
+            taken.append(index)
+        run = programs.prefiller(self.layout, self.model, self.config.prefill_chunk)
+        arrays = self.layout.put_batch((tokens_BP, length_B, id_B))
+        prefilled = run(params, router_bias, *arrays)
+        self.counts.prompts += len(taken)
+        return [(prefilled, row, Output(i, g)) for row, i in enumerate(taken) for g in range(self.group_size)]
+
+    def insert(self, slots: Slots, owners, ready: deque, key, settings: DrawSettings) -> Slots:
+        """Free slots take the outputs that wait for the first prefilled prompts."""
+        row_S, sample_S = np.full(self.slots, -1, np.int32), np.zeros(self.slots, np.int32)
+        prefilled = ready[0][0]
+        for s, owner in enumerate(owners):
+            if owner is None and ready and ready[0][0] is prefilled:
+                _, row_S[s], owners[s] = ready.popleft()
+                sample_S[s] = owners[s].sample
+        run = programs.inserter(self.layout, self.model, self.config.truncates)
+        return run(slots, prefilled, row_S, sample_S, key, settings)
+
+    def decode(self, params, router_bias, slots: Slots, owners, prompts, settings) -> tuple[Slots, Emitted]:
+        """One round. Slots without an owner are done, also those whose output met a stop string."""
+        filled = max(len(prompts[o.prompt][1]) + len(o.tokens) for o in owners if o is not None)
+        run = programs.decoder(
+            self.layout, self.model, self.config.steps_per_round, bucket(filled, self.width), self.config.truncates
+        )
+        is_free_S = np.asarray([owner is None for owner in owners])
+        slots, emitted = run(params, router_bias, slots, is_free_S, np.int32(self.max_new_tokens), settings)
+        return slots, jax.device_get(emitted)
+
+    def collect(self, emitted: Emitted, owners, prompts, stop_id: int) -> list[Output]:
+        """Appends what the round gave to its outputs; returns those that ended, and frees their slots."""
+        ended = []
+        for s, output in enumerate(owners):
+            if output is None:
+                continue
+            n = int(emitted.count_S[s])
+            logprobs = emitted.logp_SN[s, :n]
+            if not np.isfinite(logprobs).all():
+                raise RunError(
+                    f"the policy's logits are not finite: prompt {prompts[output.prompt][0]}, sample {output.sample},"
+                    f" token {len(output.tokens) + int(np.argmin(np.isfinite(logprobs)))}; the last checkpoint is good"
+                )
+            output.tokens += emitted.tokens_SN[s, :n].tolist()
+            output.logprobs += logprobs.tolist()
+            output.drawn_logprobs += emitted.drawn_logp_SN[s, :n].tolist()
+            if self.ends(output, bool(emitted.done_S[s]), n, stop_id):
+                ended.append(output)
+                owners[s] = None
+        self.counts.tokens += int(emitted.count_S.sum())
+        self.counts.rounds += 1
+        self.counts.steps += int(emitted.steps)
+        return ended
+
+    def ends(self, output: Output, done: bool, new: int, stop_id: int) -> bool:
+        """Whether the output is complete, with its text; a stop string among its `new` tokens cuts it there."""
+        if self.tokenizer is None:
+            return done
+        for n in range(len(output.tokens) - new + 1, len(output.tokens) + 1) if self.config.stop else ():
+            text = self.tokenizer.decode(output.tokens[:n])
+            at = min((text.find(stop) for stop in self.config.stop if stop in text), default=-1)
+            if at >= 0:
+                output.text, output.finished = text[:at], True
+                output.tokens, output.logprobs = output.tokens[:n], output.logprobs[:n]
+                output.drawn_logprobs = output.drawn_logprobs[:n]
+                return True
+        if done:
+            output.finished = output.tokens[-1] == stop_id
+            output.text = self.tokenizer.decode(output.tokens[:-1] if output.finished else output.tokens)
+        return done
+
+
+def buckets(longest: int) -> list[int]:
+    """Powers of two from the smallest bucket on, and `longest` itself as the last."""
+    found = [SMALLEST_BUCKET]
+    while found[-1] < longest:
+        found.append(found[-1] * 2)
+    return [*found[:-1], longest]
+
+
+def bucket(size: int, longest: int) -> int:
+    return next(b for b in buckets(longest) if b >= size)
+
+
+def trainer_arrays(
+    prompts: Sequence[tuple[int, list[int]]], outputs: list[list[Output]], P: int, N: int
+) -> tuple[Prompts, Generation]:
+    """Prompts, padded on the left to P tokens, and outputs, padded on the right to N, as the trainer takes them."""
+    B, G = len(prompts), len(outputs[0])
+    tokens_BP = np.zeros((B, P), np.int32)
+    for row, (_, ids) in zip(tokens_BP, prompts, strict=True):
+        row[P - len(ids) :] = ids
+    length_B = np.asarray([len(ids) for _, ids in prompts], np.int32)
+    tokens_BGN, logp_BGN = np.zeros((B, G, N), np.int32), np.zeros((B, G, N), np.float32)
+    for b, group in enumerate(outputs):
+        for g, output in enumerate(group):
+            tokens_BGN[b, g, : len(output.tokens)] = output.tokens
+            logp_BGN[b, g, : len(output.tokens)] = output.logprobs
+    length_BG = np.asarray([[len(o.tokens) for o in group] for group in outputs], np.int32)
+    finished_BG = np.asarray([[o.finished for o in group] for group in outputs])
+    generation = Generation(tokens_BGN, logp_BGN, length_BG, finished_BG)
+    return Prompts(tokens_BP, length_B, np.asarray([i for i, _ in prompts], np.int32)), generation

@@ -5,8 +5,15 @@ import jax.numpy as jnp
 from r1jax.config import ModelConfig
 from r1jax.model.transformer import forward
 from r1jax.objectives.logprobs import hidden_logprobs
-from r1jax.sampling.generate import prompt_batch
 from r1jax.types import Array, Generation, Params, Prompts, TokenBatch
+
+
+def prompt_batch(prompts: Prompts) -> TokenBatch:
+    """Positions from 0 at each prompt's first token; the padding to its left is segment 0."""
+    P = prompts.tokens_BP.shape[1]
+    offset_BP = jnp.arange(P) - (P - prompts.length_B[:, None])
+    is_token_BP = (offset_BP >= 0).astype(jnp.int32)
+    return TokenBatch(tokens_BT=prompts.tokens_BP, positions_BT=offset_BP * is_token_BP, segments_BT=is_token_BP)
 
 
 def completion_mask(generation: Generation) -> Array:

@@ -67,14 +67,9 @@ def draw(
     temperature: float,
     seed: int,
 ) -> list[list[Sample]]:
-    """Graded outputs for all problems, in batches of `questions_per_batch`."""
-    engine = RolloutEngine(
-        layout, policy.model, task.tokenizer, samples, config.max_prompt_tokens, config.max_new_tokens
-    )
-    groups: list[list[Sample]] = []
-    for first in range(0, len(problems), config.questions_per_batch):
-        chunk = problems[first : first + config.questions_per_batch]
-        prompts = engine.pad([(p.id, task.tokenizer.encode(task.prompt(p.question))) for p in chunk])
-        generation = engine.run(policy.params, policy.router_bias, prompts, random_key(seed), temperature)
-        groups += grade_outputs(chunk, engine.decode(generation), rewards)
-    return groups
+    """Graded outputs for all problems."""
+    lengths = (config.max_prompt_tokens, config.max_new_tokens)
+    engine = RolloutEngine(layout, policy.model, task.tokenizer, config.rollout, samples, *lengths)
+    asked = [(p.id, task.tokenizer.encode(task.prompt(p.question))) for p in problems]
+    outputs = engine.generate(policy.params, policy.router_bias, asked, random_key(seed), temperature)
+    return grade_outputs(problems, outputs, rewards)

@@ -16,7 +16,7 @@ from r1jax.data.tasks import Task
 from r1jax.objectives.metrics import Metrics, merge_metrics
 from r1jax.parallel import programs
 from r1jax.rewards.rules import Reward, total
-from r1jax.rollout.engine import RolloutEngine
+from r1jax.rollout.engine import RolloutEngine, trainer_arrays
 from r1jax.stages.grading import grade_outputs
 from r1jax.stages.policy import load_policy
 from r1jax.stages.run import Run
@@ -44,9 +44,8 @@ def rl(
     if stage.result() is not None:
         return stage.directory
 
-    engine = RolloutEngine(
-        run.layout, model, task.tokenizer, config.group_size, config.max_prompt_tokens, config.max_new_tokens
-    )
+    lengths = (config.max_prompt_tokens, config.max_new_tokens)
+    engine = RolloutEngine(run.layout, model, task.tokenizer, config.rollout, config.group_size, *lengths)
     prepare = programs.prepare_batch(run.layout, model)
     update = programs.grpo_step(run.layout, model, config)
     feed = problem_batches(problems, config.questions, run.seed)
@@ -63,10 +62,10 @@ def rl(
         for step in range(first + 1, config.steps + 1):
             clock = [time.perf_counter()]
             questions = next(feed)
-            prompts = engine.pad([(p.id, task.tokenizer.encode(task.prompt(p.question))) for p in questions])
+            asked = [(p.id, task.tokenizer.encode(task.prompt(p.question))) for p in questions]
             policy = (state.train.params, state.train.router_bias)
-            rollout = engine.run(*policy, prompts, stage.key(step), config.temperature)
-            outputs = engine.decode(rollout)
+            outputs = engine.generate(*policy, asked, stage.key(step), config.temperature)
+            prompts, rollout = run.layout.put_batch(trainer_arrays(asked, outputs, *lengths))
             clock.append(time.perf_counter())
 
             samples = grade_outputs(questions, outputs, rewards)
