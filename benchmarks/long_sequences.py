@@ -18,6 +18,7 @@ from r1jax.objectives import logprobs
 from r1jax.objectives.language_model import language_model_loss
 from r1jax.types import TokenBatch
 
+DEFAULT = logprobs.AT_ONCE
 LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 
 
@@ -40,11 +41,12 @@ def attention(T: int, c: ModelConfig, implementation: str) -> float:
     return gib(loss, (q, q, v), segments)
 
 
-def cross_entropy(T: int, c: ModelConfig, chunk: int) -> float:
+def cross_entropy(T: int, c: ModelConfig, at_once: int) -> float:
     """The vocabulary's loss on hidden states: V2-Lite's 102,400 words."""
-    logprobs.CHUNK = chunk
+    logprobs.AT_ONCE = at_once
     hidden = jax.ShapeDtypeStruct((1, T, c.hidden_size), jnp.bfloat16)
     head = {"head_DV": jax.ShapeDtypeStruct((c.hidden_size, c.vocab_size), jnp.bfloat16)}
+    head["embed_VD"] = jax.ShapeDtypeStruct((c.vocab_size, c.hidden_size), jnp.bfloat16)
     tokens = jax.ShapeDtypeStruct((1, T), jnp.int32)
     return gib(lambda h, head, t: logprobs.hidden_logprobs(head, h, t)[0].sum(), hidden, head, tokens)
 
@@ -54,7 +56,7 @@ def model(T: int, c: ModelConfig) -> float:
 
     Dense layers: on a CPU `ragged_dot` holds a copy of the tokens for each expert.
     """
-    logprobs.CHUNK = 128
+    logprobs.AT_ONCE = DEFAULT
     c = dataclasses.replace(c, num_hidden_layers=2, first_k_dense_replace=2, attention="chunked")
     params = jax.eval_shape(lambda: init_params(jax.random.key(0), c))
     bias = jax.eval_shape(lambda: init_router_bias(c))
@@ -73,8 +75,8 @@ def main() -> None:
         figures = (
             attention(T, lite, "full"),
             attention(T, lite, "chunked"),
-            cross_entropy(T, lite, T),
-            cross_entropy(T, lite, 128),
+            cross_entropy(T, lite, T * lite.vocab_size),
+            cross_entropy(T, lite, DEFAULT),
             model(T, lite),
         )
         print(f"| {T:,} | " + " | ".join(f"{figure:.2f}" for figure in figures) + " |", flush=True)

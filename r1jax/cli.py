@@ -77,6 +77,10 @@ def make_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--temperature", type=not_negative, default=0.0, metavar="T", help="0, the default, is greedy"
     )
+    generate.add_argument("--top_k", type=not_negative_int, default=0, metavar="K", help="0, the default, is off")
+    generate.add_argument("--top_p", type=share, default=1.0, metavar="P", help="1, the default, is off")
+    generate.add_argument("--min_p", type=share, default=0.0, metavar="P", help="0, the default, is off")
+    generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="a text that ends the answer")
     generate.add_argument("--seed", type=int, default=0, metavar="N")
     generate.add_argument("--ignore_eos", action="store_true", help="go on after the end token")
     generate.add_argument("--json", action="store_true", help="one line: text, ids, logprobs, finish_reason")
@@ -184,7 +188,16 @@ def generate_text(args: argparse.Namespace) -> None:
     layout = make_layout(MeshConfig(data=1), devices=local_device())
     policy = load_policy(checkpoint_path(args.checkpoint), layout)
     ids = policy.ask(args.prompt) if args.prompt is not None else parse_ids(args.prompt_ids, policy.model.vocab_size)
-    config = RolloutConfig(slots=1, prefill_rows=1)
+    if not ids:
+        raise UsageError("the prompt is empty: give some text with --prompt")
+    config = RolloutConfig(
+        slots=1,
+        prefill_rows=1,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        stop=tuple(args.stop),
+    )
     engine = RolloutEngine(layout, policy.model, policy.tokenizer, config, 1, len(ids), args.max_tokens)
     output = engine.generate(
         policy.params,
@@ -256,6 +269,20 @@ def positive(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"is {text}, expected 1 or more")
     return int(text)
+
+
+def not_negative_int(text: str) -> int:
+    """An argument of 0 or more, for argparse."""
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"is {text}, expected 0 or more")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """An argument of 0 to 1, for argparse."""
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"is {text}, expected 0 to 1")
+    return float(text)
 
 
 def not_negative(text: str) -> float:

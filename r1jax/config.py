@@ -3,7 +3,35 @@
 A field without a default must be bound: sizes and schedules are choices that no library should make in silence.
 """
 
+import dataclasses
+import math
+import types
+import typing
 from dataclasses import dataclass
+from typing import Any
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type; an int is a float, but a bool is neither."""
+    if isinstance(hint, types.UnionType):
+        return any(fits(value, option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(fits(item, typing.get_args(hint)[0]) for item in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def require_types(config) -> None:
+    """Raises ValueError for the first field that is not of its annotated type."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, hint = getattr(config, field.name), hints[field.name]
+        if not fits(value, hint):
+            expected = getattr(hint, "__name__", str(hint))
+            raise ValueError(f"{field.name} is {value!r} ({type(value).__name__}), expected {expected}")
 
 
 def require_positive(config, *names: str) -> None:
@@ -42,6 +70,7 @@ class RopeScalingConfig:
     mscale_all_dim: float = 0.0
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_positive(self, "original_max_position_embeddings", "beta_fast", "beta_slow")
         if self.factor < 1:
             raise ValueError(f"factor is {self.factor}, expected 1 (no scaling) or more")
@@ -85,8 +114,17 @@ class ModelConfig:
     attention: str = "auto"  # by platform; or one of the implementations in model/softmax_attention.py
 
     def __post_init__(self) -> None:
-        require_positive(self, "vocab_size", "hidden_size", "num_hidden_layers", "n_routed_experts", "n_group")
-        require_positive(self, "max_position_embeddings")
+        require_types(self)
+        require_positive(self, "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")
+        require_positive(self, "moe_intermediate_size", "n_routed_experts", "n_shared_experts", "n_group")
+        require_positive(self, "num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")
+        require_positive(self, "v_head_dim", "max_position_embeddings", "rms_norm_eps", "routed_scaling_factor")
+        if self.q_lora_rank is not None:
+            require_positive(self, "q_lora_rank")
+        if self.rope_theta <= 1:
+            raise ValueError(f"rope_theta is {self.rope_theta}, expected more than 1")
+        if self.num_nextn_predict_layers < 0:
+            raise ValueError(f"num_nextn_predict_layers is {self.num_nextn_predict_layers}, expected 0 or more")
         for name, options in CHOICES.items():
             if getattr(self, name) not in options:
                 expected = ", ".join(f"'{option}'" for option in options)
@@ -167,6 +205,7 @@ class RolloutConfig:
     min_p: float = 0.0  # 0: off
     min_new_tokens: int = 0  # no end token before so many others
     stop: tuple[str, ...] = ()  # texts that end an output, and are cut off it
+    stop_ids: tuple[int, ...] = ()  # tokens that end an output, beside the tokenizer's end token
 
     @property
     def truncates(self) -> bool:

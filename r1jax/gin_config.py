@@ -8,7 +8,6 @@ nothing is an error.
 import dataclasses
 import re
 import tokenize
-import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,22 +75,12 @@ def _build(cls: type, scope: str, bound: set[str], used: set[str]) -> Any:
 
 
 def _checked(value: Any, hint: Any, name: str, scope: str) -> Any:
-    if not _fits(value, hint):
+    if not configs.fits(value, hint):
         expected = getattr(hint, "__name__", str(hint))
         raise UsageError(
             f"gin: {name} is {value!r} ({type(value).__name__}), expected {expected}: set {scope}/{name} to one"
         )
     return value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if hint is float:  # an int is a float, but a bool is neither
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
 
 
 def _hints(cls: type) -> dict[str, Any]:

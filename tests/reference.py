@@ -4,7 +4,6 @@ import dataclasses
 import warnings
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -121,10 +120,3 @@ def token_batch(tokens) -> TokenBatch:
 
 def random_tokens(rows: int, length: int, vocabulary: int = 97) -> np.ndarray:
     return np.random.default_rng(0).integers(0, vocabulary, (rows, length))
-
-
-def assert_same_tree(a, b) -> None:
-    """Bit for bit, dtypes and shapes included."""
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))

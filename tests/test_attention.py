@@ -19,25 +19,26 @@ ROUNDING = dict(rtol=1e-4, atol=1e-5)
 SCALE = 0.2
 
 IMPLEMENTATIONS = {
-    "chunks that divide the row": functools.partial(
-        attention.attend_chunked, attend_chunk=attention.einsum_chunk, size=46
-    ),
+    "chunks": functools.partial(attention.attend_chunked, attend_chunk=attention.einsum_chunk, size=47),
     "chunks that don't": functools.partial(attention.attend_chunked, attend_chunk=attention.einsum_chunk, size=32),
     "one chunk": functools.partial(attention.attend_chunked, attend_chunk=attention.einsum_chunk),
     # cuDNN's call on this machine: the same function of JAX, with the kernel that a CPU has.
     "fused": functools.partial(
         attention.attend_chunked, attend_chunk=functools.partial(attention.fused_chunk, kernel="xla"), size=32
     ),
+    "fused, an odd length": functools.partial(
+        attention.attend_chunked, attend_chunk=functools.partial(attention.fused_chunk, kernel="xla"), size=999
+    ),
     "splash": functools.partial(attention.attend_splash, interpret=True),
 }
 
 
-def inputs(T=138, M=24, U=16):
+def inputs(T=139, M=24, U=16):
     rng = np.random.default_rng(0)
     q, k = (jnp.asarray(rng.normal(size=(2, T, 3, M)), jnp.float32) for _ in range(2))
     v = jnp.asarray(rng.normal(size=(2, T, 3, U)), jnp.float32)
-    first = np.concatenate([np.full(50, 1), np.full(61, 2), np.full(20, 3), np.zeros(7)])
-    segments = jnp.asarray(np.stack([first, np.concatenate([np.zeros(30), np.ones(108)])]), jnp.int32)
+    first = np.concatenate([np.full(50, 1), np.full(61, 2), np.full(20, 3), np.zeros(8)])
+    segments = jnp.asarray(np.stack([first, np.concatenate([np.zeros(30), np.ones(109)])]), jnp.int32)
     return (q, k, v), segments
 
 
@@ -70,17 +71,20 @@ def test_the_definition_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("platform", "dtype", "devices", "expected"),
+    ("where", "expected"),
     [
-        ("cpu", "float32", 8, "chunked"),
-        ("gpu", "bfloat16", 8, "cudnn"),
-        ("gpu", "float32", 1, "chunked"),
-        ("tpu", "bfloat16", 1, "splash"),
-        ("tpu", "bfloat16", 4, "chunked"),
+        (("cpu", "float32", 8, 192, 0.0), "chunked"),
+        (("gpu", "bfloat16", 8, 192, 9.0), "cudnn"),
+        (("gpu", "bfloat16", 8, 192, 8.0), "chunked"),  # before Hopper: heads of 128
+        (("gpu", "bfloat16", 1, 128, 8.0), "cudnn"),
+        (("gpu", "bfloat16", 1, 100, 9.0), "chunked"),
+        (("gpu", "float32", 1, 128, 9.0), "chunked"),
+        (("tpu", "bfloat16", 1, 192, 0.0), "splash"),
+        (("tpu", "bfloat16", 4, 192, 0.0), "chunked"),
     ],
 )
-def test_the_platform_chooses(platform, dtype, devices, expected):
-    assert attention.choose_attention(platform, dtype, devices) == expected
+def test_the_platform_chooses(where, expected):
+    assert attention.choose_attention(*where) == expected
 
 
 def test_programs_are_made_for_their_platform(model, one_device):
@@ -88,7 +92,7 @@ def test_programs_are_made_for_their_platform(model, one_device):
     assert on_platform(one_device, dataclasses.replace(model, attention="full")).attention == "full"
 
 
-def test_a_long_row_never_holds_all_scores_nor_all_logits(model, policy):
+def test_a_long_row_never_holds_all_scores_nor_all_logits(model, policy, monkeypatch):
     """In the compiled gradient of a row of 2,048 tokens there is no [T, T], and no [T, V]."""
     T = 2048
     c = dataclasses.replace(model, attention="chunked", num_nextn_predict_layers=0, max_position_embeddings=T)
@@ -101,6 +105,7 @@ def test_a_long_row_never_holds_all_scores_nor_all_logits(model, policy):
     def text(c):
         return jax.jit(jax.grad(loss)).lower(policy[0], batch).as_text()
 
+    monkeypatch.setattr(logprobs, "AT_ONCE", 128 * c.vocab_size)
     program = text(c)
     assert f"{T}x{T}x" not in program
     assert f"{T}x{c.vocab_size}x" not in program
@@ -111,10 +116,10 @@ def test_chunked_log_probabilities_are_exact(model, policy, monkeypatch):
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.normal(size=(2, 23, model.hidden_size)), jnp.float32)
     tokens = jnp.asarray(rng.integers(0, model.vocab_size, (2, 23)))
-    head = {"head_DV": policy[0]["head_DV"]}
+    head = {name: policy[0][name] for name in ("head_DV", "embed_VD")}
 
     def run(chunk):
-        monkeypatch.setattr(logprobs, "CHUNK", chunk)
+        monkeypatch.setattr(logprobs, "AT_ONCE", 2 * model.vocab_size * chunk)
 
         def loss(head, hidden):
             logp, entropy = logprobs.hidden_logprobs(head, hidden, tokens, 0.7)

@@ -137,7 +137,7 @@ def test_targets_stay_within_their_segment():
 
 def test_cross_entropy_of_a_uniform_head_is_log_v():
     batch = TokenBatch(jnp.array([[1, 2, 3]]), jnp.array([[0, 1, 2]]), jnp.ones((1, 3), jnp.int32))
-    loss = cross_entropy({"head_DV": jnp.zeros((4, 11))}, jnp.ones((1, 3, 4)), batch, 1)
+    loss = cross_entropy({"head_DV": jnp.zeros((4, 11)), "embed_VD": jnp.zeros((11, 4))}, jnp.ones((1, 3, 4)), batch, 1)
     assert loss.value() == pytest.approx(math.log(11))
     assert float(loss.weight) == 2
 

@@ -19,7 +19,7 @@ from etils import epath
 from r1jax.checkpoint.arrays import open_array
 from r1jax.checkpoint.published import array_specs, published_tensors
 from r1jax.checkpoint.published_config import from_published, to_published
-from r1jax.checkpoint.safetensors_files import dequantise
+from r1jax.checkpoint.safetensors_files import dequantise, open_safetensors
 from r1jax.checkpoint.store import CheckpointStore, about, policy_item
 from r1jax.cli import gin_path, load_experiment, main
 from r1jax.config import MeshConfig, RopeScalingConfig
@@ -29,7 +29,7 @@ from r1jax.gin_config import read_config
 from r1jax.model.spec import count_params, init_params, init_router_bias
 from r1jax.parallel.layout import make_layout
 from r1jax.stages import hugging_face
-from r1jax.stages.hugging_face import export_hf, import_hf
+from r1jax.stages.hugging_face import export_hf, fingerprint, import_hf
 from r1jax.stages.policy import load_policy
 from r1jax.telemetry.progress import Progress
 from tests.conftest import ROOT
@@ -312,6 +312,52 @@ BAD = {
     "no config": (lambda s: (s / "config.json").unlink(), ["config.json"]),
     "broken config": (lambda s: (s / "config.json").write_text("{"), ["config.json"]),
     "rope": (change_config(rope_scaling={"type": "linear", "factor": 2.0}), ["rope_scaling type is 'linear'", "yarn"]),
+    "rope without a type": (change_config(rope_scaling={"factor": 2.0}), ["'default'", "factor", "expected 'yarn'"]),
+    "rope of two types": (
+        change_config(rope_scaling={"type": "yarn", "rope_type": "default", "factor": 2.0}),
+        ["'default' and 'yarn'"],
+    ),
+    "rope key": (
+        change_config(
+            rope_scaling={"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8, "attention_factor": 1}
+        ),
+        ["'attention_factor', which this model doesn't know"],
+    ),
+    "rope text": (change_config(rope_scaling="yarn"), ["rope_scaling is 'yarn', expected an object"]),
+    "rope factor nan": (
+        change_config(rope_scaling={"type": "yarn", "factor": float("nan"), "original_max_position_embeddings": 8}),
+        ["factor is nan"],
+    ),
+    "v3 with softmax": (change_config(scoring_func="softmax"), ["deepseek_v3 with scoring_func 'softmax'"]),
+    "eps nan": (change_config(rms_norm_eps=float("nan")), ["rms_norm_eps is nan"]),
+    "eps text": (change_config(rms_norm_eps="1e-6"), ["rms_norm_eps is '1e-6' (str), expected float"]),
+    "infinite scale": (change_config(routed_scaling_factor=float("inf")), ["routed_scaling_factor is inf"]),
+    "rope base": (change_config(rope_theta=1), ["rope_theta is 1, expected more than 1"]),
+    "fraction": (change_config(max_position_embeddings=4096.5), ["max_position_embeddings is 4096.5"]),
+    "whole float": (change_config(hidden_size=160.0), ["hidden_size is 160.0 (float), expected int"]),
+    "boolean": (change_config(num_nextn_predict_layers=True), ["num_nextn_predict_layers is True"]),
+    "text boolean": (change_config(norm_topk_prob="False"), ["norm_topk_prob is 'False' (str), expected bool"]),
+    "negative": (change_config(kv_lora_rank=-32), ["kv_lora_rank is -32"]),
+    "list as type": (change_config(model_type=[]), ["model_type is []"]),
+    "no shared experts": (change_config(n_shared_experts=0), ["n_shared_experts is 0"]),
+    "a hundred million layers": (change_config(num_hidden_layers=10**8), ["no tensor model.layers."]),
+    "index of a number": (lambda s: (s / INDEX).write_text('{"weight_map": {"a": 5}}'), ["a is in 5"]),
+    "index above": (lambda s: (s / INDEX).write_text('{"weight_map": {"a": "../b"}}'), ["a is in '../b'"]),
+    "empty index": (lambda s: (s / INDEX).write_text('{"weight_map": {}}'), ["names no tensors"]),
+    "shard that is a directory": (
+        lambda s: (s / INDEX).write_text('{"weight_map": {"a": "b"}}') and (s / "b").mkdir(),
+        ["names b, which is missing"],
+    ),
+    "scale of bf16": (
+        change_tensors(lambda t: t.update({EXPERT + "_scale_inv": ("F32", (1, 2), bytes(8))})),
+        [EXPERT, "scale of no FP8 tensor"],
+    ),
+    "fp8 norm": (
+        change_tensors(
+            lambda t: t.update({NORM: ("F8_E4M3", (32,), bytes(32)), NORM + "_scale_inv": ("F32", (1,), bytes(4))})
+        ),
+        [NORM, "no matrix"],
+    ),
     "rope factor": (
         change_config(rope_scaling={"type": "yarn", "original_max_position_embeddings": 32}),
         ["rope_scaling has no 'factor'"],
@@ -328,7 +374,7 @@ BAD = {
     "tokenizer": (lambda s: (s / "tokenizer.json").write_text("{"), ["tokenizer.json"]),
     "end token": (
         lambda s: (s / "tokenizer_config.json").write_text('{"eos_token": "<nope>"}'),
-        ["eos_token '<nope>'"],
+        ["eos_token '<nope>' is not in the vocabulary"],
     ),
 }
 
@@ -370,6 +416,46 @@ main(["import-hf", *sys.argv[1:]])
 """
 
 
+def test_a_part_that_is_missing_is_not_exported_as_zeros(published, tmp_path, capsys):
+    import_(published, tmp_path / "ours")
+    chunk = tmp_path / "ours" / "checkpoints" / "0" / "policy" / "params.moe.feed_forward.gate_EDF" / "0.0.0.0"
+    chunk.unlink()
+    assert main(["export-hf", str(tmp_path / "ours"), str(tmp_path / "out")]) == 1
+    assert "params.moe.feed_forward.gate_EDF can't be read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_else_is_called_partial_is_left_alone(published, tmp_path, capsys):
+    thesis = tmp_path / "dest.partial" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    assert main(["import-hf", str(published), str(tmp_path / "dest")]) == 2
+    assert "remove it" in capsys.readouterr().err
+    assert main(["export-hf", str(published.parent / "ours"), str(tmp_path / "dest")]) == 2
+    assert thesis.read_text() == "years of work"
+    (tmp_path / "file").write_text("")
+    assert main(["import-hf", str(published), str(tmp_path / "file" / "dest")]) == 2
+    assert "no directory" in capsys.readouterr().err
+
+
+def test_a_changed_source_does_not_go_on(published, tmp_path):
+    """Other weights of the same shapes, or another config, are another import."""
+    source = tmp_path / "hf"
+    shutil.copytree(published, source)
+    model = load_config(source)
+    files = open_safetensors(epath.Path(source))
+    before = fingerprint(model, files)
+    assert fingerprint(model, open_safetensors(epath.Path(source))) == before
+    assert fingerprint(dataclasses.replace(model, rope_theta=77.0), files) != before
+    shard = sorted(source.glob("*.safetensors"))[0]
+    os.utime(shard, ns=(1, 1))
+    assert fingerprint(model, files) != before
+
+
+def load_config(source: Path):
+    return from_published(json.loads((source / "config.json").read_text()), mtp=True)
+
+
 def test_an_interrupted_import_looks_unfinished_and_goes_on(published, tmp_path, one_device, capsys):
     dest = tmp_path / "dest"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -377,6 +463,9 @@ def test_an_interrupted_import_looks_unfinished_and_goes_on(published, tmp_path,
     assert subprocess.run(command, env=environment, check=False, capture_output=True).returncode == -signal.SIGKILL
     assert not dest.exists()
     assert main(["generate", str(dest), "--prompt_ids", "1"]) == 2
+    assert main(["generate", f"{dest}.partial", "--prompt_ids", "1"]) == 2
+    assert main(["export-hf", f"{dest}.partial", str(tmp_path / "out")]) == 2
+    capsys.readouterr()
     chunks = [p for p in (tmp_path / "dest.partial").rglob("*") if p.is_file() and p.parent.name.startswith("params.")]
     before = {p.relative_to(tmp_path / "dest.partial"): p.stat().st_mtime_ns for p in chunks}
     assert len(before) > 60
@@ -467,7 +556,7 @@ def test_a_published_config_is_the_preset():
     config = {
         "model_type": "deepseek_v3", "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0,
         "eos_token_id": 1, "ep_size": 1, "first_k_dense_replace": 3, "hidden_act": "silu", "hidden_size": 7168,
-        "initializer_range": 0.006, "intermediate_size": 18432, "kv_lora_rank": 512, "max_position_embeddings": 163840,
+        "initializer_range": 0.02, "intermediate_size": 18432, "kv_lora_rank": 512, "max_position_embeddings": 163840,
         "moe_intermediate_size": 2048, "moe_layer_freq": 1, "n_group": 8, "n_routed_experts": 256,
         "n_shared_experts": 1, "norm_topk_prob": True, "num_attention_heads": 128, "num_experts_per_tok": 8,
         "num_hidden_layers": 61, "num_key_value_heads": 128, "num_nextn_predict_layers": 1, "q_lora_rank": 1536,
@@ -481,7 +570,7 @@ def test_a_published_config_is_the_preset():
         "topk_method": "noaux_tc", "torch_dtype": "bfloat16", "v_head_dim": 128, "vocab_size": 129280,
     }  # fmt: skip
     preset_model = preset("deepseek_v3")
-    free = {field: getattr(preset_model, field) for field in ("param_dtype", "dtype", "experts")}
+    free = {field: getattr(preset_model, field) for field in ("param_dtype", "dtype", "experts", "initializer_range")}
     assert dataclasses.replace(from_published(config, mtp=True), **free) == preset_model
 
 

@@ -173,6 +173,16 @@ def test_without_a_tokenizer_only_the_limit_ends(one_device, model, policy, prom
         assert (group[0].text, group[0].finished) == ("", False)
 
 
+def test_more_than_one_token_may_end_an_output(one_device, model, policy, prompts, eos, expected):
+    other = next(t for group in expected for out in group for t in out[3:6] if t != eos)
+    outputs = generate(make_engine(one_device, model, eos=eos, stop_ids=(other,)), policy, prompts)
+    for group, whole in zip(outputs, expected, strict=True):
+        for output, tokens in zip(group, whole, strict=True):
+            cut = tokens.index(other) + 1 if other in tokens else len(tokens)
+            assert output.tokens == tokens[:cut]
+            assert output.finished == (output.tokens[-1] in (eos, other))
+
+
 def test_logits_that_are_not_finite_name_the_request(one_device, model, policy, prompts):
     params = policy[0] | {"head_DV": policy[0]["head_DV"].at[3, 5].set(jnp.nan)}
     with pytest.raises(RunError, match=r"not finite: prompt 10\d, sample 0, token 0"):

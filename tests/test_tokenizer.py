@@ -32,9 +32,7 @@ def deepseek_files(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def deepseek(deepseek_files) -> PublishedTokenizer:
-    tokenizer = load_tokenizer(epath.Path(deepseek_files))
-    assert isinstance(tokenizer, PublishedTokenizer)
-    return tokenizer
+    return load(deepseek_files)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +77,12 @@ def test_chat_template_equals_that_of_transformers(deepseek, deepseek_files):
     assert ids[0] == deepseek.bos_id
 
 
+def load(directory) -> PublishedTokenizer:
+    tokenizer = load_tokenizer(epath.Path(directory))
+    assert tokenizer is not None
+    return tokenizer
+
+
 def word_tokenizer(directory: Path, **config) -> epath.Path:
     TOKENIZER.save(epath.Path(directory))
     path = directory / "tokenizer_config.json"
@@ -97,8 +101,7 @@ def word_tokenizer(directory: Path, **config) -> epath.Path:
     ],
 )
 def test_templates_run_in_a_sandbox(tmp_path, template, says):
-    tokenizer = load_tokenizer(word_tokenizer(tmp_path, chat_template=template))
-    assert isinstance(tokenizer, PublishedTokenizer)
+    tokenizer = load(word_tokenizer(tmp_path, chat_template=template))
     with pytest.raises(UsageError, match=says):
         tokenizer.chat([{"role": "user", "content": "hi"}])
 
@@ -108,25 +111,32 @@ def test_a_template_that_does_not_parse(tmp_path):
         load_tokenizer(word_tokenizer(tmp_path, chat_template="{% if %}"))
 
 
+@pytest.mark.parametrize(
+    "config",
+    [{"eos_token": 5}, {"eos_token": ["a"]}, {"eos_token": {}}, {"chat_template": 5}, {"chat_template": {"a": 1}}],
+)
+def test_a_config_that_is_nonsense(tmp_path, config):
+    with pytest.raises(UsageError, match="eos_token|chat_template"):
+        load_tokenizer(word_tokenizer(tmp_path, **config))
+
+
 def test_templates_by_name_and_in_a_file(tmp_path):
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "A{{ messages[0].content }}"}]
     directory = word_tokenizer(tmp_path, chat_template=named)
     messages = [{"role": "user", "content": "x"}]
-    assert PublishedTokenizer(directory).chat(messages) == "Ax"
+    assert load(directory).chat(messages) == "Ax"
     (directory / "chat_template.jinja").write_text("B{{ eos_token }}")
-    assert PublishedTokenizer(directory).chat(messages) == "B<eos>"
+    assert load(directory).chat(messages) == "B<eos>"
 
 
 def test_a_prompt_without_a_template_begins_as_the_config_says(tmp_path):
-    plain = load_tokenizer(word_tokenizer(tmp_path, add_bos_token=True))
-    assert plain is not None
+    plain = load(word_tokenizer(tmp_path, add_bos_token=True))
     assert plain.prompt("compute 3") == [TOKENIZER.bos_id, *TOKENIZER.encode("compute 3")]
-    assert PublishedTokenizer(word_tokenizer(tmp_path)).prompt("compute 3") == TOKENIZER.encode("compute 3")
+    assert load(word_tokenizer(tmp_path)).prompt("compute 3") == TOKENIZER.encode("compute 3")
 
 
 def test_the_demos_tokenizer_goes_out_and_comes_in(tmp_path):
-    back = load_tokenizer(word_tokenizer(tmp_path))
-    assert back is not None
+    back = load(word_tokenizer(tmp_path))
     text = "<bos> user : compute 3 #a - 1 ? assistant :"
     assert back.encode(text) == TOKENIZER.encode(text)
     assert back.decode(back.encode(text)) == text
@@ -139,8 +149,11 @@ from etils import epath
 from r1jax.data.published_tokenizer import load_tokenizer
 t = load_tokenizer(epath.Path(sys.argv[1]))
 texts = json.loads(sys.argv[2])
+config = epath.Path(sys.argv[1]) / "tokenizer_config.json"
+config.write_text(json.dumps({"add_bos_token": False, "chat_template": "{{ messages[0].content }}"}))
+without = load_tokenizer(epath.Path(sys.argv[1])).prompt(texts[0])
 print(json.dumps([t.size, t.bos_id, t.eos_id, [t.encode(x) for x in texts], [t.decode(t.encode(x)) for x in texts],
-                  t.prompt(texts[0])]))
+                  t.prompt(texts[0]), without]))
 """
 
 
@@ -158,8 +171,9 @@ def test_sentencepiece_through_seqio(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    size, bos, eos, ids, decoded, prompt = json.loads(done.stdout.splitlines()[-1])
+    size, bos, eos, ids, decoded, prompt, without = json.loads(done.stdout.splitlines()[-1])
     assert (size, bos, eos) == (reference.get_piece_size(), reference.bos_id(), reference.eos_id())
     assert ids == [reference.encode(text) for text in texts]
     assert decoded == texts
     assert prompt == [bos, *ids[0]]
+    assert without == ids[0]  # tokenizer_config.json and its template count for SentencePiece too

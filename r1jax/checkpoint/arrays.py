@@ -7,6 +7,7 @@ written and read here, part by part, in the same format: Orbax restores it onto 
 import json
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
@@ -21,23 +22,24 @@ from r1jax.model.spec import STACKED, ParamSpec, is_spec
 def create_policy(directory: epath.Path, model: ModelConfig, about: dict) -> None:
     """One step's directory with its metadata and, for each array of the policy, an empty one in chunks.
 
-    Orbax writes the metadata for a tree of single numbers, in whose place the arrays are put.
+    Orbax writes the metadata for a tree of single numbers, in whose place the arrays are put. What is there already
+    from an interrupted call is kept.
     """
-    import jax
-
-    numbers = jax.tree.map(lambda spec: np.zeros([1] * len(spec.shape)), policy_specs(model), is_leaf=is_spec)
-    handlers = {
-        "policy": ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False),
-        "about": ocp.JsonCheckpointHandler(),
-    }
-    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
-    checkpointer.save(
-        directory, ocp.args.Composite(policy=ocp.args.PyTreeSave(numbers), about=ocp.args.JsonSave(about))
-    )
+    if not directory.exists():
+        numbers = jax.tree.map(lambda spec: np.zeros([1] * len(spec.shape)), policy_specs(model), is_leaf=is_spec)
+        handlers = {
+            "policy": ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False),
+            "about": ocp.JsonCheckpointHandler(),
+        }
+        items = ocp.args.Composite(policy=ocp.args.PyTreeSave(numbers), about=ocp.args.JsonSave(about))
+        ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)).save(directory, items)
     for name, spec in array_specs(model).items():
-        (directory / "policy" / name).rmtree()
-        dtype = "float32" if name.startswith("router_bias.") else model.param_dtype
-        create_array(directory / "policy" / name, spec, dtype)
+        path = directory / "policy" / name
+        metadata = path / ".zarray"
+        if not metadata.exists() or json.loads(metadata.read_text())["shape"] != list(spec.shape):
+            if path.exists():
+                path.rmtree()
+            create_array(path, spec, "float32" if name.startswith("router_bias.") else model.param_dtype)
 
 
 def create_array(path: epath.Path, spec: ParamSpec, dtype: str) -> None:
@@ -56,7 +58,8 @@ def create_array(path: epath.Path, spec: ParamSpec, dtype: str) -> None:
 def open_array(policy: epath.Path, name: str, *, cache_bytes: int = 0) -> Any:
     """The TensorStore of one array of a checkpoint's `policy` item, written here or by Orbax.
 
-    What a chunk holds beside the part that is read or written is kept for the next one, up to `cache_bytes`.
+    What a chunk holds beside the part that is read or written is kept for the next one, up to `cache_bytes`. A chunk
+    that is not there is an error where it is read.
     """
     metadata = json.loads((policy / "_METADATA").read_text())
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
@@ -64,7 +67,8 @@ def open_array(policy: epath.Path, name: str, *, cache_bytes: int = 0) -> Any:
     if metadata.get("use_ocdbt"):
         kvstore = {"driver": "ocdbt", "base": url(policy), "path": f"{name}/"}
     context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
-    return ts.open({"driver": driver, "kvstore": kvstore}, context=context, open=True).result()
+    spec = {"driver": driver, "kvstore": kvstore, "fill_missing_data_reads": False}
+    return ts.open(spec, context=context, open=True).result()
 
 
 def written(array: Any) -> set[str]:

@@ -76,13 +76,13 @@ def copies(model: ModelConfig) -> dict[str, str]:
 
 def check_tensors(model: ModelConfig, found: dict[str, tuple[int, ...]], source: str, *, ignore_mtp: bool) -> None:
     """Raises UsageError for the first tensor that is missing, of another shape, or not part of the model."""
-    wanted = {tensor.name: tensor.shape for tensor in published_tensors(model)}
+    wanted = {}
+    for tensor in published_tensors(model):  # the first that is missing ends it, however many a wrong config asks for
+        if tensor.name not in found:
+            hint = "; --no-mtp leaves the multi-token-prediction module out" if ".mtp." in tensor.array else ""
+            raise UsageError(f"{source} has no tensor {tensor.name} {tensor.shape}, which config.json asks for{hint}")
+        wanted[tensor.name] = tensor.shape
     shared = {copy: wanted[original] for copy, original in copies(model).items()}
-    for name, shape in wanted.items():
-        if name not in found:
-            is_mtp = name.startswith(tuple(f"model.layers.{layer}." for layer in stack_layers(model).get("mtp", ())))
-            hint = "; --no-mtp leaves the multi-token-prediction module out" if is_mtp else ""
-            raise UsageError(f"{source} has no tensor {name} {shape}, which config.json asks for{hint}")
     for name, shape in found.items():
         expected = wanted.get(name, shared.get(name))
         if expected is None and not is_ignored(name, model, ignore_mtp):

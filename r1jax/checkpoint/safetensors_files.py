@@ -50,6 +50,12 @@ class SafetensorsFiles:
             return values.astype(dtype)
         return dequantise(values, self._raw(name + SCALE)).astype(dtype)
 
+    def same(self, a: str, b: str) -> bool:
+        """Whether two tensors hold the same values."""
+        if self.entries[a].dtype == self.entries[b].dtype:
+            return np.array_equal(self._raw(a).view(np.uint8), self._raw(b).view(np.uint8))
+        return np.array_equal(self.read(a, np.float32), self.read(b, np.float32))
+
     def _raw(self, name: str) -> np.ndarray:
         entry = self.entries[name]
         with entry.file.open("rb") as file:
@@ -72,7 +78,7 @@ def open_safetensors(source: epath.Path) -> SafetensorsFiles:
     if not weight_map and not (source / SINGLE).exists():
         raise UsageError(f"{source} has neither {INDEX} nor {SINGLE}")
     for file in sorted(set(weight_map.values())) or [SINGLE]:
-        if not (source / file).exists():
+        if not (source / file).exists() or (source / file).is_dir():
             raise UsageError(f"{source / INDEX} names {file}, which is missing")
         entries |= read_header(source / file)
     for name, file in weight_map.items():
@@ -88,20 +94,26 @@ def read_index(source: epath.Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
+        weight_map = json.loads(path.read_text())["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{path} is not an index of safetensors: {type(error).__name__}: {error}") from error
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UsageError(f"{path} is not an index of safetensors: its weight_map names no tensors")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not file or "/" in file:
+            raise UsageError(f"{path} says that {name} is in {file!r}, expected the name of a file beside it")
+    return weight_map
 
 
 def read_header(path: epath.Path) -> dict[str, Entry]:
-    length = path.stat().length
-    with path.open("rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-        text = file.read(header_size) if header_size <= length else b""
     try:
+        length = path.stat().length
+        with path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            text = file.read(header_size) if header_size <= length else b""
         header = {name: value for name, value in json.loads(text).items() if name != "__metadata__"}
         entries = {name: entry(path, 8 + header_size, value) for name, value in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path} is not a safetensors file: its header can't be read") from error
     for name, e in entries.items():
         if e.dtype not in DTYPES:
@@ -114,7 +126,11 @@ def read_header(path: epath.Path) -> dict[str, Entry]:
 
 
 def entry(path: epath.Path, base: int, header: dict) -> Entry:
+    """Raises ValueError for what is no place in a file."""
     begin, end = header["data_offsets"]
+    numbers = [begin, end, *header["shape"]]
+    if not all(isinstance(n, int) and n >= 0 for n in numbers) or not isinstance(header["dtype"], str):
+        raise ValueError(f"{header} is no tensor")
     return Entry(path, header["dtype"], tuple(header["shape"]), base + begin, end - begin)
 
 
@@ -124,11 +140,13 @@ def check_scales(entries: dict[str, Entry]) -> None:
         if e.dtype == "F8_E4M3":
             scales = entries.get(name + SCALE)
             expected = tuple(-(-size // FP8_BLOCK) for size in e.shape)
-            if scales is None:
-                raise UsageError(f"{e.file}: {name} is FP8, but there is no {name + SCALE}")
+            if scales is None or len(e.shape) != 2:
+                what = f"but there is no {name + SCALE}" if scales is None else f"but of shape {e.shape}: no matrix"
+                raise UsageError(f"{e.file}: {name} is FP8, {what}")
             if scales.shape != expected or scales.dtype != "F32":
                 raise UsageError(
                     f"{scales.file}: {name + SCALE} is {scales.dtype} {scales.shape}, expected F32 {expected}"
                 )
-        if name.endswith(SCALE) and name.removesuffix(SCALE) not in entries:
-            raise UsageError(f"{e.file}: {name} is the scale of no tensor")
+        weight = entries.get(name.removesuffix(SCALE))
+        if name.endswith(SCALE) and (weight is None or weight.dtype != "F8_E4M3"):
+            raise UsageError(f"{e.file}: {name} is the scale of no FP8 tensor")

@@ -9,12 +9,15 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
 from r1jax.config import ModelConfig, RopeScalingConfig
 from r1jax.errors import RunError, UsageError
 from r1jax.types import Params
+
+CHUNKS = ocp.SaveArgs(chunk_byte_size=1 << 26)  # a policy is exported part by part, in bounded memory
 
 
 class CheckpointStore:
@@ -32,7 +35,7 @@ class CheckpointStore:
         self.manager.save(
             step,
             args=ocp.args.Composite(
-                policy=ocp.args.StandardSave(policy),
+                policy=ocp.args.StandardSave(policy, save_args=jax.tree.map(lambda _: CHUNKS, policy)),
                 training=ocp.args.StandardSave(training),
                 data=ocp.args.JsonSave(data),
                 about=ocp.args.JsonSave(about),
@@ -86,7 +89,7 @@ def read_about(store: CheckpointStore, step: int) -> tuple[ModelConfig, str | No
     try:
         model = fields["model"] | {"rope_scaling": RopeScalingConfig(**fields["model"]["rope_scaling"])}
         return ModelConfig(**model), fields["task"]
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise RunError(
             f"{store.directory} was written by another version of r1jax: its model config does not fit: {error}"
         ) from error
@@ -98,6 +101,8 @@ def find(path: epath.Path) -> tuple[CheckpointStore, int]:
     Raises UsageError when there is no checkpoint.
     """
     path = epath.Path(path)
+    if any(part.endswith(".partial") for part in path.parts):
+        raise UsageError(f"{path} is of an interrupted import: repeat the import, and it goes on")
     if path.name.isdigit() and (path / "about").exists():
         return CheckpointStore(path.parent, read_only=True), int(path.name)
     for directory in (path / "checkpoints", path):

@@ -15,7 +15,8 @@ from array_record.python import array_record_module
 from etils import epath
 
 from r1jax.data import running_sum
-from r1jax.data.tokenizer import WordTokenizer, copy_files
+from r1jax.data.tokenizer import WordTokenizer
+from r1jax.errors import UsageError
 
 
 class WordVocabulary(seqio.Vocabulary):
@@ -55,37 +56,29 @@ class WordVocabulary(seqio.Vocabulary):
         return tf.strings.reduce_join(tf.gather(tf.constant(self.tokenizer.words), ids), separator=" ", axis=-1)
 
 
-class SentencePieceTokenizer:
-    """The tokenizer.model of a published checkpoint."""
+class SentencePieceCodec:
+    """A tokenizer.model, through seqio."""
 
-    def __init__(self, directory: epath.Path):
-        self.directory = directory
-        self.vocabulary = seqio.SentencePieceVocabulary(str(directory / "tokenizer.model"))
+    def __init__(self, path: epath.Path):
+        try:
+            self.vocabulary = seqio.SentencePieceVocabulary(str(path))
+            self.model = self.vocabulary.tokenizer
+        except Exception as error:  # protobuf's and SentencePiece's own
+            raise UsageError(f"{path} can't be read: {error}") from error
+        self.size = self.vocabulary.vocab_size
+        self.bos, self.eos = (
+            self.model.id_to_piece(i) if i >= 0 else "" for i in (self.model.bos_id(), self.model.eos_id())
+        )
 
-    @property
-    def size(self) -> int:
-        return self.vocabulary.vocab_size
-
-    @property
-    def bos_id(self) -> int | None:
-        found = self.vocabulary.tokenizer.bos_id()
-        return None if found < 0 else found
-
-    @property
-    def eos_id(self) -> int:
-        return self.vocabulary.eos_id
+    def token_id(self, token: str) -> int | None:
+        found = self.model.piece_to_id(token)
+        return found if token and self.model.id_to_piece(found) == token else None
 
     def encode(self, text: str) -> list[int]:
         return list(self.vocabulary.encode(text))
 
     def decode(self, ids: list[int]) -> str:
         return self.vocabulary.decode(ids)
-
-    def prompt(self, question: str) -> list[int]:
-        return ([] if self.bos_id is None else [self.bos_id]) + self.encode(question)
-
-    def save(self, directory: epath.Path) -> None:
-        copy_files(self.directory, directory)
 
 
 def _corpus_source(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:

@@ -88,9 +88,11 @@ def balance_loss(scores_BTE: Array, chosen_BTE: Array, segments_BT: Array, c: Mo
     f_e = E / (K T) * how many tokens of the segment chose expert e; P_e = mean of its normalised affinity over them.
     """
     T = segments_BT.shape[1]
+    starts_BT = segments_BT != jnp.pad(segments_BT, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+    number_BT = jnp.where(segments_BT > 0, jnp.cumsum(starts_BT, axis=1), 0)  # 1 to T, whatever the ids are
 
     def by_segment(values_BTE):
-        return jax.vmap(lambda v, s: jax.ops.segment_sum(v, s, num_segments=T + 1))(values_BTE, segments_BT)[:, 1:]
+        return jax.vmap(lambda v, s: jax.ops.segment_sum(v, s, num_segments=T + 1))(values_BTE, number_BT)[:, 1:]
 
     tokens_Bs1 = jnp.maximum(by_segment(jnp.ones((*segments_BT.shape, 1))), 1)
     f_BsE = by_segment(chosen_BTE) * c.n_routed_experts / (c.num_experts_per_tok * tokens_Bs1)

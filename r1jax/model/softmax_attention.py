@@ -15,18 +15,18 @@ MASKED = -1e30  # finite, so that a fully masked row (padding) gives numbers and
 CHUNK = 256  # queries at once in the chunked forms; what is not longer is one chunk
 BLOCK = 512  # largest block of the TPU kernel
 
-PLATFORMS = {"tpu": "splash", "gpu": "cudnn", "cpu": "chunked"}
 
-
-def choose_attention(platform: str, dtype: str, devices: int) -> str:
+def choose_attention(platform: str, dtype: str, devices: int, head_size: int, capability: float) -> str:
     """What "auto" means for a program on `devices` of `platform` ("cpu", "gpu", "tpu") in `dtype`.
 
-    cuDNN's kernels know no float32. The TPU kernel is one device's: sharded programs take the form that XLA divides.
+    cuDNN's kernels know no float32, and heads of more than 128 from compute capability 9 (Hopper) on only. The TPU
+    kernel is one device's: sharded programs take the form that XLA divides.
     """
-    choice = PLATFORMS[platform]
-    if (choice == "cudnn" and dtype != "bfloat16") or (choice == "splash" and devices > 1):
-        return "chunked"
-    return choice
+    if platform == "tpu" and devices == 1:
+        return "splash"
+    if platform == "gpu" and dtype == "bfloat16" and head_size % 8 == 0:
+        return "cudnn" if head_size <= (256 if capability >= 9 else 128) else "chunked"
+    return "chunked"
 
 
 def attend(q_BTHM: Array, k_BTHM: Array, v_BTHU: Array, segments_BT: Array, scale: float, implementation: str) -> Array:
@@ -63,14 +63,19 @@ def einsum_chunk(q_BTHM: Array, k_BSHM: Array, v_BSHU: Array, mask_BTS: Array, s
 
 
 def fused_chunk(q_BTHM, k_BSHM, v_BSHU, mask_BTS, scale: float, *, kernel: Literal["cudnn", "xla"] = "cudnn") -> Array:
-    """JAX's fused kernels, which want one head size for all: zeros are put behind the smaller.
+    """JAX's fused kernels, which want one head size for all, and cuDNN an even number of tokens: zeros are put behind.
 
     cuDNN raises where it doesn't know the head size: set ModelConfig.attention = 'chunked'.
     """
-    U, size = v_BSHU.shape[-1], max(q_BTHM.shape[-1], v_BSHU.shape[-1])
-    q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, size - x.shape[-1]))) for x in (q_BTHM, k_BSHM, v_BSHU))
+    T, U, size = q_BTHM.shape[1], v_BSHU.shape[-1], max(q_BTHM.shape[-1], v_BSHU.shape[-1])
+
+    def even(x):
+        return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, size - x.shape[-1])))
+
+    mask_BTS = jnp.pad(mask_BTS, ((0, 0), (0, T % 2), (0, k_BSHM.shape[1] % 2)))
+    q, k, v = even(q_BTHM), even(k_BSHM), even(v_BSHU)
     out = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], scale=scale, implementation=kernel)
-    return out[..., :U]
+    return out[:, :T, :, :U]
 
 
 def attend_chunked(q_BTHM, k_BTHM, v_BTHU, segments_BT, scale: float, attend_chunk, size: int = CHUNK) -> Array:

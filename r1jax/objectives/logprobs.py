@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from r1jax.model.transformer import logits
 from r1jax.types import Array, Params
 
-CHUNK = 128  # tokens of each row whose logits exist at once: [B, T, V] never does in longer rows
+AT_ONCE = 2**26  # logits that exist at once, 256 MiB in float32: [B, T, V] is never larger
 
 
 def token_logprobs(logits_BTV: Array, tokens_BT: Array, temperature: Array | float = 1.0) -> tuple[Array, Array]:
@@ -22,18 +22,19 @@ def token_logprobs(logits_BTV: Array, tokens_BT: Array, temperature: Array | flo
 def hidden_logprobs(
     params: Params, hidden_BTD: Array, tokens_BT: Array, temperature: Array | float = 1.0
 ) -> tuple[Array, Array]:
-    """`token_logprobs` of the model's head on hidden states, `CHUNK` tokens at a time, computed again for gradients."""
+    """`token_logprobs` of the model's head on hidden states, some tokens at a time, computed again for gradients."""
 
     def one(chunk):
         hidden_BtD, tokens_Bt = chunk
         return token_logprobs(logits(params, hidden_BtD), tokens_Bt, temperature)
 
     B, T, D = hidden_BTD.shape
-    if T <= CHUNK:
+    size = max(AT_ONCE // (B * params["embed_VD"].shape[0]), 1)
+    if size >= T:
         return one((hidden_BTD, tokens_BT))
-    pad = -T % CHUNK
-    hidden_BcD = jnp.pad(hidden_BTD, ((0, 0), (0, pad), (0, 0))).reshape(B, -1, CHUNK, D)
-    tokens_Bct = jnp.pad(tokens_BT, ((0, 0), (0, pad))).reshape(B, -1, CHUNK)
-    chunks = jax.lax.map(jax.checkpoint(one), (jnp.moveaxis(hidden_BcD, 1, 0), jnp.moveaxis(tokens_Bct, 1, 0)))
+    pad = -T % size
+    hidden_BctD = jnp.pad(hidden_BTD, ((0, 0), (0, pad), (0, 0))).reshape(B, -1, size, D)
+    tokens_Bct = jnp.pad(tokens_BT, ((0, 0), (0, pad))).reshape(B, -1, size)
+    chunks = jax.lax.map(jax.checkpoint(one), (jnp.moveaxis(hidden_BctD, 1, 0), jnp.moveaxis(tokens_Bct, 1, 0)))
     logp_BT, entropy_BT = (jnp.moveaxis(x_cBt, 0, 1).reshape(B, T + pad)[:, :T] for x_cBt in chunks)
     return logp_BT, entropy_BT

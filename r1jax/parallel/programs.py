@@ -39,7 +39,10 @@ def on_platform(layout: Layout, model: ModelConfig) -> ModelConfig:
     if model.attention != "auto":
         return model
     devices = layout.mesh.devices.ravel()
-    return replace(model, attention=choose_attention(devices[0].platform, model.dtype, len(devices)))
+    capability = float(devices[0].compute_capability) if devices[0].platform == "gpu" else 0.0
+    head_size = model.qk_nope_head_dim + model.qk_rope_head_dim
+    choice = choose_attention(devices[0].platform, model.dtype, len(devices), head_size, capability)
+    return replace(model, attention=choice)
 
 
 @functools.cache

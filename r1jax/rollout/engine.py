@@ -122,7 +122,7 @@ class RolloutEngine:
                     ready += self.prefill(params, router_bias, prompts, queue)
                 slots = self.insert(slots, owners, ready, key, settings)
             slots, emitted = self.decode(params, router_bias, slots, owners, prompts, settings)
-            finished += self.collect(emitted, owners, prompts, int(settings.stop_ids[0]))
+            finished += self.collect(emitted, owners, prompts, settings.stop_ids)
         groups: list[list[Output]] = [[] for _ in prompts]
         for output in sorted(finished, key=lambda o: o.sample):
             groups[output.prompt].append(output)
@@ -137,14 +137,14 @@ class RolloutEngine:
 
     def settings(self, temperature: float, ignore_eos: bool) -> DrawSettings:
         c = self.config
-        stop = -1 if ignore_eos or self.tokenizer is None else self.tokenizer.eos_id
+        eos_id = -1 if ignore_eos or self.tokenizer is None else self.tokenizer.eos_id
         return DrawSettings(
             temperature=np.float32(temperature),
             top_k=np.int32(c.top_k),
             top_p=np.float32(c.top_p),
             min_p=np.float32(c.min_p),
             min_tokens=np.int32(c.min_new_tokens),
-            stop_ids=np.asarray([stop], np.int32),
+            stop_ids=np.asarray([eos_id, *c.stop_ids], np.int32),
         )
 
     def prefill(self, params, router_bias, prompts, queue: deque[int]) -> list[tuple[Prefilled, int, Output]]:
@@ -185,7 +185,7 @@ class RolloutEngine:
         slots, emitted = run(params, router_bias, slots, is_free_S, np.int32(self.max_new_tokens), settings)
         return slots, jax.device_get(emitted)
 
-    def collect(self, emitted: Emitted, owners, prompts, stop_id: int) -> list[Output]:
+    def collect(self, emitted: Emitted, owners, prompts, stop_ids) -> list[Output]:
         """Appends what the round gave to its outputs; returns those that ended, and frees their slots."""
         ended = []
         for s, output in enumerate(owners):
@@ -201,7 +201,7 @@ class RolloutEngine:
             output.tokens += emitted.tokens_SN[s, :n].tolist()
             output.logprobs += logprobs.tolist()
             output.drawn_logprobs += emitted.drawn_logp_SN[s, :n].tolist()
-            if self.ends(output, bool(emitted.done_S[s]), n, stop_id):
+            if self.ends(output, bool(emitted.done_S[s]), n, stop_ids):
                 ended.append(output)
                 owners[s] = None
         self.counts.tokens += int(emitted.count_S.sum())
@@ -209,8 +209,10 @@ class RolloutEngine:
         self.counts.steps += int(emitted.steps)
         return ended
 
-    def ends(self, output: Output, done: bool, new: int, stop_id: int) -> bool:
+    def ends(self, output: Output, done: bool, new: int, stop_ids) -> bool:
         """Whether the output is complete, with its text; a stop string among its `new` tokens cuts it there."""
+        if done:
+            output.finished = output.tokens[-1] in stop_ids
         if self.tokenizer is None:
             return done
         for n in range(len(output.tokens) - new + 1, len(output.tokens) + 1) if self.config.stop else ():
@@ -222,7 +224,6 @@ class RolloutEngine:
                 output.drawn_logprobs = output.drawn_logprobs[:n]
                 return True
         if done:
-            output.finished = output.tokens[-1] == stop_id
             output.text = self.tokenizer.decode(output.tokens[:-1] if output.finished else output.tokens)
         return done
 

@@ -5,7 +5,7 @@ Everything that can be wrong is looked for before anything is written; what is w
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import groupby
 
 import numpy as np
@@ -26,8 +26,9 @@ from r1jax.checkpoint.safetensors_files import INDEX, SINGLE, SafetensorsFiles, 
 from r1jax.config import ModelConfig
 from r1jax.data.published_tokenizer import load_tokenizer, read_json
 from r1jax.data.tasks import get_task
-from r1jax.errors import UsageError
+from r1jax.errors import RunError, UsageError
 from r1jax.model.spec import count_params
+from r1jax.telemetry.files import write_whole
 from r1jax.telemetry.progress import Progress
 
 SHARD_BYTES = 5_000_000_000  # of exported files, and what an export holds in memory
@@ -42,9 +43,9 @@ def import_hf(source: epath.Path, dest: epath.Path, *, mtp: bool, progress: Prog
     require_free(dest)
     files = open_safetensors(source)
     model = from_published(read_json(source / "config.json"), mtp=mtp)
-    dtype = stored_dtype(files)
-    model = replace(model, param_dtype=dtype, dtype=dtype)
     check_tensors(model, files.shapes(), str(source), ignore_mtp=not mtp)
+    dtype = stored_dtype(model, files)
+    model = replace(model, param_dtype=dtype, dtype=dtype)
     check_copies(model, files)
     tokenizer = load_tokenizer(source)
     if tokenizer is None:
@@ -55,14 +56,14 @@ def import_hf(source: epath.Path, dest: epath.Path, *, mtp: bool, progress: Prog
             f" {model.vocab_size}"
         )
 
-    partial = open_partial(dest, model, {"mtp": mtp, "tensors": fingerprint(files)})
+    partial = open_partial(dest, model, fingerprint(model, files))
     policy = partial / "checkpoints" / "0" / "policy"
     write_tensors(policy, model, files, progress)
     if tokenizer is not None:
         (partial / "tokenizer").mkdir(exist_ok=True)
         tokenizer.save(partial / "tokenizer")
-    (partial / "source.json").unlink()
     partial.rename(dest)
+    (dest / "source.json").unlink()
     progress.say(f"{dest}: {sum(count_params(model).values()):,} parameters in {model.param_dtype}")
 
 
@@ -89,33 +90,34 @@ def open_partial(dest: epath.Path, model: ModelConfig, source: dict) -> epath.Pa
     """The directory that becomes `dest`: a new one, or that of an interrupted import of the same source."""
     partial = dest.with_name(dest.name + ".partial")
     record = partial / "source.json"
-    if record.exists():
-        if json.loads(record.read_text()) != source:
-            raise UsageError(f"{partial} is of an import of something else: remove it")
-        return partial
-    if partial.exists():
-        partial.rmtree()
-    partial.mkdir(parents=True)
+    if partial.exists() and not (record.exists() and json.loads(record.read_text()) == source):
+        raise UsageError(f"{partial} is there, and is not of an interrupted import of this source: remove it")
+    if not partial.exists():
+        partial.mkdir(parents=True)
+        write_whole(record, json.dumps(source))
     create_policy(partial / "checkpoints" / "0", model, checkpoint.about(model, None))
-    record.write_text(json.dumps(source))
     return partial
 
 
-def fingerprint(files: SafetensorsFiles) -> dict:
-    """What tells one source from another without reading it."""
-    return {name: [str(e.file), e.dtype, list(e.shape), e.start] for name, e in files.entries.items()}
+def fingerprint(model: ModelConfig, files: SafetensorsFiles) -> dict:
+    """What tells one source from another without reading it whole."""
+    shards = {str(file): file.stat() for file in {e.file for e in files.entries.values()}}
+    return {
+        "model": asdict(model),
+        "shards": {name: [stat.length, stat.mtime] for name, stat in sorted(shards.items())},
+    }
 
 
-def stored_dtype(files: SafetensorsFiles) -> str:
+def stored_dtype(model: ModelConfig, files: SafetensorsFiles) -> str:
     """bfloat16, unless a tensor would lose by it; FP8 weights are dequantised to bfloat16, as DeepSeek does."""
-    kinds = {e.dtype for name, e in files.entries.items() if name in files.shapes() and not name.endswith("_bias")}
-    return "bfloat16" if kinds <= {"BF16", "F8_E4M3"} else "float32"
+    params = [tensor.name for tensor in published_tensors(model) if tensor.array.startswith("params.")]
+    return "bfloat16" if {files.entries[name].dtype for name in params} <= {"BF16", "F8_E4M3"} else "float32"
 
 
 def check_copies(model: ModelConfig, files: SafetensorsFiles) -> None:
     """Raises UsageError when a tensor that our model shares is another one in the source."""
     for copy, original in copies(model).items():
-        if copy in files.entries and not np.array_equal(files.read(copy, np.float32), files.read(original, np.float32)):
+        if copy in files.entries and not files.same(copy, original):
             hint = "; --no-mtp leaves the multi-token-prediction module out" if copy.startswith("model.layers.") else ""
             raise UsageError(f"{files.entries[copy].file}: {copy} differs from {original}, which it must equal{hint}")
 
@@ -133,13 +135,13 @@ def export_hf(source: epath.Path, dest: epath.Path, *, progress: Progress) -> No
     config = to_published(model, bos_id=bos_id, eos_id=eos_id)
     partial = dest.with_name(dest.name + ".partial")
     if partial.exists():
-        partial.rmtree()
+        raise UsageError(f"{partial} is there, perhaps of an interrupted export: remove it")
     partial.mkdir(parents=True)
     write_shards(store.directory / str(step) / "policy", partial, model, progress)
     (partial / "config.json").write_text(json.dumps(config, indent=1))
     (partial / "generation_config.json").write_text(json.dumps({"bos_token_id": bos_id, "eos_token_id": eos_id}))
     if tokenizer is not None:
-        tokenizer.save(partial)  # with its own generation_config.json, if it came with one
+        tokenizer.save(partial)  # with the generation_config.json that it came with, if it did
     partial.rename(dest)
     progress.say(f"{dest}: {sum(count_params(model).values()):,} parameters in {model.param_dtype}")
 
@@ -181,13 +183,20 @@ def tensor_bytes(tensor: PublishedTensor, model: ModelConfig) -> int:
 
 
 def read_published(policy: epath.Path, tensors: dict[str, PublishedTensor]) -> dict[str, np.ndarray]:
+    """Raises RunError when a part of the checkpoint is missing or damaged."""
     found: dict[str, np.ndarray] = {}
     for name, group in groupby(tensors.items(), key=lambda item: item[1].array):
-        array = open_array(policy, name, cache_bytes=READ_CACHE_BYTES)
-        found |= {key: tensor.to_published(array[tensor.index].read().result()) for key, tensor in group}
+        try:
+            array = open_array(policy, name, cache_bytes=READ_CACHE_BYTES)
+            found |= {key: tensor.to_published(array[tensor.index].read().result()) for key, tensor in group}
+        except (OSError, ValueError) as error:
+            raise RunError(f"{policy / name} can't be read: {' '.join(str(error).split())[:200]}") from error
     return found
 
 
 def require_free(dest: epath.Path) -> None:
     if dest.exists():
         raise UsageError(f"{dest} exists: set another DEST, or remove it")
+    above = next(path for path in dest.parents if path.exists())
+    if not above.is_dir():
+        raise UsageError(f"{dest} can't be made: {above} is no directory")
