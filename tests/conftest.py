@@ -21,6 +21,13 @@ from r1jax.model.spec import init_params, init_router_bias
 from r1jax.parallel.layout import make_layout
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Every compiled program holds memory maps, of which Linux gives a process 65,530: a whole suite's are too many."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def experiment_config():
     module = load_experiment("r1_zero")
