@@ -56,7 +56,8 @@ def published_tensors(model: ModelConfig) -> Iterator[PublishedTensor]:
             continue
         layers = stack_layers(model).get(array.split(".")[1], range(0))
         stacked = [size for size, axis in zip(spec.shape, spec.axes, strict=True) if axis in STACKED]
-        for index in np.ndindex(*stacked):
+        for n in range(math.prod(stacked)):
+            index = tuple(int(i) for i in np.unravel_index(n, stacked))
             prefix = f"model.layers.{layers[index[0]]}." if index else ""
             name = prefix + spec.published.format(expert=index[-1] if index else None)
             yield PublishedTensor(name, array, index, spec)
