@@ -16,7 +16,7 @@ from etils import epath
 
 from r1jax.checkpoint.published import array_specs, policy_specs
 from r1jax.config import ModelConfig
-from r1jax.model.spec import STACKED, ParamSpec, is_spec
+from r1jax.model.spec import STACKED, ParamSpec, is_spec, uses_router_bias
 
 
 def create_policy(directory: epath.Path, model: ModelConfig, about: dict) -> None:
@@ -40,6 +40,8 @@ def create_policy(directory: epath.Path, model: ModelConfig, about: dict) -> Non
             if path.exists():
                 path.rmtree()
             create_array(path, spec, "float32" if name.startswith("router_bias.") else model.param_dtype)
+        if name.startswith("router_bias.") and not uses_router_bias(model):  # none is published: they stay zero
+            open_array(directory / "policy", name).write(np.zeros(spec.shape, np.float32)).result()
 
 
 def create_array(path: epath.Path, spec: ParamSpec, dtype: str) -> None:

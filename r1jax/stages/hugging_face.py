@@ -4,6 +4,7 @@ Everything that can be wrong is looked for before anything is written; what is w
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import groupby
@@ -16,7 +17,6 @@ from r1jax.checkpoint import store as checkpoint
 from r1jax.checkpoint.arrays import chunk_key, create_policy, numpy_dtype, open_array, written
 from r1jax.checkpoint.published import (
     PublishedTensor,
-    array_specs,
     check_tensors,
     copies,
     published_tensors,
@@ -81,9 +81,6 @@ def write_tensors(policy: epath.Path, model: ModelConfig, files: SafetensorsFile
                     array[tensor.index].write(tensor.to_ours(values)).result()
                 done += 1
                 bar.step(done, {})
-    for name, spec in array_specs(model).items():
-        if name.startswith("router_bias.") and not any(tensor.array == name for tensor in tensors):
-            open_array(policy, name).write(np.zeros(spec.shape, np.float32)).result()  # a model without such biases
 
 
 def open_partial(dest: epath.Path, model: ModelConfig, source: dict) -> epath.Path:
@@ -179,7 +176,7 @@ def plan_shards(tensors: dict[str, PublishedTensor], model: ModelConfig) -> Iter
 
 def tensor_bytes(tensor: PublishedTensor, model: ModelConfig) -> int:
     is_bias = tensor.array.startswith("router_bias.")
-    return int(np.prod(tensor.shape)) * (4 if is_bias else numpy_dtype(model.param_dtype).itemsize)
+    return math.prod(tensor.shape) * (4 if is_bias else numpy_dtype(model.param_dtype).itemsize)
 
 
 def read_published(policy: epath.Path, tensors: dict[str, PublishedTensor]) -> dict[str, np.ndarray]:
