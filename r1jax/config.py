@@ -41,6 +41,13 @@ def require_positive(config, *names: str) -> None:
             raise ValueError(f"{name} is {getattr(config, name)}, expected more than 0")
 
 
+def require_choice(config, name: str, options: tuple[str, ...]) -> None:
+    """Raises ValueError when the named field is none of `options`."""
+    if getattr(config, name) not in options:
+        expected = ", ".join(f"'{option}'" for option in options)
+        raise ValueError(f"{name} is '{getattr(config, name)}', expected one of {expected}")
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """What all stages share."""
@@ -56,6 +63,9 @@ class MeshConfig:
     fsdp: int = 1
     expert: int = 1
     tensor: int = 1
+
+    def __post_init__(self) -> None:
+        require_types(self)
 
 
 @dataclass(frozen=True)
@@ -125,10 +135,12 @@ class ModelConfig:
             raise ValueError(f"rope_theta is {self.rope_theta}, expected more than 1")
         if self.num_nextn_predict_layers < 0:
             raise ValueError(f"num_nextn_predict_layers is {self.num_nextn_predict_layers}, expected 0 or more")
-        for name, options in CHOICES.items():
-            if getattr(self, name) not in options:
-                expected = ", ".join(f"'{option}'" for option in options)
-                raise ValueError(f"{name} is '{getattr(self, name)}', expected one of {expected}")
+        require_choice(self, "scoring_func", ("sigmoid", "softmax"))
+        require_choice(self, "topk_method", ("noaux_tc", "group_limited_greedy", "greedy"))
+        require_choice(self, "param_dtype", ("float32", "bfloat16"))
+        require_choice(self, "dtype", ("float32", "bfloat16"))
+        require_choice(self, "experts", ("grouped", "dense"))
+        require_choice(self, "attention", ("auto", "full", "chunked", "splash", "cudnn"))
         if self.n_routed_experts % self.n_group:
             raise ValueError(f"n_routed_experts {self.n_routed_experts} is not a multiple of n_group {self.n_group}")
         if not 0 < self.topk_group <= self.n_group:
@@ -146,16 +158,6 @@ class ModelConfig:
             )
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"qk_rope_head_dim is {self.qk_rope_head_dim}, expected an even number")
-
-
-CHOICES = {  # of ModelConfig's fields
-    "scoring_func": ("sigmoid", "softmax"),
-    "topk_method": ("noaux_tc", "group_limited_greedy", "greedy"),
-    "param_dtype": ("float32", "bfloat16"),
-    "dtype": ("float32", "bfloat16"),
-    "experts": ("grouped", "dense"),
-    "attention": ("auto", "full", "chunked", "splash", "cudnn"),
-}
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,11 @@ class RolloutConfig:
     min_new_tokens: int = 0  # no end token before so many others
     stop: tuple[str, ...] = ()  # texts that end an output, and are cut off it
     stop_ids: tuple[int, ...] = ()  # tokens that end an output, beside the tokenizer's end token
+    speculative: bool = False  # the multi-token-prediction module drafts a token, the model checks it; same tokens
+    weights: str = "model"  # of rollouts: the model's own, or made of them at each rollout in 8 bits: "int8", "fp8"
+    cache: str = "model"  # latents in the model's dtype, or in 8 bits with a scale for each token: "int8"
+    routing_replay: bool = False  # the trainer routes each token as the rollout did (arXiv 2510.11370)
+    mesh: MeshConfig | None = None  # None: the trainer's
 
     @property
     def truncates(self) -> bool:
@@ -214,6 +221,8 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "slots", "steps_per_round", "prefill_rows", "prefill_chunk", "top_p")
+        require_choice(self, "weights", ("model", "int8", "fp8"))
+        require_choice(self, "cache", ("model", "int8"))
         if self.top_k < 0 or not 0 <= self.min_p <= 1 or self.top_p > 1 or self.min_new_tokens < 0:
             raise ValueError(
                 f"top_k {self.top_k}, top_p {self.top_p}, min_p {self.min_p}, min_new_tokens {self.min_new_tokens}:"
@@ -258,8 +267,7 @@ class RLConfig:
                 f"questions * group_size ({self.questions * self.group_size}) is not a multiple of minibatches"
                 f" ({self.minibatches})"
             )
-        if self.aggregation not in ("sequence_mean", "token_mean"):
-            raise ValueError(f"aggregation is '{self.aggregation}', expected 'sequence_mean' or 'token_mean'")
+        require_choice(self, "aggregation", ("sequence_mean", "token_mean"))
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ class Generation:
     logp_BGN: Array  # float32, at the sampling temperature
     length_BG: Array  # int32, the end token included
     finished_BG: Array  # bool
+    routes_BGTLK: Array | None = None  # int16, T = P + N: the experts of each token; -1: the router chooses
 
 
 @struct.dataclass
@@ -73,6 +74,7 @@ class GRPOBatch:
     advantage_B: Array  # float32
     logp_old_BN: Array  # float32
     logp_ref_BN: Array  # float32
+    routes_BTLK: Array | None = None  # int16: the experts that the policy's forward pass takes; -1: its router chooses
 
 
 @struct.dataclass

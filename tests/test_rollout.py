@@ -85,13 +85,13 @@ def test_order_and_group_size_change_nothing(one_device, model, policy, prompts,
 def test_small_buckets_change_nothing(one_device, model, policy, prompts, eos, expected, monkeypatch):
     monkeypatch.setattr(engine_module, "SMALLEST_BUCKET", 8)
     engine = make_engine(one_device, model, eos=eos)
-    assert engine.max_programs == 1 + 2 * 4 + 5
+    assert engine.max_programs == 2 + 2 * 4 + 5
     made = {"prefill": set(), "width": set()}
     decoder = programs.decoder
 
-    def count(layout, model, steps, width, truncate):
+    def count(layout, model, config, width):
         made["width"].add(width)
-        return decoder(layout, model, steps, width, truncate)
+        return decoder(layout, model, config, width)
 
     monkeypatch.setattr(programs, "decoder", count)
     assert tokens(generate(engine, policy, prompts)) == expected
@@ -200,10 +200,10 @@ def test_requests_that_cannot_fit_are_refused_first(one_device, model, policy):
 
 def test_a_decoding_round_holds_latents_and_no_heads(one_device, model, policy):
     """In the compiled round there is no key or value of a whole context, [.., W, H, N] or [.., H, W, N]."""
-    c, S, W = model, 6, 96
-    slots = jax.eval_shape(programs.make_slots(one_device, c, S, W))
+    c, r, S, W = model, RolloutConfig(steps_per_round=4), 6, 96
+    slots = jax.eval_shape(programs.make_slots(one_device, c, r, S, W))
     settings = make_engine(one_device, c).settings(1.0, False)
-    run = programs.decoder(one_device, c, 4, W, False)
+    run = programs.decoder(one_device, c, r, W)
     text = run.lower(*policy, slots, np.zeros(S, bool), np.int32(9), settings).compile().as_text()
     X, H = c.kv_lora_rank + c.qk_rope_head_dim, c.num_attention_heads
     assert f"f32[1,{S},{W},{X}]" in text  # the cache

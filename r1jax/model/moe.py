@@ -22,12 +22,15 @@ def group_scores(biased_TgE: Array, c: ModelConfig) -> Array:
     return jax.lax.top_k(biased_TgE, best)[0].sum(axis=-1)
 
 
-def choose_experts(scores_TE: Array, bias_E: Array, c: ModelConfig) -> tuple[Array, Array]:
+def choose_experts(
+    scores_TE: Array, bias_E: Array, c: ModelConfig, replay_TK: Array | None = None
+) -> tuple[Array, Array]:
     """Ids [T, K] and gate values [T, K] of the chosen experts.
 
     "greedy" takes the best of all, "group_limited_greedy" the best of the best groups, and "noaux_tc" the best biased
     ones of the best groups. The bias takes part in the choice only, never in the gate value (V3, equation 16). Experts
-    of groups that are not kept are at minus infinity, not at zero, since a biased affinity may be negative.
+    of groups that are not kept are at minus infinity, not at zero, since a biased affinity may be negative. A token whose
+    `replay_TK` is not negative takes those experts instead, with gate values from its own affinities (arXiv 2510.11370).
     """
     biased_TE = scores_TE + bias_E if uses_router_bias(c) else scores_TE
     if c.topk_method != "greedy" and c.topk_group < c.n_group:
@@ -37,6 +40,8 @@ def choose_experts(scores_TE: Array, bias_E: Array, c: ModelConfig) -> tuple[Arr
         is_kept_Tg = jax.nn.one_hot(kept_Tk, c.n_group).sum(axis=1) > 0
         biased_TE = jnp.where(is_kept_Tg[:, :, None], grouped_TgE, -jnp.inf).reshape(T, E)
     ids_TK = jax.lax.top_k(biased_TE, c.num_experts_per_tok)[1]
+    if replay_TK is not None:
+        ids_TK = jnp.where(replay_TK < 0, ids_TK, replay_TK)
     gates_TK = jnp.take_along_axis(scores_TE, ids_TK, axis=-1)
     if c.norm_topk_prob:
         gates_TK = gates_TK / (gates_TK.sum(axis=-1, keepdims=True) + 1e-20)
@@ -65,21 +70,26 @@ def experts_grouped(p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array) -> A
     return jnp.einsum("TKD,TK->TD", out_SD, gates_TK.astype(x_TD.dtype))
 
 
-def moe(p: Params, bias_E: Array, x_BTD: Array, segments_BT: Array, c: ModelConfig) -> tuple[Array, dict[str, Array]]:
+def moe(
+    p: Params, bias_E: Array, x_BTD: Array, segments_BT: Array, c: ModelConfig, replay_BTK: Array | None = None
+) -> tuple[Array, dict[str, Array]]:
     """Routed plus shared experts, [B, T, D], and the router's statistics over all but segment 0, the padding.
 
-    Statistics: `load_E`, how many tokens chose each expert, and `balance`, the sum of the segments' balance losses.
+    Statistics: `load_E`, how many tokens chose each expert, `balance`, the sum of the segments' balance losses, and
+    `ids_BTK`, the experts of each token. `replay_BTK` prescribes them where it is not negative.
     """
     x_TD = x_BTD.reshape(-1, x_BTD.shape[-1])
     scores_TE = affinities(p, x_TD, c)
-    ids_TK, gates_TK = choose_experts(scores_TE, bias_E, c)
+    replay_TK = None if replay_BTK is None else replay_BTK.reshape(-1, c.num_experts_per_tok)
+    ids_TK, gates_TK = choose_experts(scores_TE, bias_E, c, replay_TK)
     experts = experts_dense if c.experts == "dense" else experts_grouped
     out_TD = experts(p, x_TD, ids_TK, gates_TK) + feed_forward(p["shared"], x_TD)
 
     chosen_TE = jax.nn.one_hot(ids_TK, c.n_routed_experts).sum(axis=1)
     chosen_BTE = chosen_TE.reshape(*segments_BT.shape, -1) * (segments_BT > 0)[..., None]
     balance = balance_loss(scores_TE.reshape(chosen_BTE.shape), chosen_BTE, segments_BT, c)
-    return out_TD.reshape(x_BTD.shape), {"load_E": chosen_BTE.sum(axis=(0, 1)), "balance": balance}
+    statistics = {"load_E": chosen_BTE.sum(axis=(0, 1)), "balance": balance}
+    return out_TD.reshape(x_BTD.shape), statistics | {"ids_BTK": ids_TK.reshape(*segments_BT.shape, -1)}
 
 
 def balance_loss(scores_BTE: Array, chosen_BTE: Array, segments_BT: Array, c: ModelConfig) -> Array:

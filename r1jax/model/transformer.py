@@ -11,6 +11,7 @@ from r1jax.config import ModelConfig
 from r1jax.model.attention import attend_absorbed, attend_expanded
 from r1jax.model.layers import feed_forward, rms_norm
 from r1jax.model.moe import moe
+from r1jax.model.quantize import dequantize, is_quantized
 from r1jax.model.spec import stack_layers
 from r1jax.types import Array, Params, TokenBatch
 
@@ -27,7 +28,9 @@ class Hidden:
 def cast(params: Params, config: ModelConfig) -> Params:
     """Stored weights in the dtype of the activations; routers stay as they are stored, and compute in float32."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, w: w if path[-1].key == "router_DE" else w.astype(config.dtype), params
+        lambda path, w: w if is_quantized(w) or path[-1].key == "router_DE" else w.astype(config.dtype),
+        params,
+        is_leaf=is_quantized,
     )
 
 
@@ -36,19 +39,27 @@ def stacks(params: Params) -> list[str]:
     return [name for name in ("dense", "moe") if name in params]
 
 
-def _block(p: Params, bias_E: Array | None, x_BTD: Array, segments_BT: Array, attend, c: ModelConfig):
+def _block(
+    p: Params, bias_E: Array | None, x_BTD: Array, segments_BT: Array, attend, c: ModelConfig, replay_BTK=None
+):
     """One layer, its router's statistics, and what `attend(weights, x)` returns beside its output."""
+    p = dequantize(p, c.dtype)  # here, so that one layer at a time is in more than eight bits
     attended_BTD, kept = attend(p["attention"], rms_norm(x_BTD, p["attention_norm_D"], c.rms_norm_eps))
     x_BTD = x_BTD + attended_BTD
     normed_BTD = rms_norm(x_BTD, p["feed_forward_norm_D"], c.rms_norm_eps)
     if bias_E is None:
         return x_BTD + feed_forward(p["feed_forward"], normed_BTD), None, kept
-    routed_BTD, statistics = moe(p["feed_forward"], bias_E, normed_BTD, segments_BT, c)
+    routed_BTD, statistics = moe(p["feed_forward"], bias_E, normed_BTD, segments_BT, c, replay_BTK)
     return x_BTD + routed_BTD, statistics, kept
 
 
-def forward(params: Params, router_bias: dict, batch: TokenBatch, config: ModelConfig) -> Hidden:
-    """Runs whole (packed or padded) sequences. `batch` holds int32 [B, T]; segment 0 is padding."""
+def forward(
+    params: Params, router_bias: dict, batch: TokenBatch, config: ModelConfig, routes_BTLK: Array | None = None
+) -> Hidden:
+    """Runs whole (packed or padded) sequences. `batch` holds int32 [B, T]; segment 0 is padding.
+
+    `routes_BTLK` prescribes the experts of each token in each layer that has experts; -1 lets the router choose.
+    """
     chex.assert_equal_shape([batch.tokens_BT, batch.positions_BT, batch.segments_BT])
     params = cast(params, config)
 
@@ -56,13 +67,14 @@ def forward(params: Params, router_bias: dict, batch: TokenBatch, config: ModelC
         return attend_expanded(p, x_BTD, batch.positions_BT, batch.segments_BT, config), None
 
     def layer(x_BTD, weights):
-        p, bias_E = weights
-        x_BTD, statistics, _ = _block(p, bias_E, x_BTD, batch.segments_BT, attend, config)
+        p, bias_E, replay_BTK = weights
+        x_BTD, statistics, _ = _block(p, bias_E, x_BTD, batch.segments_BT, attend, config, replay_BTK)
         return x_BTD, statistics
 
     x_BTD, load, balance = params["embed_VD"][batch.tokens_BT], {}, jnp.zeros(())
     for name in stacks(params):
-        x_BTD, statistics = jax.lax.scan(layer, x_BTD, (params[name], router_bias.get(name)))
+        replay_LBTK = None if routes_BTLK is None or name == "dense" else jnp.moveaxis(routes_BTLK, 2, 0)
+        x_BTD, statistics = jax.lax.scan(layer, x_BTD, (params[name], router_bias.get(name), replay_LBTK))
         if statistics is not None:
             load[name], balance = statistics["load_E"], statistics["balance"].mean()
     return Hidden(rms_norm(x_BTD, params["norm_D"], config.rms_norm_eps), load, balance)
@@ -103,15 +115,20 @@ def forward_mtp(params: Params, router_bias: dict, hidden: Hidden, batch: TokenB
         p = jax.tree.map(lambda w, k=k: w[k], params["mtp"])
         later_BT, mask_BT = later_tokens(batch, k + 1)
         later_BTD = jnp.where(mask_BT[..., None], params["embed_VD"][later_BT], 0)
-        embedded_BTD = rms_norm(later_BTD, p["embed_norm_D"], config.rms_norm_eps)
-        normed_BTD = rms_norm(x_BTD, p["hidden_norm_D"], config.rms_norm_eps)
-        pair_BTD = jnp.concatenate([embedded_BTD, normed_BTD], axis=-1) @ p["project_2DD"]
+        pair_BTD = mtp_input(p, x_BTD, later_BTD, config)
         segments_BT = batch.segments_BT * mask_BT
         x_BTD, statistics, _ = _block(p["block"], router_bias["mtp"][k], pair_BTD, segments_BT, attend, config)
         x_BTD = rms_norm(x_BTD, p["norm_D"], config.rms_norm_eps)
         outputs.append(x_BTD)
         loads.append(statistics["load_E"])
     return outputs, jnp.stack(loads)
+
+
+def mtp_input(p: Params, hidden_BTD: Array, embedded_BTD: Array, c: ModelConfig) -> Array:
+    """A module's input, [B, T, D]: the hidden state of a position beside a later token's embedding (V3, equation 21)."""
+    normed_BTD = rms_norm(hidden_BTD, p["hidden_norm_D"], c.rms_norm_eps)
+    embedded_BTD = rms_norm(embedded_BTD, p["embed_norm_D"], c.rms_norm_eps)
+    return jnp.concatenate([embedded_BTD, normed_BTD], axis=-1) @ dequantize(p["project_2DD"], c.dtype)
 
 
 def extend(
@@ -121,7 +138,7 @@ def extend(
     positions_BT: Array,
     contexts: Sequence[tuple[dict[str, Array], Array]],
     config: ModelConfig,
-) -> tuple[Array, dict[str, Array]]:
+) -> tuple[Array, dict[str, Array], Array | None]:
     """Runs T new tokens of each sequence over the latents of what came before: prefill, decoding and verification.
 
     Args:
@@ -130,29 +147,61 @@ def extend(
       contexts: pairs of latents, [L, B, S, X] for each stack, and a mask that broadcasts to [B, T, S]; read only.
 
     Returns:
-      hidden [B, T, D] after the final norm, and the new tokens' latents, [L, B, T, X] for each stack.
+      hidden [B, T, D] after the final norm, the new tokens' latents, [L, B, T, X] for each stack, and the experts that
+      they chose, [B, T, L, K]; None in a model without experts.
     """
     segments_BT = jnp.ones(tokens_BT.shape, jnp.int32)
     masks = [mask_BTS for _, mask_BTS in contexts]
 
     def layer(x_BTD, weights):
         p, bias_E, caches = weights
+        caches = dequantize(caches, config.dtype)
 
         def attend(p, x_BTD):
             return attend_absorbed(p, x_BTD, positions_BT, list(zip(caches, masks, strict=True)), config)
 
-        x_BTD, _, new_BTX = _block(p, bias_E, x_BTD, segments_BT, attend, config)
-        return x_BTD, new_BTX
+        x_BTD, statistics, new_BTX = _block(p, bias_E, x_BTD, segments_BT, attend, config)
+        return x_BTD, (new_BTX, None if statistics is None else statistics["ids_BTK"])
 
-    x_BTD, new = params["embed_VD"][tokens_BT], {}
+    x_BTD, new, routes_BTLK = params["embed_VD"][tokens_BT], {}, None
     for name in stacks(params):
         caches = [latents[name] for latents, _ in contexts]
-        x_BTD, new[name] = jax.lax.scan(layer, x_BTD, (params[name], router_bias.get(name), caches))
-    return rms_norm(x_BTD, params["norm_D"], config.rms_norm_eps), new
+        x_BTD, (new[name], ids_LBTK) = jax.lax.scan(layer, x_BTD, (params[name], router_bias.get(name), caches))
+        if ids_LBTK is not None:
+            routes_BTLK = jnp.moveaxis(ids_LBTK, 0, 2)
+    return rms_norm(x_BTD, params["norm_D"], config.rms_norm_eps), new, routes_BTLK
 
 
-def empty_latents(config: ModelConfig, rows: int, tokens: int) -> dict[str, Array]:
-    """Zeros, [L, rows, tokens, X] for each stack, in the dtype of the activations."""
+def extend_mtp(
+    params: Params,
+    router_bias: dict,
+    hidden_BTD: Array,
+    tokens_BT: Array,
+    positions_BT: Array,
+    contexts: Sequence[tuple[dict[str, Array], Array]],
+    config: ModelConfig,
+) -> tuple[Array, dict[str, Array]]:
+    """As `extend`, the first multi-token-prediction module: of position i it is given the model's hidden state and token
+    i + 1, and it predicts token i + 2.
+
+    Returns:
+      hidden [B, T, D] after the module's norm, and its latents of these positions, {"mtp": [1, B, T, X]}.
+    """
+    p = jax.tree.map(lambda w: w[0], params["mtp"])
+    caches = [(dequantize(latents["mtp"], config.dtype)[0], mask_BTS) for latents, mask_BTS in contexts]
+
+    def attend(p, x_BTD):
+        return attend_absorbed(p, x_BTD, positions_BT, caches, config)
+
+    x_BTD = mtp_input(p, hidden_BTD, params["embed_VD"][tokens_BT], config)
+    segments_BT = jnp.ones(tokens_BT.shape, jnp.int32)
+    x_BTD, _, new_BTX = _block(p["block"], router_bias["mtp"][0], x_BTD, segments_BT, attend, config)
+    return rms_norm(x_BTD, p["norm_D"], config.rms_norm_eps), {"mtp": new_BTX[None]}
+
+
+def empty_latents(config: ModelConfig, rows: int, tokens: int, *, mtp: bool = False) -> dict[str, Array]:
+    """Zeros, [L, rows, tokens, X] for each stack, in the dtype of the activations; `mtp`: also for the first module."""
     X = config.kv_lora_rank + config.qk_rope_head_dim
     layers = {name: len(numbers) for name, numbers in stack_layers(config).items() if name != "mtp"}
+    layers |= {"mtp": 1} if mtp else {}
     return {name: jnp.zeros((L, rows, tokens, X), config.dtype) for name, L in layers.items()}

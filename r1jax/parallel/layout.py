@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from r1jax.config import MeshConfig, ModelConfig
+from r1jax.config import MeshConfig, ModelConfig, RolloutConfig
 from r1jax.errors import UsageError
 from r1jax.model.spec import ParamSpec, is_spec, param_specs
 from r1jax.types import Params
@@ -80,6 +80,11 @@ class Layout:
                 f"{name} is {size}: {size} rows can't be divided over {devices} devices (mesh axes"
                 f" {' x '.join(self.rules.batch)}): set it to a multiple of {devices}, or set MeshConfig"
             )
+
+
+def rollout_layout(layout: Layout, config: RolloutConfig) -> Layout:
+    """The trainer's, or one of the rollouts' own over the same devices."""
+    return layout if config.mesh is None else make_layout(config.mesh, layout.mesh.devices.ravel())
 
 
 def make_layout(config: MeshConfig, devices=None) -> Layout:

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from r1jax.config import ModelConfig, OptimizerConfig, PretrainConfig, RLConfig
+from r1jax.config import ModelConfig, OptimizerConfig, PretrainConfig, RLConfig, RolloutConfig
 from r1jax.model.moe import update_router_bias
+from r1jax.model.quantize import is_quantized, quantize_params
 from r1jax.model.softmax_attention import choose_attention
 from r1jax.model.spec import init_params, init_router_bias, uses_router_bias
+from r1jax.model.transformer import cast
 from r1jax.objectives.grpo import group_advantages, grpo_loss, token_mean
 from r1jax.objectives.language_model import busiest_expert, language_model_loss
 from r1jax.objectives.metrics import Max, Mean
@@ -115,43 +117,78 @@ def pretrain_step(layout: Layout, model: ModelConfig, config: PretrainConfig):
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, layout.replicated()))
 
 
-def slot_shardings(layout: Layout, model: ModelConfig) -> Slots:
+def rollout_weights(params, model: ModelConfig, kind: str):
+    """The trainer's weights as rollouts read them: in the dtype of the activations, matrices perhaps in 8 bits."""
+    return cast(params if kind == "model" else quantize_params(params, model, kind), model)
+
+
+@functools.cache
+def rollout_shardings(layout: Layout, model: ModelConfig, kind: str):
+    """Shardings of (`rollout_weights`, router_bias). A scale is whole along the axes that share it."""
+    params, bias = jax.eval_shape(lambda: (init_params(jax.random.key(0), model), init_router_bias(model)))
+    weights = jax.eval_shape(functools.partial(rollout_weights, model=model, kind=kind), params)
+
+    def one(sharding, weight):
+        if not is_quantized(weight):
+            return sharding
+        axes = [axis if size > 1 else None for axis, size in zip(sharding.spec, weight.scale.shape, strict=True)]
+        return replace(weight, values=sharding, scale=NamedSharding(layout.mesh, PartitionSpec(*axes)))
+
+    return jax.tree.map(one, layout.params(model), weights), jax.tree.map(lambda _: layout.replicated(), bias)
+
+
+@functools.cache
+def sync(layout: Layout, model: ModelConfig, kind: str):
+    """(params, router_bias) of the trainer, wherever they lie -> those of rollouts, as `layout` has them.
+
+    All on the devices. Where the trainer's are as they should be, they are not copied.
+    """
+    shardings = rollout_shardings(layout, model, kind)
+    make = jax.jit(functools.partial(rollout_weights, model=model, kind=kind))
+    as_they_are = kind == "model" and model.param_dtype == model.dtype
+
+    def run(params, router_bias):
+        return jax.device_put((params if as_they_are else make(params), router_bias), shardings)
+
+    return run
+
+
+def slot_shardings(layout: Layout, model: ModelConfig, config: RolloutConfig) -> Slots:
     """Slots are divided over the batch axes; a cache is [layers, slots, …]."""
     cache = NamedSharding(layout.mesh, PartitionSpec(None, layout.rules.batch))
-    abstract = jax.eval_shape(lambda: empty_slots(model, 1, 1))
-    return jax.tree.map(lambda x: cache if x.ndim > 2 else layout.batch(), abstract)
+    abstract = jax.eval_shape(lambda: empty_slots(model, config, 1, 1))
+    by_slot = jax.tree.map(lambda _: layout.batch(), abstract)
+    return replace(by_slot, cache=jax.tree.map(lambda _: cache, abstract.cache))
 
 
 @functools.cache
-def make_slots(layout: Layout, model: ModelConfig, slots: int, width: int):
+def make_slots(layout: Layout, model: ModelConfig, config: RolloutConfig, slots: int, width: int):
     """() -> Slots, all free."""
-    return jax.jit(lambda: empty_slots(model, slots, width), out_shardings=slot_shardings(layout, model))
+    return jax.jit(lambda: empty_slots(model, config, slots, width), out_shardings=slot_shardings(layout, model, config))
 
 
 @functools.cache
-def prefiller(layout: Layout, model: ModelConfig, chunk: int):
+def prefiller(layout: Layout, model: ModelConfig, config: RolloutConfig):
     """(params, router_bias, tokens [B, P], lengths [B], ids [B]) -> Prefilled on every device."""
-    return jax.jit(functools.partial(prefill, c=model, chunk=chunk), out_shardings=layout.replicated())
+    return jax.jit(functools.partial(prefill, c=model, r=config), out_shardings=layout.replicated())
 
 
 @functools.cache
-def inserter(layout: Layout, model: ModelConfig, truncate: bool):
+def inserter(layout: Layout, model: ModelConfig, config: RolloutConfig):
     """(Slots, Prefilled, rows [S], samples [S], key, DrawSettings) -> Slots. The slots are donated."""
-    shardings = slot_shardings(layout, model)
-    return jax.jit(functools.partial(insert, truncate=truncate), out_shardings=shardings, donate_argnums=0)
+    shardings = slot_shardings(layout, model, config)
+    return jax.jit(functools.partial(insert, truncate=config.truncates), out_shardings=shardings, donate_argnums=0)
 
 
 @functools.cache
-def decoder(layout: Layout, model: ModelConfig, steps: int, width: int, truncate: bool):
+def decoder(layout: Layout, model: ModelConfig, config: RolloutConfig, width: int):
     """(params, router_bias, Slots, is_free [S], limit, DrawSettings) -> (Slots, Emitted). The slots are donated."""
 
     def run(params, router_bias, slots: Slots, is_free_S, limit, settings):
         slots = replace(slots, done_S=slots.done_S | is_free_S)
-        return decode_round(
-            params, router_bias, slots, limit, settings, model, steps=steps, width=width, truncate=truncate
-        )
+        return decode_round(params, router_bias, slots, limit, settings, model, config, width=width)
 
-    return jax.jit(run, out_shardings=(slot_shardings(layout, model), layout.replicated()), donate_argnums=2)
+    return jax.jit(run, out_shardings=(slot_shardings(layout, model, config), layout.replicated()), donate_argnums=2)
 
 
 @functools.cache
@@ -167,7 +204,10 @@ def prepare_batch(layout: Layout, model: ModelConfig):
         N = generation.tokens_BGN.shape[-1]
         tokens = join(prompts, generation)
         train = state.train
-        logp_old_BN, _, _ = score(train.params, train.router_bias, tokens, N, temperature, model)
+        routes = None if generation.routes_BGTLK is None else generation.routes_BGTLK.reshape(
+            tokens.tokens_BT.shape + generation.routes_BGTLK.shape[3:]
+        )
+        logp_old_BN, _, _ = score(train.params, train.router_bias, tokens, N, temperature, model, routes)
         logp_ref_BN, _, _ = score(state.reference, state.reference_router_bias, tokens, N, temperature, model)
         return GRPOBatch(
             tokens=tokens,
@@ -175,6 +215,7 @@ def prepare_batch(layout: Layout, model: ModelConfig):
             advantage_B=group_advantages(rewards_BG).reshape(-1),
             logp_old_BN=logp_old_BN,
             logp_ref_BN=logp_ref_BN,
+            routes_BTLK=routes,
         )
 
     return jax.jit(prepare, out_shardings=layout.batch())
@@ -195,7 +236,9 @@ def grpo_step(layout: Layout, model: ModelConfig, config: RLConfig):
         # Recomputing the forward pass in the backward one saves memory, and keeps XLA from fusing it otherwise than in
         # `prepare_batch`: the first ratio is 1 to the last bit, where it was within 2e-5.
         rematerialised = jax.checkpoint(score, static_argnums=(3, 5))
-        logp_BN, entropy_BN, load = rematerialised(params, router_bias, batch.tokens, N, temperature, model)
+        logp_BN, entropy_BN, load = rematerialised(
+            params, router_bias, batch.tokens, N, temperature, model, batch.routes_BTLK
+        )
         total, metrics = grpo_loss(
             logp_BN,
             batch.logp_old_BN,

@@ -5,7 +5,8 @@ is refilled from the queue between rounds of decoding, so that the cost follows 
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,8 +16,9 @@ import numpy as np
 from r1jax.config import ModelConfig, RolloutConfig
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel import programs
-from r1jax.parallel.layout import Layout
-from r1jax.sampling.decode import Emitted, Prefilled, Slots
+from r1jax.parallel.layout import Layout, rollout_layout
+from r1jax.parallel.memory import GIB, KNOBS, abstract_policy, bytes_per_device, require_memory, rollout_memory
+from r1jax.sampling.decode import Emitted, Prefilled, Slots, places
 from r1jax.sampling.draw import DrawSettings
 from r1jax.types import Generation, Params, Prompts
 
@@ -42,6 +44,7 @@ class Output:
     logprobs: list[float] = field(default_factory=list)  # under the policy at the sampling temperature
     drawn_logprobs: list[float] = field(default_factory=list)  # the same where top-k, top-p and min-p are off
     finished: bool = False  # ended by the end token or a stop string, not by the limit
+    routes: list[np.ndarray] = field(default_factory=list)  # int16 [tokens, L, K] pieces: the prompt's, then each round's
 
     @property
     def finish_reason(self) -> str:
@@ -56,13 +59,15 @@ class Counts:
     tokens: int = 0  # generated
     rounds: int = 0  # trips to the device and back
     steps: int = 0  # model steps of all slots at once
+    drafted: int = 0  # tokens that the multi-token-prediction module proposed
+    accepted: int = 0  # of them, those that the model drew as well
 
 
-@dataclass(frozen=True)
+@dataclass
 class RolloutEngine:
     """Every call uses the same few compiled programs: see `max_programs`."""
 
-    layout: Layout
+    layout: Layout  # the trainer's; RolloutConfig.mesh makes another one of it
     model: ModelConfig
     tokenizer: Decoder | None  # None: outputs are ids without text, and nothing ends them but the limit
     config: RolloutConfig
@@ -78,6 +83,18 @@ class RolloutEngine:
                 f"max_prompt_tokens + max_new_tokens is {longest}, more than the model's max_position_embeddings"
                 f" ({self.model.max_position_embeddings}): set them lower, or stretch it by RopeScalingConfig"
             )
+        if self.config.speculative and not self.model.num_nextn_predict_layers:
+            raise UsageError(
+                "RolloutConfig.speculative needs a model with a multi-token-prediction module:"
+                " ModelConfig.num_nextn_predict_layers is 0"
+            )
+        if self.config.routing_replay and self.model.first_k_dense_replace == self.model.num_hidden_layers:
+            raise UsageError("RolloutConfig.routing_replay needs a model with experts: all its layers are dense")
+        self.layout = rollout_layout(self.layout, self.config)
+        weights = bytes_per_device(abstract_policy(self.model)[0], self.layout.params(self.model))
+        lengths = (self.max_prompt_tokens, self.max_new_tokens)
+        self.memory = rollout_memory(self.layout, self.model, self.config, *lengths)
+        require_memory(self.layout, {"weights": weights} | self.memory)
 
     @property
     def slots(self) -> int:
@@ -86,13 +103,16 @@ class RolloutEngine:
 
     @property
     def max_programs(self) -> int:
-        """Programs that a run can compile: prefill and insertion for each prompt bucket, a round for each width."""
-        return 1 + 2 * len(buckets(self.max_prompt_tokens)) + len(buckets(self.width))
+        """Programs that a run can compile: prefill and insertion for each prompt bucket, a round for each width.
+
+        Two more make the slots, and the weights that rollouts read where these are not the trainer's.
+        """
+        return 2 + 2 * len(buckets(self.max_prompt_tokens)) + len(buckets(self.width))
 
     @property
     def width(self) -> int:
         """Places of a slot in the cache: the longest output, and one round more."""
-        return self.max_prompt_tokens + self.max_new_tokens + self.config.steps_per_round
+        return self.max_prompt_tokens + self.max_new_tokens + self.config.steps_per_round * places(self.config)
 
     def generate(
         self,
@@ -103,17 +123,23 @@ class RolloutEngine:
         temperature: float,
         *,
         ignore_eos: bool = False,
+        watch: Callable[[Output], None] | None = None,
     ) -> list[list[Output]]:
-        """`group_size` outputs for each (id, tokens).
+        """`group_size` outputs for each (id, tokens); after each round `watch` sees every output that grew.
 
         The same key, id and sample index give the same tokens whatever is generated beside them. Raises UsageError for
-        a prompt that is empty or too long, RunError when the policy's logits are not finite.
+        a prompt that is empty or too long, RunError when the policy's logits are not finite or memory runs out.
         """
         self.check(prompts)
         settings = self.settings(temperature, ignore_eos)
         queue = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i][1])))  # neighbours share a bucket
         ready: deque[tuple[Prefilled, int, Output]] = deque()  # prompts that were run, a row for each output
-        slots = programs.make_slots(self.layout, self.model, self.slots, self.width)()
+        with self.naming("the copy of the weights that rollouts read", "copy of the weights"):
+            params, router_bias = programs.sync(self.layout, self.model, self.config.weights)(params, router_bias)
+        with self.naming(f"the cache of {self.slots} slots of {self.width:,} tokens", "cache"):
+            slots = jax.block_until_ready(
+                programs.make_slots(self.layout, self.model, self.config, self.slots, self.width)()
+            )
         owners: list[Output | None] = [None] * self.slots
         finished: list[Output] = []
         while queue or ready or any(owners):
@@ -122,7 +148,7 @@ class RolloutEngine:
                     ready += self.prefill(params, router_bias, prompts, queue)
                 slots = self.insert(slots, owners, ready, key, settings)
             slots, emitted = self.decode(params, router_bias, slots, owners, prompts, settings)
-            finished += self.collect(emitted, owners, prompts, settings.stop_ids)
+            finished += self.collect(emitted, owners, prompts, settings.stop_ids, watch)
         groups: list[list[Output]] = [[] for _ in prompts]
         for output in sorted(finished, key=lambda o: o.sample):
             groups[output.prompt].append(output)
@@ -158,11 +184,17 @@ class RolloutEngine:
             id_B[row], ids = prompts[index]
             tokens_BP[row, : len(ids)], length_B[row] = ids, len(ids)
             taken.append(index)
-        run = programs.prefiller(self.layout, self.model, self.config.prefill_chunk)
+        run = programs.prefiller(self.layout, self.model, self.config)
         arrays = self.layout.put_batch((tokens_BP, length_B, id_B))
-        prefilled = run(params, router_bias, *arrays)
+        with self.naming(f"what running {rows} prompts of {P:,} tokens takes", "attention scores"):
+            prefilled = jax.block_until_ready(run(params, router_bias, *arrays))
         self.counts.prompts += len(taken)
-        return [(prefilled, row, Output(i, g)) for row, i in enumerate(taken) for g in range(self.group_size)]
+        outputs = [(prefilled, row, Output(i, g)) for row, i in enumerate(taken) for g in range(self.group_size)]
+        if self.config.routing_replay:
+            routes_BPLK = jax.device_get(prefilled.routes_BPLK)
+            for _, row, output in outputs:
+                output.routes.append(routes_BPLK[row, : length_B[row]])
+        return outputs
 
     def insert(self, slots: Slots, owners, ready: deque, key, settings: DrawSettings) -> Slots:
         """Free slots take the outputs that wait for the first prefilled prompts."""
@@ -172,42 +204,65 @@ class RolloutEngine:
             if owner is None and ready and ready[0][0] is prefilled:
                 _, row_S[s], owners[s] = ready.popleft()
                 sample_S[s] = owners[s].sample
-        run = programs.inserter(self.layout, self.model, self.config.truncates)
+        run = programs.inserter(self.layout, self.model, self.config)
         return run(slots, prefilled, row_S, sample_S, key, settings)
 
     def decode(self, params, router_bias, slots: Slots, owners, prompts, settings) -> tuple[Slots, Emitted]:
         """One round. Slots without an owner are done, also those whose output met a stop string."""
         filled = max(len(prompts[o.prompt][1]) + len(o.tokens) for o in owners if o is not None)
-        run = programs.decoder(
-            self.layout, self.model, self.config.steps_per_round, bucket(filled, self.width), self.config.truncates
-        )
+        run = programs.decoder(self.layout, self.model, self.config, bucket(filled, self.width))
         is_free_S = np.asarray([owner is None for owner in owners])
-        slots, emitted = run(params, router_bias, slots, is_free_S, np.int32(self.max_new_tokens), settings)
-        return slots, jax.device_get(emitted)
+        with self.naming(f"what a round of {self.slots} slots takes", "attention scores"):
+            slots, emitted = run(params, router_bias, slots, is_free_S, np.int32(self.max_new_tokens), settings)
+            return slots, jax.device_get(emitted)
 
-    def collect(self, emitted: Emitted, owners, prompts, stop_ids) -> list[Output]:
+    @contextmanager
+    def naming(self, buffer: str, estimate: str) -> Iterator[None]:
+        """Out of memory becomes an error that says what for."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise RunError(
+                f"out of memory for {buffer} (estimated at {self.memory[estimate] / GIB:.2f} GiB on each device): {error}. {KNOBS}"
+            ) from error
+
+    def collect(self, emitted: Emitted, owners, prompts, stop_ids, watch) -> list[Output]:
         """Appends what the round gave to its outputs; returns those that ended, and frees their slots."""
         ended = []
         for s, output in enumerate(owners):
             if output is None:
                 continue
-            n = int(emitted.count_S[s])
-            logprobs = emitted.logp_SN[s, :n]
+            new_N = emitted.is_token_SN[s]
+            logprobs = emitted.logp_SN[s, new_N]
             if not np.isfinite(logprobs).all():
                 raise RunError(
                     f"the policy's logits are not finite: prompt {prompts[output.prompt][0]}, sample {output.sample},"
                     f" token {len(output.tokens) + int(np.argmin(np.isfinite(logprobs)))}; the last checkpoint is good"
                 )
-            output.tokens += emitted.tokens_SN[s, :n].tolist()
+            output.tokens += emitted.tokens_SN[s, new_N].tolist()
             output.logprobs += logprobs.tolist()
-            output.drawn_logprobs += emitted.drawn_logp_SN[s, :n].tolist()
-            if self.ends(output, bool(emitted.done_S[s]), n, stop_ids):
+            output.drawn_logprobs += emitted.drawn_logp_SN[s, new_N].tolist()
+            if emitted.routes_SNLK is not None:
+                output.routes.append(emitted.routes_SNLK[s, new_N])
+            if self.ends(output, bool(emitted.done_S[s]), len(logprobs), stop_ids):
                 ended.append(output)
                 owners[s] = None
-        self.counts.tokens += int(emitted.count_S.sum())
+            elif watch and self.tokenizer:
+                output.text = self.tokenizer.decode(output.tokens)
+            if watch:
+                watch(output)
+        self.count(emitted)
+        return ended
+
+    def count(self, emitted: Emitted) -> None:
         self.counts.rounds += 1
         self.counts.steps += int(emitted.steps)
-        return ended
+        self.counts.tokens += int(emitted.is_token_SN.sum())
+        if self.config.speculative:  # a step's second place is its draft
+            self.counts.drafted += int(emitted.is_token_SN[:, ::2].sum())
+            self.counts.accepted += int(emitted.is_token_SN[:, 1::2].sum())
 
     def ends(self, output: Output, done: bool, new: int, stop_ids) -> bool:
         """Whether the output is complete, with its text; a stop string among its `new` tokens cuts it there."""
@@ -256,5 +311,17 @@ def trainer_arrays(
             logp_BGN[b, g, : len(output.tokens)] = output.logprobs
     length_BG = np.asarray([[len(o.tokens) for o in group] for group in outputs], np.int32)
     finished_BG = np.asarray([[o.finished for o in group] for group in outputs])
-    generation = Generation(tokens_BGN, logp_BGN, length_BG, finished_BG)
+    routes_BGTLK = join_routes(prompts, outputs, P, N) if outputs[0][0].routes else None
+    generation = Generation(tokens_BGN, logp_BGN, length_BG, finished_BG, routes_BGTLK)
     return Prompts(tokens_BP, length_B, np.asarray([i for i, _ in prompts], np.int32)), generation
+
+
+def join_routes(prompts: Sequence[tuple[int, list[int]]], outputs: list[list[Output]], P: int, N: int) -> np.ndarray:
+    """The experts of each token, [B, G, P + N, L, K], where `sampling.score.join` has the token; -1 at the padding."""
+    B, G, shape = len(prompts), len(outputs[0]), outputs[0][0].routes[0].shape[1:]
+    routes_BGTLK = np.full((B, G, P + N, *shape), -1, np.int16)
+    for b, ((_, ids), group) in enumerate(zip(prompts, outputs, strict=True)):
+        for g, output in enumerate(group):
+            tokens = len(ids) + len(output.tokens)  # what follows a stop string has routes, but is cut off
+            routes_BGTLK[b, g, P - len(ids) : P + len(output.tokens)] = np.concatenate(output.routes)[:tokens]
+    return routes_BGTLK

@@ -1,7 +1,11 @@
 """Rollouts on the device: prompts into latents, latents into slots, and rounds of decoding over the slots.
 
-A slot holds one output in the making. All slots decode a token at a time; the cache is only read while they do. What is
-new goes to a short tail that is merged into it once a round: a cache that is written at every step would be copied.
+A slot holds one output in the making. All slots decode together; the cache is only read while they do. What is new goes
+to a short tail that is merged into it once a round: a cache that is written at every step would be copied.
+
+A step runs T places of each slot: the token that was drawn last and, with speculation, what the multi-token-prediction
+module drafts to follow it. Drafts are drawn with the very noise that the model's own draw at that place uses: a draft is
+right when the two draws are the same token, so that speculation changes no token at all, greedy or sampled.
 """
 
 from dataclasses import replace
@@ -11,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from r1jax.config import ModelConfig
-from r1jax.model.transformer import cast, empty_latents, extend, logits
+from r1jax.config import ModelConfig, RolloutConfig
+from r1jax.model.quantize import quantize
+from r1jax.model.transformer import empty_latents, extend, extend_mtp, logits
 from r1jax.sampling.draw import DrawSettings, draw, sample_key
 from r1jax.types import Array, Params
 
@@ -22,9 +27,20 @@ class Prefilled:
     """Prompts that have been run; B rows, the first `length` of P places of each are tokens."""
 
     latents: dict[str, Array]  # [L, B, P, X] for each stack
+    hidden_BD: Array  # of the last token, after the final norm
     logits_BV: Array  # float32, of the first token of any answer
     length_B: Array  # int32
     id_B: Array  # int32, the problem's id
+    routes_BPLK: Array | None  # int16, the experts of each token, where they are asked for
+
+
+@struct.dataclass
+class Pairs:
+    """What the multi-token-prediction module has not seen yet: the T places that the last step ran."""
+
+    hidden_STD: Array  # after the final norm
+    next_ST: Array  # int32, the token behind each place
+    is_true_ST: Array  # bool: the place is part of the output; the first is, or the slot is done
 
 
 @struct.dataclass
@@ -32,37 +48,51 @@ class Slots:
     """S outputs in the making. `token` was drawn, but is neither emitted nor run."""
 
     cache: dict[str, Array]  # [L, S, W, X] for each stack; places from `length` on are meaningless
-    length_S: Array  # int32, tokens in the cache
+    length_S: Array  # int32, tokens that were run
     key_S: Array  # the output's key
     token_S: Array  # int32
     logp_S: Array  # float32, of `token` under the policy at the temperature
     drawn_logp_S: Array  # float32, of `token` as it was drawn
     count_S: Array  # int32, tokens emitted so far
     done_S: Array  # bool; true where the slot is free
+    pairs: Pairs | None  # with speculation
 
 
 @struct.dataclass
 class Emitted:
-    """What a round gave; token n of slot s is there where n < count."""
+    """What a round gave, N = T places a step."""
 
     tokens_SN: Array  # int32
     logp_SN: Array  # float32
     drawn_logp_SN: Array  # float32
-    count_S: Array  # int32
+    is_token_SN: Array  # bool; the others are drafts that were wrong, and steps after the end
     done_S: Array  # bool: ended by a stop token or by the limit, with the last token of these
     steps: Array  # int32, model steps that the round took
+    routes_SNLK: Array | None  # int16, the experts of each token, where they are asked for
+
+
+def places(r: RolloutConfig) -> int:
+    """T: tokens of a slot that a step runs."""
+    return 2 if r.speculative else 1
+
+
+def stored(latents, r: RolloutConfig):
+    """Latents as the cache holds them."""
+    return jax.tree.map(lambda x: quantize(x, (-1,), r.cache), latents) if r.cache != "model" else latents
 
 
 def prefill(
-    params: Params, router_bias: dict, tokens_BP: Array, length_B: Array, id_B: Array, c: ModelConfig, *, chunk: int
+    params: Params, router_bias: dict, tokens_BP: Array, length_B: Array, id_B: Array, c: ModelConfig, r: RolloutConfig
 ) -> Prefilled:
-    """Runs right-padded prompts, `chunk` tokens at a time, over the latents of the chunks before."""
+    """Runs right-padded prompts, a chunk at a time, over the latents of the chunks before.
+
+    `params` here and below are in the dtype of the activations or quantized (`programs.rollout_weights`).
+    """
     B, P = tokens_BP.shape
     chex.assert_shape((length_B, id_B), (B,))
-    params = cast(params, c)
-    chunk = min(chunk, P)
+    chunk = min(r.prefill_chunk, P)
     padded = -(-P // chunk) * chunk
-    tokens_BP = jnp.pad(tokens_BP, ((0, 0), (0, padded - P)))
+    tokens_BP = jnp.pad(tokens_BP, ((0, 0), (0, padded + 1 - P)))
 
     def run(state, start):
         latents, last_BD = state
@@ -70,24 +100,41 @@ def prefill(
         positions_BT = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
         before = (jnp.arange(padded) < start)[None, None]
         contexts = [(latents, before)] if padded > chunk else []
-        hidden_BTD, new = extend(params, router_bias, tokens_BT, positions_BT, contexts, c)
+        hidden_BTD, new, routes = extend(params, router_bias, tokens_BT, positions_BT, contexts, c)
+        if r.speculative:
+            next_BT = jax.lax.dynamic_slice_in_dim(tokens_BP, start + 1, chunk, axis=1)
+            new |= extend_mtp(params, router_bias, hidden_BTD, next_BT, positions_BT, contexts, c)[1]
         latents = jax.tree.map(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, start, axis=2), latents, new)
         at_B = jnp.clip(length_B - 1 - start, 0, chunk - 1)
         is_here_B1 = ((length_B - 1) // chunk == start // chunk)[:, None]
         here_BD = jnp.take_along_axis(hidden_BTD, at_B[:, None, None], axis=1)[:, 0]
-        return (latents, jnp.where(is_here_B1, here_BD, last_BD)), None
+        return (latents, jnp.where(is_here_B1, here_BD, last_BD)), routes.astype(jnp.int16) if r.routing_replay else None
 
-    state = (empty_latents(c, B, padded), jnp.zeros((B, c.hidden_size), c.dtype))
-    (latents, last_BD), _ = jax.lax.scan(run, state, jnp.arange(0, padded, chunk))
-    return Prefilled(jax.tree.map(lambda x: x[:, :, :P], latents), logits(params, last_BD), length_B, id_B)
+    empty = empty_latents(c, B, padded, mtp=r.speculative)
+    starts = jnp.arange(0, padded, chunk)
+    (latents, last_BD), routes = jax.lax.scan(run, (empty, jnp.zeros((B, c.hidden_size), c.dtype)), starts)
+    if r.routing_replay:
+        routes = jnp.moveaxis(routes, 0, 1).reshape(B, padded, *routes.shape[3:])[:, :P]
+    latents = stored(jax.tree.map(lambda x: x[:, :, :P], latents), r)
+    return Prefilled(latents, last_BD, logits(params, last_BD), length_B, id_B, routes)
 
 
-def empty_slots(c: ModelConfig, slots: int, width: int) -> Slots:
+def empty_slots(c: ModelConfig, r: RolloutConfig, slots: int, width: int) -> Slots:
     """Free slots, for outputs of `width` tokens with their prompts."""
-    zeros, floats = jnp.zeros(slots, jnp.int32), jnp.zeros(slots, jnp.float32)
+    zeros, floats, true = jnp.zeros(slots, jnp.int32), jnp.zeros(slots, jnp.float32), jnp.ones(slots, bool)
     keys = jax.random.split(jax.random.key(0), slots)
-    cache = empty_latents(c, slots, width)
-    return Slots(cache, zeros, keys, zeros, floats, floats, zeros, jnp.ones(slots, bool))
+    cache = stored(empty_latents(c, slots, width, mtp=r.speculative), r)
+    pairs = new_pairs(jnp.zeros((slots, c.hidden_size), c.dtype), zeros) if r.speculative else None
+    return Slots(cache, zeros, keys, zeros, floats, floats, zeros, true, pairs)
+
+
+def new_pairs(hidden_SD: Array, next_S: Array) -> Pairs:
+    """One place that was run, and one that was not."""
+    return Pairs(
+        jnp.stack([hidden_SD, hidden_SD], axis=1),
+        jnp.stack([next_S, next_S], axis=1),
+        jnp.broadcast_to(jnp.array([True, False]), (*next_S.shape, 2)),
+    )
 
 
 def insert(
@@ -104,18 +151,22 @@ def insert(
         chosen = jnp.where(is_new_S[:, None, None], prompt_LBPX[:, from_S], cache_LSWX[:, :, :P])
         return cache_LSWX.at[:, :, :P].set(chosen)
 
+    def choose(new, old):
+        return jnp.where(jnp.expand_dims(is_new_S, range(1, new.ndim)), new, old)
+
     begun = Slots(
-        jax.tree.map(copy, slots.cache, prompts.latents),
-        prompts.length_B[from_S],
-        key_S,
-        token_S,
-        logp_S,
-        drawn_logp_S,
-        zero_S,
-        jnp.zeros_like(slots.done_S),
+        cache={},
+        length_S=prompts.length_B[from_S],
+        key_S=key_S,
+        token_S=token_S,
+        logp_S=logp_S,
+        drawn_logp_S=drawn_logp_S,
+        count_S=zero_S,
+        done_S=jnp.zeros_like(slots.done_S),
+        pairs=None if slots.pairs is None else new_pairs(prompts.hidden_BD[from_S], token_S),
     )
-    kept = replace(slots, cache=begun.cache)
-    return jax.tree.map(lambda new, old: new if new.ndim > 1 else jnp.where(is_new_S, new, old), begun, kept)
+    cache = jax.tree.map(copy, slots.cache, prompts.latents)
+    return replace(jax.tree.map(choose, begun, replace(slots, cache={})), cache=cache)
 
 
 def decode_round(
@@ -125,62 +176,105 @@ def decode_round(
     limit: Array,
     s: DrawSettings,
     c: ModelConfig,
+    r: RolloutConfig,
     *,
-    steps: int,
     width: int,
-    truncate: bool,
 ) -> tuple[Slots, Emitted]:
-    """At most `steps` tokens for every slot that is not done; ends early when all are.
+    """At most `steps_per_round` steps of every slot that is not done; ends early when all are.
 
     Args:
       limit: int32, most tokens of an output.
       width: places of the cache that any slot has filled; the rest is not looked at.
     """
-    S = slots.token_S.shape[0]
-    params = cast(params, c)
+    S, T = slots.token_S.shape[0], places(r)
+    N = r.steps_per_round * T
     cache = jax.tree.map(lambda x: x[:, :, :width], slots.cache)
-    in_cache_S1W = (jnp.arange(width) < slots.length_S[:, None])[:, None]
+    # The module has seen all but the pairs that the last step gave.
+    seen_S = slots.length_S - (slots.pairs.is_true_ST.sum(axis=1) if slots.pairs else 0)
+    in_cache_S1W, module_in_cache_S1W = (
+        (jnp.arange(width) < length_S[:, None])[:, None] for length_S in (slots.length_S, seen_S)
+    )
 
-    def emit(i, state):
-        """The pending token of each slot goes out; it may be the last."""
-        slots, out = state
-        live_S = ~slots.done_S
+    def propose(i, slots, tail, paired_SN):
+        """Runs the module on the last step's places; what it draws behind the pending token is the draft."""
+        pairs, count_S1 = slots.pairs, slots.pairs.is_true_ST.sum(axis=1, keepdims=True)
+        positions_ST = slots.length_S[:, None] - count_S1 + jnp.arange(T)
+        contexts = [(cache, module_in_cache_S1W), (tail, paired_SN[:, None])]
+        hidden_STD, new = extend_mtp(params, router_bias, pairs.hidden_STD, pairs.next_ST, positions_ST, contexts, c)
+        last_SD = jnp.take_along_axis(hidden_STD, jnp.maximum(count_S1 - 1, 0)[..., None], axis=1)[:, 0]
+        draft_S, _, _ = draw(logits(params, last_SD), slots.key_S, slots.count_S + 1, s, truncate=r.truncates)
+        return draft_S, tail | put(tail, new, i), jax.lax.dynamic_update_slice(paired_SN, pairs.is_true_ST, (0, i * T))
+
+    def put(tail, new, i):
+        return {
+            name: jax.lax.dynamic_update_slice_in_dim(tail[name], x, i * T, axis=2) for name, x in new.items()
+        }
+
+    def emit(place, is_true_S, slots, out):
+        """The pending token of each slot goes out, where it is the one that was run; it may be the last."""
         out = replace(
             out,
-            tokens_SN=out.tokens_SN.at[:, i].set(slots.token_S),
-            logp_SN=out.logp_SN.at[:, i].set(slots.logp_S),
-            drawn_logp_SN=out.drawn_logp_SN.at[:, i].set(slots.drawn_logp_S),
-            count_S=out.count_S + live_S,
+            tokens_SN=out.tokens_SN.at[:, place].set(slots.token_S),
+            logp_SN=out.logp_SN.at[:, place].set(slots.logp_S),
+            drawn_logp_SN=out.drawn_logp_SN.at[:, place].set(slots.drawn_logp_S),
+            is_token_SN=out.is_token_SN.at[:, place].set(is_true_S),
         )
-        count_S = slots.count_S + live_S
-        is_stop_S = (slots.token_S[:, None] == s.stop_ids).any(axis=-1)
-        return replace(slots, count_S=count_S, done_S=slots.done_S | is_stop_S | (count_S >= limit)), out
+        count_S = slots.count_S + is_true_S
+        is_last_S = (slots.token_S[:, None] == s.stop_ids).any(axis=-1) | (count_S >= limit)
+        done_S = slots.done_S | (is_true_S & is_last_S)
+        return replace(slots, count_S=count_S, length_S=slots.length_S + is_true_S, done_S=done_S), out
 
     def step(state):
-        """Emits a token of each slot, runs it, and draws the next."""
-        i, slots, tail, out = state
-        slots, out = emit(i, (slots, out))
-        positions_S1 = (slots.length_S + i)[:, None]
-        in_tail_11N = (jnp.arange(steps) < i)[None, None]
-        contexts = [(cache, in_cache_S1W), (tail, in_tail_11N)]
-        hidden_S1D, new = extend(params, router_bias, slots.token_S[:, None], positions_S1, contexts, c)
-        tail = jax.tree.map(lambda t, n: jax.lax.dynamic_update_slice_in_dim(t, n, i, axis=2), tail, new)
-        drawn = draw(logits(params, hidden_S1D[:, 0]), slots.key_S, slots.count_S, s, truncate=truncate)
-        token_S, logp_S, drawn_logp_S = drawn
-        slots = replace(slots, token_S=token_S, logp_S=logp_S, drawn_logp_S=drawn_logp_S)
-        return i + 1, slots, tail, out
+        """Runs the pending token of each slot and perhaps a draft, emits what is true, and draws the next."""
+        i, slots, tail, paired_SN, out = state
+        tokens_ST = slots.token_S[:, None]
+        if r.speculative:
+            draft_S, tail, paired_SN = propose(i, slots, tail, paired_SN)
+            tokens_ST = jnp.stack([slots.token_S, draft_S], axis=1)
+        positions_ST = slots.length_S[:, None] + jnp.arange(T)
+        contexts = [(cache, in_cache_S1W), (tail, out.is_token_SN[:, None])]
+        hidden_STD, new, routes = extend(params, router_bias, tokens_ST, positions_ST, contexts, c)
+        tail = tail | put(tail, new, i)
+        if r.routing_replay:
+            start = (0, i * T, 0, 0)
+            routes = jax.lax.dynamic_update_slice(out.routes_SNLK, routes.astype(jnp.int16), start)
+            out = replace(out, routes_SNLK=routes)
+        next_ST, is_true_ST = [], []
+        for t in range(T):
+            is_true_S = ~slots.done_S & (tokens_ST[:, t] == slots.token_S)
+            slots, out = emit(i * T + t, is_true_S, slots, out)
+            drawn = draw(logits(params, hidden_STD[:, t]), slots.key_S, slots.count_S, s, truncate=r.truncates)
+            pending = (slots.token_S, slots.logp_S, slots.drawn_logp_S)
+            token_S, logp_S, drawn_logp_S = (jnp.where(is_true_S, a, b) for a, b in zip(drawn, pending, strict=True))
+            slots = replace(slots, token_S=token_S, logp_S=logp_S, drawn_logp_S=drawn_logp_S)
+            next_ST.append(token_S)
+            is_true_ST.append(is_true_S)
+        if r.speculative:
+            pairs = Pairs(hidden_STD, jnp.stack(next_ST, axis=1), jnp.stack(is_true_ST, axis=1))
+            slots = replace(slots, pairs=pairs)
+        return i + 1, slots, tail, paired_SN, out
 
-    def merge(cache_LSWX, tail_LSNX):
-        """Each slot's tail behind what it has; the cache has room for one round more than any output."""
-        put = jax.vmap(lambda c, t, at: jax.lax.dynamic_update_slice_in_dim(c, t, at, axis=1), (1, 1, 0), 1)
-        return put(cache_LSWX, tail_LSNX, slots.length_S)
+    def merge(cache_LSWX, tail_LSNX, at_S, is_true_SN):
+        """Each slot's true places behind what it has; the cache has room for one round more than any output."""
+        order_SN = jnp.argsort(~is_true_SN, axis=1, stable=True)
+        true_LSNX = jnp.take_along_axis(tail_LSNX, order_SN[None, :, :, None], axis=2)
+        write = jax.vmap(lambda c, t, at: jax.lax.dynamic_update_slice_in_dim(c, t, at, axis=1), (1, 1, 0), 1)
+        return write(cache_LSWX, true_LSNX, at_S)
 
-    floats = jnp.zeros((S, steps), jnp.float32)
-    empty = Emitted(
-        jnp.zeros((S, steps), jnp.int32), floats, floats, jnp.zeros(S, jnp.int32), slots.done_S, jnp.int32(0)
-    )
+    floats, none = jnp.zeros((S, N), jnp.float32), jnp.zeros((S, N), bool)
+    experts = (c.num_hidden_layers - c.first_k_dense_replace, c.num_experts_per_tok)
+    routes = jnp.zeros((S, N, *experts), jnp.int16) if r.routing_replay else None
+    empty = Emitted(jnp.zeros((S, N), jnp.int32), floats, floats, none, slots.done_S, jnp.int32(0), routes)
     light = replace(slots, cache={})  # the loop carries no cache: it is read where it is
-    state = (jnp.int32(0), light, empty_latents(c, S, steps), empty)
-    taken, light, tail, out = jax.lax.while_loop(lambda x: (x[0] < steps) & ~jnp.all(x[1].done_S), step, state)
-    merged = replace(light, cache=jax.tree.map(merge, slots.cache, tail), length_S=slots.length_S + taken)
-    return merged, replace(out, done_S=light.done_S, steps=taken)
+    state = (jnp.int32(0), light, empty_latents(c, S, N, mtp=r.speculative), none, empty)
+    taken, light, tail, paired_SN, out = jax.lax.while_loop(
+        lambda x: (x[0] < r.steps_per_round) & ~jnp.all(x[1].done_S), step, state
+    )
+    tail = stored(tail, r)
+    merged = {}
+    for name in tail:
+        at_S, is_true_SN = (seen_S, paired_SN) if name == "mtp" else (slots.length_S, out.is_token_SN)
+        merged[name] = jax.tree.map(
+            lambda old, new, at=at_S, true=is_true_SN: merge(old, new, at, true), slots.cache[name], tail[name]
+        )
+    return replace(light, cache=merged), replace(out, done_S=light.done_S, steps=taken)

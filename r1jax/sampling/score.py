@@ -41,10 +41,16 @@ def join(prompts: Prompts, generation: Generation) -> TokenBatch:
 
 
 def score(
-    params: Params, router_bias: dict, batch: TokenBatch, new_tokens: int, temperature: Array | float, c: ModelConfig
+    params: Params,
+    router_bias: dict,
+    batch: TokenBatch,
+    new_tokens: int,
+    temperature: Array | float,
+    c: ModelConfig,
+    routes_BTLK: Array | None = None,
 ) -> tuple[Array, Array, dict[str, Array]]:
     """log p and entropy of the last `new_tokens` tokens of each row, float32 [B, N], and the expert loads."""
-    hidden = forward(params, router_bias, batch, c)
+    hidden = forward(params, router_bias, batch, c, routes_BTLK)
     predicting_BND = hidden.hidden_BTD[:, -new_tokens - 1 : -1]
     logp_BN, entropy_BN = hidden_logprobs(params, predicting_BND, batch.tokens_BT[:, -new_tokens:], temperature)
     return logp_BN, entropy_BN, hidden.load

@@ -1,0 +1,94 @@
+"""What rollouts and training hold on each device, known from shapes alone, before anything is made."""
+
+import functools
+import math
+import os
+from typing import Any
+
+import jax
+
+from r1jax.config import EvaluateConfig, ModelConfig, OptimizerConfig, RLConfig, RolloutConfig
+from r1jax.errors import UsageError
+from r1jax.model.spec import init_params, init_router_bias
+from r1jax.parallel import programs
+from r1jax.parallel.layout import Layout, rollout_layout
+from r1jax.sampling.decode import empty_slots, places
+
+GIB = 2**30
+
+
+def bytes_per_device(abstract: Any, shardings: Any) -> int:
+    """Of a tree of abstract arrays, laid out as the tree of shardings says."""
+
+    def one(x, sharding) -> int:
+        return math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(one, abstract, shardings)))
+
+
+@functools.cache
+def abstract_policy(model: ModelConfig) -> tuple[Any, Any]:
+    """Shapes and dtypes of (params, router_bias)."""
+    return jax.eval_shape(lambda: (init_params(jax.random.key(0), model), init_router_bias(model)))
+
+
+def training_memory(layout: Layout, model: ModelConfig, config: OptimizerConfig) -> dict[str, int]:
+    """What an RL stage holds all the time; what a step computes comes on top."""
+    state = jax.eval_shape(programs.start_training(layout, model, config), *abstract_policy(model))
+    shardings = programs.train_state_shardings(layout, model, config)
+    weights = bytes_per_device(state.params, shardings.params)
+    moments = bytes_per_device(state.opt_state, shardings.opt_state)
+    return {"policy": weights, "optimizer": moments, "reference": weights}
+
+
+def rollout_memory(layout: Layout, model: ModelConfig, config: RolloutConfig, P: int, N: int) -> dict[str, int]:
+    """What rollouts hold beside the trainer's weights, with prompts of at most P tokens and outputs of at most N."""
+    layout = rollout_layout(layout, config)
+    slots, rows, T = layout.round_up(config.slots), layout.round_up(config.prefill_rows), places(config)
+    width, here = P + N + config.steps_per_round * T, slots // layout.round_up(1)
+    weights = jax.eval_shape(lambda w: programs.rollout_weights(w, model, config.weights), abstract_policy(model)[0])
+    is_copy = config.weights != "model" or model.param_dtype != model.dtype or config.mesh is not None
+    copy = bytes_per_device(weights, programs.rollout_shardings(layout, model, config.weights)[0])
+    cache = jax.eval_shape(lambda: empty_slots(model, config, slots, width)).cache
+    prompts = jax.eval_shape(lambda: empty_slots(model, config, rows, P)).cache
+    chunk, heads = min(config.prefill_chunk, P), model.num_attention_heads // layout.mesh.shape["tensor"]
+    scored = max(here * T * (width + T), rows * chunk * (P + chunk))
+    return {
+        "copy of the weights": copy if is_copy else 0,
+        "cache": bytes_per_device(cache, programs.slot_shardings(layout, model, config).cache),
+        "prompts": bytes_per_device(prompts, jax.tree.map(lambda _: layout.replicated(), prompts)),
+        "attention scores": 2 * 4 * heads * scored,  # float32, before and after the softmax
+        "logits": 3 * 4 * model.vocab_size * max(here * T, rows),  # float32, with noise and log-probabilities
+    }
+
+
+def stage_memory(layout: Layout, model: ModelConfig, config: RLConfig | EvaluateConfig) -> dict[str, int]:
+    """What a stage with rollouts holds on each device."""
+    held = {"policy": bytes_per_device(abstract_policy(model)[0], layout.params(model))}
+    if isinstance(config, RLConfig):
+        held = training_memory(layout, model, config.optimizer)
+    return held | rollout_memory(layout, model, config.rollout, config.max_prompt_tokens, config.max_new_tokens)
+
+
+def device_memory(layout: Layout) -> int:
+    """Bytes of each device of the mesh; CPU devices share the machine's."""
+    device = layout.mesh.devices.ravel()[0]
+    if device.platform != "cpu":
+        return device.memory_stats()["bytes_limit"]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // device.client.local_device_count()
+
+
+def require_memory(layout: Layout, needs: dict[str, int]) -> None:
+    """Raises UsageError when `needs` are more than a device has."""
+    needed, there = sum(needs.values()), device_memory(layout)
+    if needed > there:
+        parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in needs.items() if size >= 0.005 * GIB)
+        raise UsageError(
+            f"{needed / GIB:.2f} GiB are needed on each device, which has {there / GIB:.2f}: {parts}. {KNOBS}"
+        )
+
+
+KNOBS = (
+    "Set RolloutConfig.slots, max_new_tokens or RolloutConfig.prefill_rows lower; MeshConfig divides all over more"
+    " devices"
+)
