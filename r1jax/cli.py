@@ -5,7 +5,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -13,7 +13,6 @@ from r1jax.errors import RunError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_YET = {
-    "chat": "a streamed conversation with a checkpoint",
     "bench": "throughput on this machine",
 }
 
@@ -55,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a gin binding, after the files")
     where = run.add_mutually_exclusive_group(required=True)
     where.add_argument("--workdir", metavar="DIR", help="where the run lives")
-    where.add_argument("--dry_run", action="store_true", help="count the model's parameters, and run nothing")
+    where.add_argument("--dry_run", action="store_true", help="count parameters and memory, and run nothing")
 
     add("experiments", list_experiments, "list the experiments")
 
@@ -83,7 +82,17 @@ def make_parser() -> argparse.ArgumentParser:
     generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="a text that ends the answer")
     generate.add_argument("--seed", type=int, default=0, metavar="N")
     generate.add_argument("--ignore_eos", action="store_true", help="go on after the end token")
+    generate.add_argument("--speculative", action="store_true", help="draft by multi-token prediction; same tokens")
     generate.add_argument("--json", action="store_true", help="one line: text, ids, logprobs, finish_reason")
+
+    talk = add("chat", chat_with, "a conversation with a checkpoint, streamed, the thinking dimmed")
+    talk.add_argument("checkpoint", metavar="CHECKPOINT", help="a stage's directory, or one step in it")
+    talk.add_argument("--max_tokens", type=positive, default=512, metavar="N", help="longest answer (default 512)")
+    talk.add_argument("--context", type=positive, default=4096, metavar="N", help="of all turns (default 4096)")
+    talk.add_argument("--temperature", type=not_negative, default=0.6, metavar="T", help="default 0.6; 0 is greedy")
+    talk.add_argument("--top_p", type=share, default=0.95, metavar="P", help="default 0.95; 1 is off")
+    talk.add_argument("--speculative", action="store_true", help="draft by multi-token prediction; same tokens")
+    talk.add_argument("--seed", type=int, default=0, metavar="N")
 
     report = add("report", write_report, "one self-contained HTML page of a run")
     report.add_argument("workdir", metavar="WORKDIR")
@@ -116,6 +125,7 @@ def run_experiment(args: argparse.Namespace) -> None:
     config = read_config(module.Config, [gin_path(file) for file in args.gin or module.GIN_FILES], args.set)
     if args.dry_run:
         print_parameters(config.model)
+        print_memory(config, make_layout(config.mesh))
         return
     layout = make_layout(config.mesh)
     progress = Progress()
@@ -178,10 +188,12 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
 
 
 def generate_text(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
     from r1jax.config import MeshConfig, RolloutConfig
     from r1jax.parallel.layout import make_layout
-    from r1jax.parallel.programs import random_key
     from r1jax.rollout.engine import RolloutEngine
+    from r1jax.stages.answer import answer
     from r1jax.stages.policy import load_policy
 
     start_jax()
@@ -192,27 +204,67 @@ def generate_text(args: argparse.Namespace) -> None:
         raise UsageError("the prompt is empty: give some text with --prompt")
     config = RolloutConfig(
         slots=1,
+        steps_per_round=8,
         prefill_rows=1,
         top_k=args.top_k,
         top_p=args.top_p,
         min_p=args.min_p,
         stop=tuple(args.stop),
+        speculative=args.speculative,
     )
     engine = RolloutEngine(layout, policy.model, policy.tokenizer, config, 1, len(ids), args.max_tokens)
-    output = engine.generate(
-        policy.params,
-        policy.router_bias,
-        [(0, ids)],
-        random_key(args.seed),
-        args.temperature,
-        ignore_eos=args.ignore_eos,
-    )[0][0]
+    console = None if args.json else Console()
+    output = answer(
+        engine, policy, ids, console, temperature=args.temperature, seed=args.seed, ignore_eos=args.ignore_eos
+    )
     if args.json:
         fields = {"text": output.text, "ids": output.tokens, "logprobs": output.logprobs}
-        fields["finish_reason"] = output.finish_reason
-        print(json.dumps(fields))
-    else:
-        print_dimmed(output.text if policy.tokenizer else ",".join(str(token) for token in output.tokens))
+        print(json.dumps(fields | {"finish_reason": output.finish_reason}))
+
+
+def chat_with(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from r1jax.config import MeshConfig, RolloutConfig
+    from r1jax.parallel.layout import make_layout
+    from r1jax.stages.answer import chat
+    from r1jax.stages.policy import load_policy
+
+    start_jax()
+    layout = make_layout(MeshConfig(data=1), devices=local_device())
+    policy = load_policy(checkpoint_path(args.checkpoint), layout)
+    if policy.tokenizer is None:
+        raise UsageError(f"{args.checkpoint} has no tokenizer: `generate --prompt_ids` takes ids")
+    context = min(args.context, policy.model.max_position_embeddings)
+    if context <= args.max_tokens:
+        raise UsageError(f"--max_tokens {args.max_tokens} leaves no room for a prompt in a context of {context} tokens")
+    console = Console()
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        alone = "" if policy.task is None else "; each question stands alone"
+        console.print(f"{args.checkpoint}: /clear begins anew, Ctrl-D ends{alone}", style="dim", highlight=False)
+    config = RolloutConfig(slots=1, steps_per_round=4, prefill_rows=1, top_p=args.top_p, speculative=args.speculative)
+    chat(
+        layout,
+        policy,
+        config,
+        typed_lines() if is_terminal else (line.rstrip("\n") for line in sys.stdin),
+        console,
+        context=context,
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        seed=args.seed,
+    )
+
+
+def typed_lines() -> Iterator[str]:
+    """What the user types, until Ctrl-D or Ctrl-C."""
+    while True:
+        try:
+            yield input("> ")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
 
 
 def import_checkpoint(args: argparse.Namespace) -> None:
@@ -247,9 +299,30 @@ def print_parameters(model) -> None:
     table.add_row("all", f"{sum(counts.values()):,}", style="bold")
     table.add_row("active for a token", f"{count_active_params(model):,}")
     table.add_row("multi-token prediction, besides", f"{mtp:,}")
+    Console().print(table)
+
+
+def print_memory(config, layout) -> None:
+    """What each stage with rollouts holds on each device, and whether the device has it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from r1jax.parallel.memory import GIB, device_memory, stage_memory
+    from r1jax.stages.run import stages_with_rollouts
+
+    stages = {name: stage_memory(layout, config.model, s) for name, s in stages_with_rollouts(config).items()}
+    there = device_memory(layout)
+    table = Table("GiB on each device", *stages)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for part in dict.fromkeys(part for needs in stages.values() for part in needs):
+        table.add_row(part, *(f"{needs.get(part, 0) / GIB:,.3f}" for needs in stages.values()))
+    table.add_row("all", *(f"{sum(needs.values()) / GIB:,.3f}" for needs in stages.values()), style="bold")
+    fits = ("fits" if sum(needs.values()) <= there else "does not fit" for needs in stages.values())
+    table.add_row(f"in {there / GIB:,.1f} of this device", *fits)
     console = Console()
     console.print(table)
-    console.print("parameters only: programs are not compiled for a topology yet", highlight=False)
+    console.print("what training steps compute comes on top: programs are not compiled yet", highlight=False)
 
 
 def write_report(args: argparse.Namespace) -> None:
@@ -347,16 +420,6 @@ def local_device():
     import jax
 
     return jax.local_devices()[:1]
-
-
-def print_dimmed(text: str) -> None:
-    """The thinking dimmed, on a terminal."""
-    from rich.console import Console
-    from rich.text import Text
-
-    thinking, tag, rest = text.partition("</think>")
-    shown = Text(thinking + tag, style="dim") + Text(rest) if tag else Text(text)
-    Console(highlight=False, soft_wrap=True).print(shown)
 
 
 def ignore_closed_loops(unraisable) -> None:

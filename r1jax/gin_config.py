@@ -40,8 +40,10 @@ def read_config(cls: type[T], files: Sequence[str], bindings: Sequence[str]) -> 
         field.name: _build(_hints(cls)[field.name], field.name, bound, used)
         for field in dataclasses.fields(cls)  # type: ignore[arg-type]
     }
-    texts = [*bindings, *(Path(file).read_text() for file in files)]
-    used |= {name for text in texts for name in re.findall(r"%([\w/.]+)", text)}  # macros
+    text = "\n".join([*bindings, *(Path(file).read_text() for file in files)])
+    used |= set(re.findall(r"%([\w/.]+)", text))  # macros
+    referred = tuple(f"{name}." for name in re.findall(r"@([\w/.]+)\(\)", text))  # configs within bindings
+    used |= {name for name in bound if name.startswith(referred)}
     unused = sorted(bound - used)
     if unused:
         raise UsageError(

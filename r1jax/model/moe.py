@@ -29,8 +29,8 @@ def choose_experts(
 
     "greedy" takes the best of all, "group_limited_greedy" the best of the best groups, and "noaux_tc" the best biased
     ones of the best groups. The bias takes part in the choice only, never in the gate value (V3, equation 16). Experts
-    of groups that are not kept are at minus infinity, not at zero, since a biased affinity may be negative. A token whose
-    `replay_TK` is not negative takes those experts instead, with gate values from its own affinities (arXiv 2510.11370).
+    of groups that are not kept are at minus infinity, not at zero, since a biased affinity may be negative.
+    `replay_TK` prescribes the ids where it is not -1; the gate values are still this router's (arXiv 2510.11370).
     """
     biased_TE = scores_TE + bias_E if uses_router_bias(c) else scores_TE
     if c.topk_method != "greedy" and c.topk_group < c.n_group:
@@ -88,8 +88,11 @@ def moe(
     chosen_TE = jax.nn.one_hot(ids_TK, c.n_routed_experts).sum(axis=1)
     chosen_BTE = chosen_TE.reshape(*segments_BT.shape, -1) * (segments_BT > 0)[..., None]
     balance = balance_loss(scores_TE.reshape(chosen_BTE.shape), chosen_BTE, segments_BT, c)
-    statistics = {"load_E": chosen_BTE.sum(axis=(0, 1)), "balance": balance}
-    return out_TD.reshape(x_BTD.shape), statistics | {"ids_BTK": ids_TK.reshape(*segments_BT.shape, -1)}
+    return out_TD.reshape(x_BTD.shape), {
+        "load_E": chosen_BTE.sum(axis=(0, 1)),
+        "balance": balance,
+        "ids_BTK": ids_TK.reshape(*segments_BT.shape, -1),
+    }
 
 
 def balance_loss(scores_BTE: Array, chosen_BTE: Array, segments_BT: Array, c: ModelConfig) -> Array:

@@ -43,7 +43,7 @@ def dequantize(tree, dtype):
 
 
 def quantize_params(params: Params, c: ModelConfig, kind: str) -> Params:
-    """Every matrix of every layer, with a scale for each output; norms, routers, embedding and head stay as they are."""
+    """Every matrix of the layers, with a scale for each output; norms, routers, embedding and head stay as they are."""
 
     def one(spec: ParamSpec, w: Array):
         if spec.inputs == 0 or "layers" not in spec.axes or "router" in spec.axes:

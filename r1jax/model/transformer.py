@@ -39,9 +39,7 @@ def stacks(params: Params) -> list[str]:
     return [name for name in ("dense", "moe") if name in params]
 
 
-def _block(
-    p: Params, bias_E: Array | None, x_BTD: Array, segments_BT: Array, attend, c: ModelConfig, replay_BTK=None
-):
+def _block(p: Params, bias_E: Array | None, x_BTD: Array, segments_BT: Array, attend, c: ModelConfig, replay_BTK=None):
     """One layer, its router's statistics, and what `attend(weights, x)` returns beside its output."""
     p = dequantize(p, c.dtype)  # here, so that one layer at a time is in more than eight bits
     attended_BTD, kept = attend(p["attention"], rms_norm(x_BTD, p["attention_norm_D"], c.rms_norm_eps))
@@ -69,7 +67,7 @@ def forward(
     def layer(x_BTD, weights):
         p, bias_E, replay_BTK = weights
         x_BTD, statistics, _ = _block(p, bias_E, x_BTD, batch.segments_BT, attend, config, replay_BTK)
-        return x_BTD, statistics
+        return x_BTD, statistics and {name: statistics[name] for name in ("load_E", "balance")}
 
     x_BTD, load, balance = params["embed_VD"][batch.tokens_BT], {}, jnp.zeros(())
     for name in stacks(params):
@@ -125,9 +123,9 @@ def forward_mtp(params: Params, router_bias: dict, hidden: Hidden, batch: TokenB
 
 
 def mtp_input(p: Params, hidden_BTD: Array, embedded_BTD: Array, c: ModelConfig) -> Array:
-    """A module's input, [B, T, D]: the hidden state of a position beside a later token's embedding (V3, equation 21)."""
-    normed_BTD = rms_norm(hidden_BTD, p["hidden_norm_D"], c.rms_norm_eps)
+    """A module's input, [B, T, D]: a position's hidden state beside a later token's embedding (V3, equation 21)."""
     embedded_BTD = rms_norm(embedded_BTD, p["embed_norm_D"], c.rms_norm_eps)
+    normed_BTD = rms_norm(hidden_BTD, p["hidden_norm_D"], c.rms_norm_eps)
     return jnp.concatenate([embedded_BTD, normed_BTD], axis=-1) @ dequantize(p["project_2DD"], c.dtype)
 
 
@@ -181,8 +179,8 @@ def extend_mtp(
     contexts: Sequence[tuple[dict[str, Array], Array]],
     config: ModelConfig,
 ) -> tuple[Array, dict[str, Array]]:
-    """As `extend`, the first multi-token-prediction module: of position i it is given the model's hidden state and token
-    i + 1, and it predicts token i + 2.
+    """As `extend`, the first multi-token-prediction module: of position i it is given the model's hidden state, after
+    the final norm, and token i + 1; it predicts token i + 2.
 
     Returns:
       hidden [B, T, D] after the module's norm, and its latents of these positions, {"mtp": [1, B, T, X]}.

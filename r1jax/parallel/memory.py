@@ -1,6 +1,5 @@
 """What rollouts and training hold on each device, known from shapes alone, before anything is made."""
 
-import functools
 import math
 import os
 from typing import Any
@@ -9,7 +8,6 @@ import jax
 
 from r1jax.config import EvaluateConfig, ModelConfig, OptimizerConfig, RLConfig, RolloutConfig
 from r1jax.errors import UsageError
-from r1jax.model.spec import init_params, init_router_bias
 from r1jax.parallel import programs
 from r1jax.parallel.layout import Layout, rollout_layout
 from r1jax.sampling.decode import empty_slots, places
@@ -26,15 +24,9 @@ def bytes_per_device(abstract: Any, shardings: Any) -> int:
     return sum(jax.tree.leaves(jax.tree.map(one, abstract, shardings)))
 
 
-@functools.cache
-def abstract_policy(model: ModelConfig) -> tuple[Any, Any]:
-    """Shapes and dtypes of (params, router_bias)."""
-    return jax.eval_shape(lambda: (init_params(jax.random.key(0), model), init_router_bias(model)))
-
-
 def training_memory(layout: Layout, model: ModelConfig, config: OptimizerConfig) -> dict[str, int]:
     """What an RL stage holds all the time; what a step computes comes on top."""
-    state = jax.eval_shape(programs.start_training(layout, model, config), *abstract_policy(model))
+    state = jax.eval_shape(programs.start_training(layout, model, config), *programs.abstract_policy(model))
     shardings = programs.train_state_shardings(layout, model, config)
     weights = bytes_per_device(state.params, shardings.params)
     moments = bytes_per_device(state.opt_state, shardings.opt_state)
@@ -46,7 +38,8 @@ def rollout_memory(layout: Layout, model: ModelConfig, config: RolloutConfig, P:
     layout = rollout_layout(layout, config)
     slots, rows, T = layout.round_up(config.slots), layout.round_up(config.prefill_rows), places(config)
     width, here = P + N + config.steps_per_round * T, slots // layout.round_up(1)
-    weights = jax.eval_shape(lambda w: programs.rollout_weights(w, model, config.weights), abstract_policy(model)[0])
+    params, _ = programs.abstract_policy(model)
+    weights = jax.eval_shape(lambda p: programs.rollout_weights(p, model, config.weights), params)
     is_copy = config.weights != "model" or model.param_dtype != model.dtype or config.mesh is not None
     copy = bytes_per_device(weights, programs.rollout_shardings(layout, model, config.weights)[0])
     cache = jax.eval_shape(lambda: empty_slots(model, config, slots, width)).cache
@@ -64,7 +57,7 @@ def rollout_memory(layout: Layout, model: ModelConfig, config: RolloutConfig, P:
 
 def stage_memory(layout: Layout, model: ModelConfig, config: RLConfig | EvaluateConfig) -> dict[str, int]:
     """What a stage with rollouts holds on each device."""
-    held = {"policy": bytes_per_device(abstract_policy(model)[0], layout.params(model))}
+    held = {"policy": bytes_per_device(programs.abstract_policy(model)[0], layout.params(model))}
     if isinstance(config, RLConfig):
         held = training_memory(layout, model, config.optimizer)
     return held | rollout_memory(layout, model, config.rollout, config.max_prompt_tokens, config.max_new_tokens)

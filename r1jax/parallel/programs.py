@@ -48,11 +48,17 @@ def on_platform(layout: Layout, model: ModelConfig) -> ModelConfig:
 
 
 @functools.cache
+def abstract_policy(model: ModelConfig):
+    """Shapes and dtypes of (params, router_bias)."""
+    return jax.eval_shape(lambda: (init_params(jax.random.key(0), model), init_router_bias(model)))
+
+
+@functools.cache
 def train_state_shardings(layout: Layout, model: ModelConfig, config: OptimizerConfig) -> TrainState:
     """Adam's moments lie where their parameters lie; everything small is on every device."""
     optimizer = make_optimizer(config, model, 1)
     params = layout.params(model)
-    abstract_params = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
+    abstract_params, abstract_bias = abstract_policy(model)
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,
@@ -60,7 +66,7 @@ def train_state_shardings(layout: Layout, model: ModelConfig, config: OptimizerC
         params,
         transform_non_params=lambda _: layout.replicated(),
     )
-    bias = jax.tree.map(lambda _: layout.replicated(), jax.eval_shape(lambda: init_router_bias(model)))
+    bias = jax.tree.map(lambda _: layout.replicated(), abstract_bias)
     return TrainState(layout.replicated(), params, opt_state, bias)
 
 
@@ -71,7 +77,7 @@ def init_policy(layout: Layout, model: ModelConfig):
     def init(key):
         return init_params(key, model), init_router_bias(model)
 
-    bias = jax.tree.map(lambda _: layout.replicated(), jax.eval_shape(lambda: init_router_bias(model)))
+    bias = jax.tree.map(lambda _: layout.replicated(), abstract_policy(model)[1])
     return jax.jit(init, out_shardings=(layout.params(model), bias))
 
 
@@ -125,7 +131,7 @@ def rollout_weights(params, model: ModelConfig, kind: str):
 @functools.cache
 def rollout_shardings(layout: Layout, model: ModelConfig, kind: str):
     """Shardings of (`rollout_weights`, router_bias). A scale is whole along the axes that share it."""
-    params, bias = jax.eval_shape(lambda: (init_params(jax.random.key(0), model), init_router_bias(model)))
+    params, bias = abstract_policy(model)
     weights = jax.eval_shape(functools.partial(rollout_weights, model=model, kind=kind), params)
 
     def one(sharding, weight):
@@ -164,7 +170,9 @@ def slot_shardings(layout: Layout, model: ModelConfig, config: RolloutConfig) ->
 @functools.cache
 def make_slots(layout: Layout, model: ModelConfig, config: RolloutConfig, slots: int, width: int):
     """() -> Slots, all free."""
-    return jax.jit(lambda: empty_slots(model, config, slots, width), out_shardings=slot_shardings(layout, model, config))
+    return jax.jit(
+        lambda: empty_slots(model, config, slots, width), out_shardings=slot_shardings(layout, model, config)
+    )
 
 
 @functools.cache
@@ -204,8 +212,10 @@ def prepare_batch(layout: Layout, model: ModelConfig):
         N = generation.tokens_BGN.shape[-1]
         tokens = join(prompts, generation)
         train = state.train
-        routes = None if generation.routes_BGTLK is None else generation.routes_BGTLK.reshape(
-            tokens.tokens_BT.shape + generation.routes_BGTLK.shape[3:]
+        routes = (
+            None
+            if generation.routes_BGTLK is None
+            else generation.routes_BGTLK.reshape(tokens.tokens_BT.shape + generation.routes_BGTLK.shape[3:])
         )
         logp_old_BN, _, _ = score(train.params, train.router_bias, tokens, N, temperature, model, routes)
         logp_ref_BN, _, _ = score(state.reference, state.reference_router_bias, tokens, N, temperature, model)

@@ -17,7 +17,7 @@ from r1jax.config import ModelConfig, RolloutConfig
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel import programs
 from r1jax.parallel.layout import Layout, rollout_layout
-from r1jax.parallel.memory import GIB, KNOBS, abstract_policy, bytes_per_device, require_memory, rollout_memory
+from r1jax.parallel.memory import GIB, KNOBS, bytes_per_device, require_memory, rollout_memory
 from r1jax.sampling.decode import Emitted, Prefilled, Slots, places
 from r1jax.sampling.draw import DrawSettings
 from r1jax.types import Generation, Params, Prompts
@@ -44,7 +44,7 @@ class Output:
     logprobs: list[float] = field(default_factory=list)  # under the policy at the sampling temperature
     drawn_logprobs: list[float] = field(default_factory=list)  # the same where top-k, top-p and min-p are off
     finished: bool = False  # ended by the end token or a stop string, not by the limit
-    routes: list[np.ndarray] = field(default_factory=list)  # int16 [tokens, L, K] pieces: the prompt's, then each round's
+    routes: list[np.ndarray] = field(default_factory=list)  # int16 [tokens, L, K], in pieces
 
     @property
     def finish_reason(self) -> str:
@@ -91,7 +91,7 @@ class RolloutEngine:
         if self.config.routing_replay and self.model.first_k_dense_replace == self.model.num_hidden_layers:
             raise UsageError("RolloutConfig.routing_replay needs a model with experts: all its layers are dense")
         self.layout = rollout_layout(self.layout, self.config)
-        weights = bytes_per_device(abstract_policy(self.model)[0], self.layout.params(self.model))
+        weights = bytes_per_device(programs.abstract_policy(self.model)[0], self.layout.params(self.model))
         lengths = (self.max_prompt_tokens, self.max_new_tokens)
         self.memory = rollout_memory(self.layout, self.model, self.config, *lengths)
         require_memory(self.layout, {"weights": weights} | self.memory)
@@ -225,7 +225,8 @@ class RolloutEngine:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise RunError(
-                f"out of memory for {buffer} (estimated at {self.memory[estimate] / GIB:.2f} GiB on each device): {error}. {KNOBS}"
+                f"out of memory for {buffer} (estimated at {self.memory[estimate] / GIB:.2f} GiB on each device):"
+                f" {error}. {KNOBS}"
             ) from error
 
     def collect(self, emitted: Emitted, owners, prompts, stop_ids, watch) -> list[Output]:
@@ -239,7 +240,7 @@ class RolloutEngine:
             if not np.isfinite(logprobs).all():
                 raise RunError(
                     f"the policy's logits are not finite: prompt {prompts[output.prompt][0]}, sample {output.sample},"
-                    f" token {len(output.tokens) + int(np.argmin(np.isfinite(logprobs)))}; the last checkpoint is good"
+                    f" token {len(output.tokens) + int(np.argmin(np.isfinite(logprobs)))}"
                 )
             output.tokens += emitted.tokens_SN[s, new_N].tolist()
             output.logprobs += logprobs.tolist()
@@ -263,6 +264,12 @@ class RolloutEngine:
         if self.config.speculative:  # a step's second place is its draft
             self.counts.drafted += int(emitted.is_token_SN[:, ::2].sum())
             self.counts.accepted += int(emitted.is_token_SN[:, 1::2].sum())
+
+    def figures(self) -> dict[str, float]:
+        """What a training log says of the rollouts since `counts` was made."""
+        c = self.counts
+        figures = {"prompts_run": float(c.prompts), "slots_in_use": (c.tokens - c.accepted) / (c.steps * self.slots)}
+        return figures | ({"draft_acceptance": c.accepted / c.drafted} if c.drafted else {})
 
     def ends(self, output: Output, done: bool, new: int, stop_ids) -> bool:
         """Whether the output is complete, with its text; a stop string among its `new` tokens cuts it there."""

@@ -4,11 +4,12 @@ A slot holds one output in the making. All slots decode together; the cache is o
 to a short tail that is merged into it once a round: a cache that is written at every step would be copied.
 
 A step runs T places of each slot: the token that was drawn last and, with speculation, what the multi-token-prediction
-module drafts to follow it. Drafts are drawn with the very noise that the model's own draw at that place uses: a draft is
-right when the two draws are the same token, so that speculation changes no token at all, greedy or sampled.
+module drafts to follow it. Drafts are drawn with the very noise that the model's own draw at that place uses: a draft
+is right when the two draws are the same token, so that speculation changes no token at all, greedy or sampled.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import chex
 import jax
@@ -55,7 +56,7 @@ class Slots:
     drawn_logp_S: Array  # float32, of `token` as it was drawn
     count_S: Array  # int32, tokens emitted so far
     done_S: Array  # bool; true where the slot is free
-    pairs: Pairs | None  # with speculation
+    pairs: Any  # `Pairs` with speculation, else None
 
 
 @struct.dataclass
@@ -108,7 +109,8 @@ def prefill(
         at_B = jnp.clip(length_B - 1 - start, 0, chunk - 1)
         is_here_B1 = ((length_B - 1) // chunk == start // chunk)[:, None]
         here_BD = jnp.take_along_axis(hidden_BTD, at_B[:, None, None], axis=1)[:, 0]
-        return (latents, jnp.where(is_here_B1, here_BD, last_BD)), routes.astype(jnp.int16) if r.routing_replay else None
+        last_BD = jnp.where(is_here_B1, here_BD, last_BD)
+        return (latents, last_BD), routes.astype(jnp.int16) if routes is not None and r.routing_replay else None
 
     empty = empty_latents(c, B, padded, mtp=r.speculative)
     starts = jnp.arange(0, padded, chunk)
@@ -169,6 +171,17 @@ def insert(
     return replace(jax.tree.map(choose, begun, replace(slots, cache={})), cache=cache)
 
 
+@struct.dataclass
+class Round:
+    """A round under way: what its loop carries. The cache is not among it: it is read where it is."""
+
+    step: Array  # int32
+    slots: Slots  # without their cache
+    tail: dict[str, Array]  # [L, S, N, X] for each stack
+    paired_SN: Array  # bool: where the tail of the multi-token-prediction module is true
+    out: Emitted
+
+
 def decode_round(
     params: Params,
     router_bias: dict,
@@ -186,95 +199,122 @@ def decode_round(
       limit: int32, most tokens of an output.
       width: places of the cache that any slot has filled; the rest is not looked at.
     """
-    S, T = slots.token_S.shape[0], places(r)
-    N = r.steps_per_round * T
+    T = places(r)
+    # The multi-token-prediction module has run all but the pairs that the last step gave.
+    paired_S = slots.length_S - (slots.pairs.is_true_ST.sum(axis=1) if slots.pairs else 0)
     cache = jax.tree.map(lambda x: x[:, :, :width], slots.cache)
-    # The module has seen all but the pairs that the last step gave.
-    seen_S = slots.length_S - (slots.pairs.is_true_ST.sum(axis=1) if slots.pairs else 0)
-    in_cache_S1W, module_in_cache_S1W = (
-        (jnp.arange(width) < length_S[:, None])[:, None] for length_S in (slots.length_S, seen_S)
-    )
+    seen_S1W, paired_S1W = ((jnp.arange(width) < n_S[:, None])[:, None] for n_S in (slots.length_S, paired_S))
 
-    def propose(i, slots, tail, paired_SN):
-        """Runs the module on the last step's places; what it draws behind the pending token is the draft."""
-        pairs, count_S1 = slots.pairs, slots.pairs.is_true_ST.sum(axis=1, keepdims=True)
-        positions_ST = slots.length_S[:, None] - count_S1 + jnp.arange(T)
-        contexts = [(cache, module_in_cache_S1W), (tail, paired_SN[:, None])]
-        hidden_STD, new = extend_mtp(params, router_bias, pairs.hidden_STD, pairs.next_ST, positions_ST, contexts, c)
-        last_SD = jnp.take_along_axis(hidden_STD, jnp.maximum(count_S1 - 1, 0)[..., None], axis=1)[:, 0]
-        draft_S, _, _ = draw(logits(params, last_SD), slots.key_S, slots.count_S + 1, s, truncate=r.truncates)
-        return draft_S, tail | put(tail, new, i), jax.lax.dynamic_update_slice(paired_SN, pairs.is_true_ST, (0, i * T))
-
-    def put(tail, new, i):
-        return {
-            name: jax.lax.dynamic_update_slice_in_dim(tail[name], x, i * T, axis=2) for name, x in new.items()
-        }
-
-    def emit(place, is_true_S, slots, out):
-        """The pending token of each slot goes out, where it is the one that was run; it may be the last."""
-        out = replace(
-            out,
-            tokens_SN=out.tokens_SN.at[:, place].set(slots.token_S),
-            logp_SN=out.logp_SN.at[:, place].set(slots.logp_S),
-            drawn_logp_SN=out.drawn_logp_SN.at[:, place].set(slots.drawn_logp_S),
-            is_token_SN=out.is_token_SN.at[:, place].set(is_true_S),
-        )
-        count_S = slots.count_S + is_true_S
-        is_last_S = (slots.token_S[:, None] == s.stop_ids).any(axis=-1) | (count_S >= limit)
-        done_S = slots.done_S | (is_true_S & is_last_S)
-        return replace(slots, count_S=count_S, length_S=slots.length_S + is_true_S, done_S=done_S), out
-
-    def step(state):
-        """Runs the pending token of each slot and perhaps a draft, emits what is true, and draws the next."""
-        i, slots, tail, paired_SN, out = state
-        tokens_ST = slots.token_S[:, None]
+    def step(state: Round) -> Round:
+        """Runs the pending token of each slot, and a draft of the next; emits what is true, and draws what follows."""
+        tokens_ST = state.slots.token_S[:, None]
         if r.speculative:
-            draft_S, tail, paired_SN = propose(i, slots, tail, paired_SN)
-            tokens_ST = jnp.stack([slots.token_S, draft_S], axis=1)
-        positions_ST = slots.length_S[:, None] + jnp.arange(T)
-        contexts = [(cache, in_cache_S1W), (tail, out.is_token_SN[:, None])]
-        hidden_STD, new, routes = extend(params, router_bias, tokens_ST, positions_ST, contexts, c)
-        tail = tail | put(tail, new, i)
-        if r.routing_replay:
-            start = (0, i * T, 0, 0)
-            routes = jax.lax.dynamic_update_slice(out.routes_SNLK, routes.astype(jnp.int16), start)
-            out = replace(out, routes_SNLK=routes)
+            draft_S, state = propose(params, router_bias, state, cache, paired_S1W, s, c, r)
+            tokens_ST = jnp.stack([state.slots.token_S, draft_S], axis=1)
+        positions_ST = state.slots.length_S[:, None] + jnp.arange(T)
+        contexts = [(cache, seen_S1W), (state.tail, state.out.is_token_SN[:, None])]
+        hidden_STD, new, routes_STLK = extend(params, router_bias, tokens_ST, positions_ST, contexts, c)
+        state = replace(state, tail=state.tail | append(state.tail, new, state.step * T))
+        if state.out.routes_SNLK is not None:
+            at = (0, state.step * T, 0, 0)
+            routes = jax.lax.dynamic_update_slice(state.out.routes_SNLK, routes_STLK.astype(jnp.int16), at)
+            state = replace(state, out=replace(state.out, routes_SNLK=routes))
         next_ST, is_true_ST = [], []
         for t in range(T):
-            is_true_S = ~slots.done_S & (tokens_ST[:, t] == slots.token_S)
-            slots, out = emit(i * T + t, is_true_S, slots, out)
-            drawn = draw(logits(params, hidden_STD[:, t]), slots.key_S, slots.count_S, s, truncate=r.truncates)
-            pending = (slots.token_S, slots.logp_S, slots.drawn_logp_S)
-            token_S, logp_S, drawn_logp_S = (jnp.where(is_true_S, a, b) for a, b in zip(drawn, pending, strict=True))
-            slots = replace(slots, token_S=token_S, logp_S=logp_S, drawn_logp_S=drawn_logp_S)
-            next_ST.append(token_S)
+            is_true_S = ~state.slots.done_S & (tokens_ST[:, t] == state.slots.token_S)
+            state = emit(state, state.step * T + t, is_true_S, limit, s)
+            state = replace(state, slots=draw_next(params, state.slots, hidden_STD[:, t], is_true_S, s, r))
+            next_ST.append(state.slots.token_S)
             is_true_ST.append(is_true_S)
-        if r.speculative:
-            pairs = Pairs(hidden_STD, jnp.stack(next_ST, axis=1), jnp.stack(is_true_ST, axis=1))
-            slots = replace(slots, pairs=pairs)
-        return i + 1, slots, tail, paired_SN, out
+        pairs = Pairs(hidden_STD, jnp.stack(next_ST, 1), jnp.stack(is_true_ST, 1)) if r.speculative else None
+        return replace(state, step=state.step + 1, slots=replace(state.slots, pairs=pairs))
 
-    def merge(cache_LSWX, tail_LSNX, at_S, is_true_SN):
-        """Each slot's true places behind what it has; the cache has room for one round more than any output."""
-        order_SN = jnp.argsort(~is_true_SN, axis=1, stable=True)
+    state = jax.lax.while_loop(
+        lambda state: (state.step < r.steps_per_round) & ~jnp.all(state.slots.done_S), step, empty_round(slots, c, r)
+    )
+    tail = stored(state.tail, r)
+    merged = {
+        name: merge(slots.cache[name], tail[name], paired_S, state.paired_SN)
+        if name == "mtp"
+        else merge(slots.cache[name], tail[name], slots.length_S, state.out.is_token_SN)
+        for name in tail
+    }
+    return replace(state.slots, cache=merged), replace(state.out, done_S=state.slots.done_S, steps=state.step)
+
+
+def empty_round(slots: Slots, c: ModelConfig, r: RolloutConfig) -> Round:
+    S, N = slots.token_S.shape[0], r.steps_per_round * places(r)
+    floats_SN, none_SN = jnp.zeros((S, N), jnp.float32), jnp.zeros((S, N), bool)
+    routes = None
+    if r.routing_replay:
+        L, K = c.num_hidden_layers - c.first_k_dense_replace, c.num_experts_per_tok
+        routes = jnp.zeros((S, N, L, K), jnp.int16)
+    tokens_SN = jnp.zeros((S, N), jnp.int32)
+    out = Emitted(tokens_SN, floats_SN, floats_SN, none_SN, slots.done_S, jnp.int32(0), routes)
+    return Round(jnp.int32(0), replace(slots, cache={}), empty_latents(c, S, N, mtp=r.speculative), none_SN, out)
+
+
+def append(tail: dict[str, Array], new: dict[str, Array], at: Array) -> dict[str, Array]:
+    """New latents at a place of the tail; that they are true is told apart."""
+    return {name: jax.lax.dynamic_update_slice_in_dim(tail[name], x, at, axis=2) for name, x in new.items()}
+
+
+def propose(
+    params: Params,
+    router_bias: dict,
+    state: Round,
+    cache: dict,
+    paired_S1W: Array,
+    s: DrawSettings,
+    c: ModelConfig,
+    r: RolloutConfig,
+) -> tuple[Array, Round]:
+    """Runs the multi-token-prediction module on the last step's pairs; what it draws behind the pending token, [S]."""
+    slots, pairs, at = state.slots, state.slots.pairs, state.step * places(r)
+    true_S1 = pairs.is_true_ST.sum(axis=1, keepdims=True)
+    positions_ST = slots.length_S[:, None] - true_S1 + jnp.arange(places(r))
+    contexts = [(cache, paired_S1W), (state.tail, state.paired_SN[:, None])]
+    hidden_STD, new = extend_mtp(params, router_bias, pairs.hidden_STD, pairs.next_ST, positions_ST, contexts, c)
+    last_SD = jnp.take_along_axis(hidden_STD, jnp.maximum(true_S1 - 1, 0)[..., None], axis=1)[:, 0]
+    draft_S, _, _ = draw(logits(params, last_SD), slots.key_S, slots.count_S + 1, s, truncate=r.truncates)
+    paired_SN = jax.lax.dynamic_update_slice(state.paired_SN, pairs.is_true_ST, (0, at))
+    return draft_S, replace(state, tail=state.tail | append(state.tail, new, at), paired_SN=paired_SN)
+
+
+def emit(state: Round, place: Array, is_true_S: Array, limit: Array, s: DrawSettings) -> Round:
+    """The pending token of each slot goes out, where it is what was run; it may be the last."""
+    slots, out = state.slots, state.out
+    out = replace(
+        out,
+        tokens_SN=out.tokens_SN.at[:, place].set(slots.token_S),
+        logp_SN=out.logp_SN.at[:, place].set(slots.logp_S),
+        drawn_logp_SN=out.drawn_logp_SN.at[:, place].set(slots.drawn_logp_S),
+        is_token_SN=out.is_token_SN.at[:, place].set(is_true_S),
+    )
+    count_S = slots.count_S + is_true_S
+    is_last_S = (slots.token_S[:, None] == s.stop_ids).any(axis=-1) | (count_S >= limit)
+    done_S = slots.done_S | (is_true_S & is_last_S)
+    slots = replace(slots, count_S=count_S, length_S=slots.length_S + is_true_S, done_S=done_S)
+    return replace(state, slots=slots, out=out)
+
+
+def draw_next(
+    params: Params, slots: Slots, hidden_SD: Array, is_true_S: Array, s: DrawSettings, r: RolloutConfig
+) -> Slots:
+    """The token behind what was just emitted becomes the pending one."""
+    drawn = draw(logits(params, hidden_SD), slots.key_S, slots.count_S, s, truncate=r.truncates)
+    pending = (slots.token_S, slots.logp_S, slots.drawn_logp_S)
+    token_S, logp_S, drawn_logp_S = (jnp.where(is_true_S, new, old) for new, old in zip(drawn, pending, strict=True))
+    return replace(slots, token_S=token_S, logp_S=logp_S, drawn_logp_S=drawn_logp_S)
+
+
+def merge(cache, tail, at_S: Array, is_true_SN: Array):
+    """Each slot's true places behind what it has; the cache has room for one round more than any output."""
+    order_SN = jnp.argsort(~is_true_SN, axis=1, stable=True)
+    write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=1), (1, 1, 0), 1)
+
+    def one(cache_LSWX, tail_LSNX):
         true_LSNX = jnp.take_along_axis(tail_LSNX, order_SN[None, :, :, None], axis=2)
-        write = jax.vmap(lambda c, t, at: jax.lax.dynamic_update_slice_in_dim(c, t, at, axis=1), (1, 1, 0), 1)
         return write(cache_LSWX, true_LSNX, at_S)
 
-    floats, none = jnp.zeros((S, N), jnp.float32), jnp.zeros((S, N), bool)
-    experts = (c.num_hidden_layers - c.first_k_dense_replace, c.num_experts_per_tok)
-    routes = jnp.zeros((S, N, *experts), jnp.int16) if r.routing_replay else None
-    empty = Emitted(jnp.zeros((S, N), jnp.int32), floats, floats, none, slots.done_S, jnp.int32(0), routes)
-    light = replace(slots, cache={})  # the loop carries no cache: it is read where it is
-    state = (jnp.int32(0), light, empty_latents(c, S, N, mtp=r.speculative), none, empty)
-    taken, light, tail, paired_SN, out = jax.lax.while_loop(
-        lambda x: (x[0] < r.steps_per_round) & ~jnp.all(x[1].done_S), step, state
-    )
-    tail = stored(tail, r)
-    merged = {}
-    for name in tail:
-        at_S, is_true_SN = (seen_S, paired_SN) if name == "mtp" else (slots.length_S, out.is_token_SN)
-        merged[name] = jax.tree.map(
-            lambda old, new, at=at_S, true=is_true_SN: merge(old, new, at, true), slots.cache[name], tail[name]
-        )
-    return replace(light, cache=merged), replace(out, done_S=light.done_S, steps=taken)
+    return jax.tree.map(one, cache, tail)

@@ -7,12 +7,12 @@ from etils import epath
 
 from r1jax.checkpoint import store as checkpoint
 from r1jax.config import ModelConfig
-from r1jax.data.published_tokenizer import load_tokenizer
+from r1jax.data.published_tokenizer import PublishedTokenizer, load_tokenizer
 from r1jax.data.tasks import Task, get_task
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UsageError
-from r1jax.model.spec import init_params, init_router_bias
 from r1jax.parallel.layout import Layout
+from r1jax.parallel.programs import abstract_policy
 from r1jax.stages.run import differences
 from r1jax.types import Params
 
@@ -30,6 +30,12 @@ class Policy:
         if self.tokenizer is None:
             raise UsageError("the checkpoint has no tokenizer: give ids (--prompt_ids)")
         return self.tokenizer.encode(self.task.prompt(question)) if self.task else self.tokenizer.prompt(question)
+
+    def converse(self, messages: list[dict[str, str]]) -> list[int]:
+        """The ids of a conversation; without a chat template, of its last question alone."""
+        if isinstance(self.tokenizer, PublishedTokenizer) and self.tokenizer.template is not None:
+            return self.tokenizer.encode(self.tokenizer.chat(messages))
+        return self.ask(messages[-1]["content"])
 
 
 # How a model is computed and stored, not what it is: a run may choose otherwise than the checkpoint it starts from.
@@ -56,8 +62,7 @@ def load_policy(path: epath.Path, layout: Layout, model: ModelConfig | None = No
 
 def policy_target(model: ModelConfig, layout: Layout) -> dict:
     """The abstract params and router bias that a restore fills."""
-    params = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
-    bias = jax.eval_shape(lambda: init_router_bias(model))
+    params, bias = abstract_policy(model)
     shardings = checkpoint.policy_item(layout.params(model), jax.tree.map(lambda _: layout.replicated(), bias))
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

@@ -13,10 +13,11 @@ from r1jax.checkpoint.store import CheckpointStore, about
 from r1jax.config import ModelConfig, RLConfig
 from r1jax.data.feeds import problem_batches
 from r1jax.data.tasks import Task
+from r1jax.errors import RunError
 from r1jax.objectives.metrics import Metrics, merge_metrics
 from r1jax.parallel import programs
 from r1jax.rewards.rules import Reward, total
-from r1jax.rollout.engine import RolloutEngine, trainer_arrays
+from r1jax.rollout.engine import Counts, RolloutEngine, trainer_arrays
 from r1jax.stages.grading import grade_outputs
 from r1jax.stages.policy import load_policy
 from r1jax.stages.run import Run
@@ -60,11 +61,17 @@ def rl(
     temperature = np.float32(config.temperature)
     with run.progress.start(name, first, config.steps) as progress:
         for step in range(first + 1, config.steps + 1):
-            clock = [time.perf_counter()]
+            clock, position = [time.perf_counter()], feed.get_state()
             questions = next(feed)
             asked = [(p.id, task.tokenizer.encode(task.prompt(p.question))) for p in questions]
-            policy = (state.train.params, state.train.router_bias)
-            outputs = engine.generate(*policy, asked, stage.key(step), config.temperature)
+            policy, engine.counts = (state.train.params, state.train.router_bias), Counts()
+            try:
+                outputs = engine.generate(*policy, asked, stage.key(step), config.temperature)
+            except RunError as error:
+                if step - 1 > (store.latest_step() or 0):
+                    store.save(step - 1, *split(state), position, about(model, task.name))
+                store.close()
+                raise RunError(f"{name}, rollout of step {step}: {error}. The state before it is saved") from error
             prompts, rollout = run.layout.put_batch(trainer_arrays(asked, outputs, *lengths))
             clock.append(time.perf_counter())
 
@@ -82,8 +89,8 @@ def rl(
             values = finite_values(metrics, name, step)
             clock.append(time.perf_counter())
 
-            values |= summarize(samples) | {"reward": float(rewards_BG.mean())}
-            values |= seconds(clock, sum(len(s.tokens) for group in samples for s in group))
+            values |= summarize(samples) | {"reward": float(rewards_BG.mean())} | engine.figures()
+            values |= seconds(clock, engine.counts.tokens)
             metrics_writer.write(step, values)
             progress.step(step, {shown: values[shown] for shown in SHOWN if shown in values})
             if step % config.save_every == 0 or step == config.steps:

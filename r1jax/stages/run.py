@@ -14,8 +14,10 @@ from typing import Any
 import jax
 from etils import epath
 
+from r1jax.config import EvaluateConfig, RLConfig
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel.layout import Layout
+from r1jax.parallel.memory import require_memory, stage_memory
 from r1jax.parallel.programs import random_key
 from r1jax.telemetry.files import write_whole
 from r1jax.telemetry.progress import Progress
@@ -100,6 +102,7 @@ def open_run(
     written.
     """
     check_batches(layout, *vars(config).values())
+    check_memory(layout, config)
     directory = epath.Path(workdir).absolute()
     record = directory / "run.json"
     about: dict[str, Any] = {"experiment": experiment, "summary": summary, "note": note, "sessions": []}
@@ -146,6 +149,20 @@ def check_batches(layout: Layout, *configs: Any) -> None:
     for config in configs:
         for name, size in config.batch_sizes().items() if hasattr(config, "batch_sizes") else ():
             layout.require_batch(name, size)
+
+
+def check_memory(layout: Layout, config: Any) -> None:
+    """Every stage with rollouts is held against the devices' memory, before anything is written."""
+    for name, stage in stages_with_rollouts(config).items():
+        try:
+            require_memory(layout, stage_memory(layout, config.model, stage))
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from error
+
+
+def stages_with_rollouts(config: Any) -> dict[str, RLConfig | EvaluateConfig]:
+    """Those of an experiment's config."""
+    return {name: stage for name, stage in vars(config).items() if isinstance(stage, RLConfig | EvaluateConfig)}
 
 
 def differences(found: Any, wanted: Any, path: str = "") -> list[str]:
