@@ -76,9 +76,34 @@ def test_a_workdir_that_cannot_be_written(capsys, tmp_path):
 
 
 def test_commands_that_are_not_there_yet_say_so(capsys):
-    for name in ("chat", "bench"):
-        status, _, err = run(capsys, name, "x")
-        assert (status, "is not there yet" in err) == (2, True), name
+    status, _, err = run(capsys, "bench", "x")
+    assert (status, "is not there yet" in err) == (2, True)
+
+
+def test_a_dry_run_states_parameters_and_memory(capsys):
+    status, out, _ = run(capsys, "run", "r1_zero", "--dry_run", "--set", "RolloutConfig.slots=2048")
+    assert status == 0
+    assert "129,796" in out
+    # 256 slots on each of 8 devices, of 24 + 44 + 8 tokens, in two layers of 48 float32 numbers
+    assert f"{256 * 76 * 2 * 48 * 4 / 2**30:.3f}" in next(line for line in out.splitlines() if "cache" in line)
+    assert out.count("does not fit") == 0
+    gin = [
+        word for file in ("model/deepseek_v3.gin", "scale/cpu.gin", "algorithm/grpo.gin") for word in ("--gin", file)
+    ]
+    status, out, _ = run(capsys, "run", "r1_zero", "--dry_run", *gin)
+    assert (status, out.count("does not fit")) == (0, 2)
+
+
+def test_a_run_that_cannot_fit_is_refused_before_anything_is_written(capsys, tmp_path):
+    long = ["--set", "RLConfig.max_new_tokens=131072", "--set", "ModelConfig.max_position_embeddings=200000"]
+    long += ["--set", "RolloutConfig.slots=100000"]
+    status, _, err = run(capsys, "run", "r1_zero", "--workdir", str(tmp_path / "w"), *long)
+    assert status == 2
+    assert "rl: " in err
+    assert "GiB are needed on each device" in err
+    assert "RolloutConfig.slots" in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "w").exists()
 
 
 def test_usage_errors(capsys):

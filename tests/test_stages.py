@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections import Counter
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from r1jax.config import EvaluateConfig, RolloutConfig
 from r1jax.data.feeds import Records, ensure_records
 from r1jax.data.tasks import TASKS
 from r1jax.errors import RunError, UsageError
+from r1jax.rollout import engine as engine_module
 from r1jax.stages import rl as rl_stage
 from r1jax.stages.evaluate import evaluate
 from r1jax.stages.policy import load_policy
@@ -143,6 +145,56 @@ def test_nothing_compiles_after_the_first_step(in_process, monkeypatch):
     for name, counts in per_step.items():
         assert len(counts) == 4
         assert counts[-1] == counts[0], f"{name} compiled after its first step: {counts}"
+
+
+TRAINER = {"snapshot": 2, "start": 1, "prepare": 1, "sampler_gap": 1, "step": 1}  # programs of an RL stage
+ENGINE = ("empty_slots", "rollout_weights", "prefill", "insert", "decode")
+
+
+def test_a_whole_rl_stage_compiles_a_stated_number_of_programs(in_process, monkeypatch):
+    """`RolloutEngine.max_programs`, and six for the trainer; beside them, JAX's own small ones for keys and numbers."""
+    monkeypatch.setattr(engine_module, "SMALLEST_BUCKET", 4)
+    run, config, corpus, problems = in_process
+    base = pretrain(run, "pretrain", config.pretrain, config.model, TASKS["running_sum"], corpus)
+    rewards = load_experiment("r1_zero").make_rewards(config, TASKS["running_sum"])
+    rollout = dataclasses.replace(config.rl.rollout, prefill_rows=1, weights="int8", slots=3)
+    numbers = dataclasses.replace(config.rl, rollout=rollout, max_prompt_tokens=30, max_new_tokens=30)
+    compiled: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, fun_name="", **_: (
+            compiled.append(fun_name) if event == "/jax/core/compile/backend_compile_duration" else None
+        )
+    )
+    rl(run, "rl", numbers, config.model, base, TASKS["running_sum"], problems, rewards)
+    jax.monitoring.clear_event_listeners()
+    times = Counter(name.removeprefix("jit(").removesuffix(")") for name in compiled)
+    engine = engine_module.RolloutEngine(run.layout, config.model, None, rollout, 4, 30, 30)
+    assert times["decode"] > 1
+    assert sum(times[name] for name in ENGINE) <= engine.max_programs == 2 + 2 * 4 + 6
+    assert all(0 < times[name] <= most for name, most in TRAINER.items())
+    assert sum(times.values()) <= engine.max_programs + 6 + 8, times
+
+
+def test_logits_that_are_not_finite_stop_the_run_with_the_state_saved(in_process, monkeypatch):
+    """The third rollout fails: the state after the second step is on disk, and the run goes on from it."""
+    run, config, corpus, problems = in_process
+    base = pretrain(run, "pretrain", config.pretrain, config.model, TASKS["running_sum"], corpus)
+    rewards = load_experiment("r1_zero").make_rewards(config, TASKS["running_sum"])
+    arguments = (config.rl, config.model, base, TASKS["running_sum"], problems, rewards)
+    generate, calls = rl_stage.RolloutEngine.generate, []
+
+    def failing(self, params, *others, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            params = params | {"head_DV": params["head_DV"].at[3, 5].set(np.nan)}
+        return generate(self, params, *others, **options)
+
+    monkeypatch.setattr(rl_stage.RolloutEngine, "generate", failing)
+    with pytest.raises(RunError, match=r"rollout of step 3: .*not finite: prompt \d+, sample 0, token 0.*state before"):
+        rl(run, "failed", *arguments)
+    assert [p.name for p in (run.workdir / "failed" / "checkpoints").iterdir()] == ["2"]
+    rl(run, "failed", *arguments)
+    assert [row["step"] for row in read_metrics(run.workdir / "failed" / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
 def test_evaluation_is_repeatable_and_writes_its_samples(in_process):

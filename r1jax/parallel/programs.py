@@ -170,9 +170,8 @@ def slot_shardings(layout: Layout, model: ModelConfig, config: RolloutConfig) ->
 @functools.cache
 def make_slots(layout: Layout, model: ModelConfig, config: RolloutConfig, slots: int, width: int):
     """() -> Slots, all free."""
-    return jax.jit(
-        lambda: empty_slots(model, config, slots, width), out_shardings=slot_shardings(layout, model, config)
-    )
+    make = functools.partial(empty_slots, model, config, slots, width)
+    return jax.jit(make, out_shardings=slot_shardings(layout, model, config))
 
 
 @functools.cache
@@ -192,11 +191,11 @@ def inserter(layout: Layout, model: ModelConfig, config: RolloutConfig):
 def decoder(layout: Layout, model: ModelConfig, config: RolloutConfig, width: int):
     """(params, router_bias, Slots, is_free [S], limit, DrawSettings) -> (Slots, Emitted). The slots are donated."""
 
-    def run(params, router_bias, slots: Slots, is_free_S, limit, settings):
+    def decode(params, router_bias, slots: Slots, is_free_S, limit, settings):
         slots = replace(slots, done_S=slots.done_S | is_free_S)
         return decode_round(params, router_bias, slots, limit, settings, model, config, width=width)
 
-    return jax.jit(run, out_shardings=(slot_shardings(layout, model, config), layout.replicated()), donate_argnums=2)
+    return jax.jit(decode, out_shardings=(slot_shardings(layout, model, config), layout.replicated()), donate_argnums=2)
 
 
 @functools.cache

@@ -32,7 +32,7 @@ class Prefilled:
     logits_BV: Array  # float32, of the first token of any answer
     length_B: Array  # int32
     id_B: Array  # int32, the problem's id
-    routes_BPLK: Array | None  # int16, the experts of each token, where they are asked for
+    routes_BPLK: Any  # int16, the experts of each token, where they are asked for, else None
 
 
 @struct.dataclass
@@ -69,7 +69,7 @@ class Emitted:
     is_token_SN: Array  # bool; the others are drafts that were wrong, and steps after the end
     done_S: Array  # bool: ended by a stop token or by the limit, with the last token of these
     steps: Array  # int32, model steps that the round took
-    routes_SNLK: Array | None  # int16, the experts of each token, where they are asked for
+    routes_SNLK: Any  # int16, the experts of each token, where they are asked for, else None
 
 
 def places(r: RolloutConfig) -> int:
@@ -215,7 +215,7 @@ def decode_round(
         contexts = [(cache, seen_S1W), (state.tail, state.out.is_token_SN[:, None])]
         hidden_STD, new, routes_STLK = extend(params, router_bias, tokens_ST, positions_ST, contexts, c)
         state = replace(state, tail=state.tail | append(state.tail, new, state.step * T))
-        if state.out.routes_SNLK is not None:
+        if r.routing_replay and routes_STLK is not None:
             at = (0, state.step * T, 0, 0)
             routes = jax.lax.dynamic_update_slice(state.out.routes_SNLK, routes_STLK.astype(jnp.int16), at)
             state = replace(state, out=replace(state.out, routes_SNLK=routes))

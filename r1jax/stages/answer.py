@@ -73,7 +73,7 @@ def chat(
                 engine, policy, policy.converse(asked), console, temperature=temperature, seed=seed, number=number
             )
         except UsageError as error:
-            console.print(f"{error} (/clear begins anew)", style="red", highlight=False)
+            console.print(f"{error} (/clear begins anew)", style="red", highlight=False, soft_wrap=True)
             continue
         except KeyboardInterrupt:
             console.print("\n(interrupted)", style="red")
