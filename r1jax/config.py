@@ -200,7 +200,7 @@ class RolloutConfig:
 
     slots: int = 64  # outputs in the making at once; more cost memory, fewer leave the device idle
     steps_per_round: int = 16  # tokens of each slot between two looks of the host
-    prefill_rows: int = 16  # prompts run at once
+    prefill_rows: int = 16  # prompts run at once; fewer of those that are longer than a chunk
     prefill_chunk: int = 512  # tokens of each of them run at once
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off

@@ -61,6 +61,23 @@ def test_logits_and_greedy_continuation(seed, tmp_path, one_device):
     assert [group[0].tokens for group in outputs] == greedy[:, 20:].tolist()
 
 
+@pytest.mark.parametrize("seed", [0, 1], ids=["V3", "V2"])
+def test_64_prompts_of_mixed_length_continue_for_128_tokens(seed, tmp_path, one_device):
+    """Greedily, through refilled slots, chunks and buckets."""
+    reference = make_reference(draw(seed), seed)
+    reference.save_pretrained(tmp_path / "hf")
+    policy = imported(tmp_path / "hf", tmp_path / "ours", one_device)
+    lengths = np.random.default_rng(0).permutation(np.repeat([1, 2, 7, 16, 40, 63, 64, 150], 8))
+    prompts = [random_tokens(64, 150)[i, :n].tolist() for i, n in enumerate(lengths)]
+    config = RolloutConfig(slots=24, prefill_rows=8, prefill_chunk=32)
+    engine = RolloutEngine(one_device, policy.model, None, config, 1, 150, 128)
+    ours = engine.generate(policy.params, policy.router_bias, list(enumerate(prompts)), jax.random.key(0), 0.0)
+    ids = torch.tensor([[0] * (150 - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.arange(150) >= 150 - torch.tensor(lengths)[:, None]
+    theirs = reference.generate(ids, attention_mask=mask.int(), max_new_tokens=128, do_sample=False, eos_token_id=None)
+    assert [group[0].tokens for group in ours] == theirs[:, 150:].tolist()
+
+
 def test_the_drawn_configurations_cover_the_family():
     drawn = [draw(seed) for seed in range(26)]
     for key in ("num_attention_heads", "q_lora_rank", "kv_lora_rank", "n_group", "n_routed_experts", "model_type"):

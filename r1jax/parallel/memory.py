@@ -33,10 +33,16 @@ def training_memory(layout: Layout, model: ModelConfig, config: OptimizerConfig)
     return {"policy": weights, "optimizer": moments, "reference": weights}
 
 
+def prefill_rows(layout: Layout, config: RolloutConfig, P: int) -> int:
+    """Prompts of P tokens that are run at once: fewer of those that take several chunks, for about the same work."""
+    chunks = -(-P // config.prefill_chunk)
+    return layout.round_up(max(1, config.prefill_rows // chunks))
+
+
 def rollout_memory(layout: Layout, model: ModelConfig, config: RolloutConfig, P: int, N: int) -> dict[str, int]:
     """What rollouts hold beside the trainer's weights, with prompts of at most P tokens and outputs of at most N."""
     layout = rollout_layout(layout, config)
-    slots, rows, T = layout.round_up(config.slots), layout.round_up(config.prefill_rows), places(config)
+    slots, rows, T = layout.round_up(config.slots), prefill_rows(layout, config, P), places(config)
     width, here = P + N + config.steps_per_round * T, slots // layout.round_up(1)
     params, _ = programs.abstract_policy(model)
     weights = jax.eval_shape(lambda p: programs.rollout_weights(p, model, config.weights), params)

@@ -17,7 +17,14 @@ from r1jax.config import ModelConfig, RolloutConfig
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel import programs
 from r1jax.parallel.layout import Layout, rollout_layout
-from r1jax.parallel.memory import GIB, KNOBS, bytes_per_device, require_memory, rollout_memory
+from r1jax.parallel.memory import (
+    GIB,
+    KNOBS,
+    bytes_per_device,
+    prefill_rows,
+    require_memory,
+    rollout_memory,
+)
 from r1jax.sampling.decode import Emitted, Prefilled, Slots, places
 from r1jax.sampling.draw import DrawSettings
 from r1jax.types import Generation, Params, Prompts
@@ -176,7 +183,7 @@ class RolloutEngine:
     def prefill(self, params, router_bias, prompts, queue: deque[int]) -> list[tuple[Prefilled, int, Output]]:
         """Runs the next prompts of the queue that share a bucket, and says which outputs wait for them."""
         P = bucket(len(prompts[queue[0]][1]), self.max_prompt_tokens)
-        rows = self.layout.round_up(self.config.prefill_rows)
+        rows = prefill_rows(self.layout, self.config, P)
         tokens_BP, length_B, id_B = np.zeros((rows, P), np.int32), np.ones(rows, np.int32), np.zeros(rows, np.int32)
         taken: list[int] = []
         while queue and len(taken) < rows and len(prompts[queue[0]][1]) <= P:

@@ -311,10 +311,11 @@ def draw_next(
 def merge(cache, tail, at_S: Array, is_true_SN: Array):
     """Each slot's true places behind what it has; the cache has room for one round more than any output."""
     order_SN = jnp.argsort(~is_true_SN, axis=1, stable=True)
-    write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=1), (1, 1, 0), 1)
+    # Mapped over leading dimensions only: any other order makes XLA transpose the whole cache, and hold it twice.
+    write_SWX = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=0))
+    write_LSWX = jax.vmap(write_SWX, (0, 0, None))
 
     def one(cache_LSWX, tail_LSNX):
-        true_LSNX = jnp.take_along_axis(tail_LSNX, order_SN[None, :, :, None], axis=2)
-        return write(cache_LSWX, true_LSNX, at_S)
+        return write_LSWX(cache_LSWX, jnp.take_along_axis(tail_LSNX, order_SN[None, :, :, None], axis=2), at_S)
 
     return jax.tree.map(one, cache, tail)
