@@ -9,10 +9,12 @@ import pytest
 
 from r1jax.config import RolloutConfig
 from r1jax.errors import RunError, UsageError
+from r1jax.model.spec import init_params
 from r1jax.parallel import programs
+from r1jax.parallel.memory import prefill_rows
 from r1jax.rollout import engine as engine_module
 from r1jax.rollout.engine import RolloutEngine, bucket, buckets, trainer_arrays
-from r1jax.sampling.score import completion_mask
+from r1jax.sampling.score import completion_mask, join, score
 from tests.test_sampling import SAMPLER_TOLERANCE, EndsWith, teacher_forced
 
 P, N, EOS = 40, 20, 7
@@ -210,6 +212,47 @@ def test_a_decoding_round_holds_latents_and_no_heads(one_device, model, policy):
     for size in (c.qk_nope_head_dim, c.v_head_dim, c.qk_nope_head_dim + c.qk_rope_head_dim):
         for shape in (f"{S},{W},{H},{size}", f"{S},{H},{W},{size}", f"{S},{H},{size},{W}"):
             assert f"[{shape}]" not in text
+
+
+def test_a_context_of_128k_tokens_is_held_once(one_device, model):
+    """Compiled for 8 layers and never run: what a round needs beside the cache, which it updates in place, is less than
+    half of it (scores, and one layer's slice)."""
+    c = dataclasses.replace(model, num_hidden_layers=8, max_position_embeddings=131072)
+    r, S, W = RolloutConfig(steps_per_round=4), 4, 131072
+    slots = jax.eval_shape(programs.make_slots(one_device, c, r, S, W))
+    settings = make_engine(one_device, model).settings(1.0, False)
+    run = programs.decoder(one_device, c, r, W)
+    lowered = run.lower(*programs.abstract_policy(c), slots, np.zeros(S, bool), np.int32(9), settings)
+    memory = lowered.compile().memory_analysis()
+    cache = 8 * S * W * (c.kv_lora_rank + c.qk_rope_head_dim) * 4
+    assert memory.alias_size_in_bytes > cache
+    assert memory.temp_size_in_bytes < 0.5 * cache
+
+
+def test_bfloat16_rounds_alike_in_sampler_and_trainer(one_device, model, policy, prompts):
+    """Computed in bfloat16 from float32 weights. Rounding alone sends some token to other experts in the trainer than
+    in the sampler, which is most of the gap; replayed, it is a few units of the last of 8 bits, of logits up to 10."""
+    c = dataclasses.replace(model, dtype="bfloat16")
+    policy = (init_params(jax.random.key(0), dataclasses.replace(model, initializer_range=None)), policy[1])
+    engine = make_engine(one_device, c, routing_replay=True)
+    slots = jax.eval_shape(programs.make_slots(one_device, c, engine.config, 1, 8))
+    assert all(latents.dtype == jnp.bfloat16 for latents in slots.cache.values())
+    groups = generate(engine, policy, prompts)
+
+    arrays, generation = trainer_arrays(prompts, groups, P, N)
+    rows, mask = join(arrays, generation), np.asarray(completion_mask(generation)).reshape(-1, N)
+    routes = generation.routes_BGTLK.reshape(*rows.tokens_BT.shape, 1, -1)
+    gaps = [
+        np.abs(score(*policy, rows, N, 1.0, c, r)[0] - generation.logp_BGN.reshape(-1, N)) * mask
+        for r in (None, routes)
+    ]
+    assert gaps[0].max() > 0.1
+    assert gaps[1].max() < 0.05
+
+
+def test_long_prompts_are_run_in_fewer_rows(one_device):
+    config = RolloutConfig(prefill_rows=16, prefill_chunk=512)
+    assert [prefill_rows(one_device, config, P) for P in (128, 512, 513, 2048, 131072)] == [16, 16, 8, 4, 1]
 
 
 def test_buckets():
