@@ -232,7 +232,7 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class RLConfig:
-    """GRPO (arXiv 2402.03300, section 4.1) on rule-based rewards (R1, section 2.2)."""
+    """GRPO (arXiv 2402.03300, section 4.1) or a variant, on rule-based rewards (R1, section 2.2)."""
 
     optimizer: OptimizerConfig
     rollout: RolloutConfig
@@ -244,10 +244,18 @@ class RLConfig:
     max_new_tokens: int
     prompts: int  # size of the generated prompt set
     temperature: float = 1.0
-    clip_epsilon: float = 0.2
+    advantage: str = "group"  # this and the next five: see the tables of objectives/grpo.py, which cite their papers
+    ratio: str = "token"
+    objective: str = "clipped"
+    kl_estimator: str = "k3"
+    aggregation: str = "sequence_mean"
+    clip_low: float = 0.2  # ratios are clipped to 1 - clip_low …
+    clip_high: float = 0.2  # … 1 + clip_high
     kl_coef: float = 0.001
+    kl_correction: bool = False  # weighs each token's KL by its ratio: unbiased also after the first of several updates
+    overlong_buffer: int = 0  # the last tokens before max_new_tokens over which a penalty falls to -1; 0: off
+    truncated: str = "keep"  # outputs that the limit cut off; "mask": they count in no sum, mean or deviation
     reference_refresh_updates: int = 400  # the reference becomes the latest policy every so many updates
-    aggregation: str = "sequence_mean"  # or "token_mean"; see objectives/grpo.py
     format_weight: float = 1.0  # of the format reward; accuracy has weight 1
     save_every: int = 10
 
@@ -267,7 +275,16 @@ class RLConfig:
                 f"questions * group_size ({self.questions * self.group_size}) is not a multiple of minibatches"
                 f" ({self.minibatches})"
             )
-        require_choice(self, "aggregation", ("sequence_mean", "token_mean"))
+        require_choice(self, "advantage", ("group", "centred", "leave_one_out"))
+        require_choice(self, "ratio", ("token", "sequence"))
+        require_choice(self, "objective", ("clipped", "weighted"))
+        require_choice(self, "kl_estimator", ("k1", "k2", "k3"))
+        require_choice(self, "aggregation", ("sequence_mean", "token_mean", "constant_length"))
+        require_choice(self, "truncated", ("keep", "mask"))
+        if not 0 <= self.overlong_buffer <= self.max_new_tokens:
+            raise ValueError(f"overlong_buffer is {self.overlong_buffer}, expected 0 to max_new_tokens")
+        if self.clip_low <= 0 or self.clip_high <= 0:
+            raise ValueError(f"clip_low {self.clip_low} and clip_high {self.clip_high}: expected more than 0")
 
 
 @dataclass(frozen=True)

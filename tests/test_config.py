@@ -64,7 +64,7 @@ def test_direct_construction_is_untouched_by_gin():
         ("ModelConfig.q_lora_rank = 'none'", "int | None"),
         ("sft/OptimizerConfig.learning_rate = 1.0", "nothing reads sft/OptimizerConfig.learning_rate"),
         ("evaluate/RLConfig.steps = 3", "nothing reads evaluate/RLConfig.steps"),
-        ("RLConfig.aggregation = 'tokens'", "expected 'sequence_mean' or 'token_mean'"),
+        ("RLConfig.aggregation = 'tokens'", "expected one of 'sequence_mean', 'token_mean', 'constant_length'"),
         ("RLConfig.minibatches = 7", "not a multiple of minibatches"),
         ("EvaluateConfig.k = 99", "expected 1 to samples"),
         ("RLConfig.temperature = 0.0", "expected more than 0"),

@@ -15,10 +15,11 @@ from r1jax.objectives.logprobs import token_logprobs
 from r1jax.objectives.metrics import Max, Mean, merge_metrics
 from r1jax.objectives.optimizer import learning_rate
 from r1jax.types import TokenBatch
+from tests.test_sampling import rl_config
 
 
 def test_group_advantages_use_the_population_standard_deviation():
-    advantages = grpo.group_advantages(jnp.array([[1.0, 0.0, 0.0, 0.0], [1.2, 1.2, 0.2, 0.2]]))
+    advantages = grpo.group_advantages(jnp.array([[1.0, 0.0, 0.0, 0.0], [1.2, 1.2, 0.2, 0.2]]), jnp.ones((2, 4)))
     # mean 1/4, population variance 3/16: (1 - 1/4) / sqrt(3/16) = sqrt(3); the sample formula would give 1.5
     np.testing.assert_allclose(advantages[0], [math.sqrt(3), *[-1 / math.sqrt(3)] * 3], rtol=1e-4)
     np.testing.assert_allclose(advantages[1], [1, 1, -1, -1], rtol=1e-4)
@@ -27,15 +28,36 @@ def test_group_advantages_use_the_population_standard_deviation():
 def test_a_group_without_signal_has_no_advantage():
     for reward in (0.2, 1.2, 2.2):
         for size in (4, 6, 12, 16):  # means of some of these are off by a rounding
-            assert not jnp.any(grpo.group_advantages(jnp.full((1, size), reward)))
+            for advantages in grpo.ADVANTAGES.values():
+                assert not jnp.any(advantages(jnp.full((1, size), reward), jnp.ones((1, size))))
 
 
 def test_advantages_follow_the_order_of_the_group():
     rewards = jnp.array([[0.3, 1.0, 0.0, 0.7]])
     order = jnp.array([2, 0, 3, 1])
+    for advantages in grpo.ADVANTAGES.values():
+        ones = jnp.ones((1, 4))
+        np.testing.assert_allclose(advantages(rewards[:, order], ones), advantages(rewards, ones)[:, order], rtol=1e-5)
+
+
+def test_advantages_by_hand():
+    rewards = jnp.array([[1.0, 0.0, 0.5, 9.0]])
+    counts = jnp.array([[1.0, 1.0, 1.0, 0.0]])  # the last was cut off, and counts in no mean
+    np.testing.assert_allclose(grpo.centred_advantages(rewards, counts), [[0.5, -0.5, 0.0, 0.0]], atol=1e-6)
+    np.testing.assert_allclose(grpo.leave_one_out_advantages(rewards, counts), [[0.75, -0.75, 0.0, 0.0]], atol=1e-6)
+    deviation = math.sqrt(0.5 / 3)
     np.testing.assert_allclose(
-        grpo.group_advantages(rewards[:, order]), grpo.group_advantages(rewards)[:, order], rtol=1e-6
+        grpo.group_advantages(rewards, counts), [[0.5 / deviation, -0.5 / deviation, 0.0, 0.0]], rtol=1e-5, atol=1e-6
     )
+    first_cut = grpo.centred_advantages(jnp.array([[9.0, 0.2, 0.2]]), jnp.array([[0.0, 1.0, 1.0]]))
+    assert not first_cut.any()
+    assert not grpo.group_advantages(rewards, jnp.zeros((1, 4))).any()
+
+
+def test_the_overlong_penalty_falls_over_the_buffer():
+    lengths = jnp.array([[10, 80, 90, 95, 100]])
+    np.testing.assert_allclose(grpo.overlong_penalty(lengths, 100, 20), [[0, 0, -0.5, -0.75, -1]], atol=1e-6)
+    assert not grpo.overlong_penalty(lengths, 100, 0).any()
 
 
 @pytest.mark.parametrize(
@@ -49,7 +71,7 @@ def test_advantages_follow_the_order_of_the_group():
     ],
 )
 def test_clipped_objective(ratio, advantage, expected):
-    value = grpo.clipped_objective(jnp.full((1, 1), ratio), jnp.full((1, 1), advantage), 0.2)
+    value = grpo.clipped_objective(jnp.zeros((1, 1)), jnp.full((1, 1), ratio), jnp.full((1, 1), advantage), 0.2, 0.2)
     assert float(value[0, 0]) == pytest.approx(expected)
 
 
@@ -81,7 +103,8 @@ def test_aggregations_divide_by_what_they_say():
     values = jnp.array([[1.0, 2.0, 3.0, 9.0], [10.0, 9.0, 9.0, 9.0], [9.0, 9.0, 9.0, 9.0]])
     mask = jnp.array([[1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     assert grpo.token_mean(values, mask).value() == pytest.approx(16 / 4)
-    assert grpo.sequence_mean(values, mask).value() == pytest.approx((2 + 10) / 2)
+    assert grpo.sequence_mean(values, mask, 4).value() == pytest.approx((2 + 10) / 2)
+    assert grpo.constant_length(values, mask, 5).value() == pytest.approx(16 / (2 * 5))
 
 
 @pytest.mark.parametrize("aggregation", sorted(grpo.AGGREGATIONS))
@@ -94,7 +117,7 @@ def test_loss_of_parts_adds_up_to_the_loss_of_the_whole(aggregation):
     def loss(rows):
         return grpo.grpo_loss(
             logp[rows], old[rows], ref[rows], advantage[rows], mask[rows],
-            clip_epsilon=0.2, kl_coef=0.1, aggregation=aggregation,
+            rl_config(kl_coef=0.1, aggregation=aggregation),
         )  # fmt: skip
 
     whole, whole_metrics = loss(slice(None))
@@ -109,10 +132,10 @@ def test_loss_of_parts_adds_up_to_the_loss_of_the_whole(aggregation):
 def test_what_is_masked_changes_nothing():
     one = jnp.zeros((1, 3)).at[0, 2].set(-500.0)  # exp(500) is infinite
     mask = jnp.array([[1.0, 1.0, 0.0]])
-    arguments = dict(clip_epsilon=0.2, kl_coef=0.1, aggregation="token_mean")
-    loss, metrics = grpo.grpo_loss(one, jnp.zeros((1, 3)), jnp.zeros((1, 3)), jnp.ones(1), mask, **arguments)
+    c = rl_config(kl_coef=0.1, aggregation="token_mean")
+    loss, metrics = grpo.grpo_loss(one, jnp.zeros((1, 3)), jnp.zeros((1, 3)), jnp.ones(1), mask, c)
     assert loss.value() == pytest.approx(-1.0)
-    assert metrics["clip_fraction"].value() == 0
+    assert metrics["clip_fraction_low"].value() == metrics["clip_fraction_high"].value() == 0
     assert metrics["ratio_deviation_max"].value() == 0
 
 

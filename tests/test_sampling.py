@@ -12,7 +12,7 @@ from r1jax.parallel import programs
 from r1jax.rollout.engine import RolloutEngine, trainer_arrays
 from r1jax.sampling.draw import DrawSettings, draw, keep_likely
 from r1jax.sampling.score import completion_mask, join, prompt_batch, score
-from r1jax.types import Generation, Prompts
+from r1jax.types import Generation, Prompts, RLState
 
 EOS = 2
 LENGTHS = [5, 9, 1, 7]
@@ -191,19 +191,57 @@ def rl_config(**changes) -> RLConfig:
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
 def test_before_the_first_update_the_ratio_is_one(one_device, model, policy, prompts, aggregation):
-    from r1jax.types import RLState
-
     config = rl_config(aggregation=aggregation)
     generation = sample(one_device, model, policy, prompts)
     train = programs.start_training(one_device, model, config.optimizer)(*programs.snapshot(policy))
     state = RLState(train, *programs.snapshot(policy), np.int32(0))
     rewards = np.random.default_rng(0).random((4, 4)).astype(np.float32)
-    batch = programs.prepare_batch(one_device, model)(state, prompts, generation, rewards, np.float32(1))
+    batch = programs.prepare_batch(one_device, model, config)(state, prompts, generation, rewards, np.float32(1))
     _, metrics = programs.grpo_step(one_device, model, config)(train, batch, np.arange(16), np.float32(1))
     assert metrics["ratio_deviation_max"].value() < 1e-5
-    assert metrics["clip_fraction"].value() == 0
+    assert metrics["clip_fraction_low"].value() == metrics["clip_fraction_high"].value() == 0
     assert metrics["kl"].value() == pytest.approx(0, abs=1e-9)
     assert programs.sampler_gap(batch, generation)["sampler_gap_max"].value() < SAMPLER_TOLERANCE
+
+
+def prepared(layout, model, policy, prompts, generation, rewards, **changes):
+    config = rl_config(**changes)
+    train = programs.start_training(layout, model, config.optimizer)(*programs.snapshot(policy))
+    state = RLState(train, *programs.snapshot(policy), np.int32(0))
+    return programs.prepare_batch(layout, model, config)(state, prompts, generation, rewards, np.float32(1))
+
+
+def test_truncated_outputs_count_in_nothing_when_they_are_masked(one_device, model, policy, prompts):
+    free = sample(one_device, model, policy, prompts, eos=-1)
+    generation = sample(one_device, model, policy, prompts, eos=int(np.bincount(free.tokens_BGN.ravel()).argmax()))
+    cut = ~generation.finished_BG
+    assert cut.any()
+    assert not cut.all()
+    rewards = np.random.default_rng(0).random((4, 4)).astype(np.float32)
+    batch = prepared(one_device, model, policy, prompts, generation, rewards, truncated="mask")
+    assert not np.asarray(batch.mask_BN)[cut.ravel()].any()
+    assert not np.asarray(batch.advantage_B)[cut.ravel()].any()
+    other = np.where(cut, 100.0, rewards).astype(np.float32)  # what they were given changes no other's advantage
+    again = prepared(one_device, model, policy, prompts, generation, other, truncated="mask")
+    np.testing.assert_array_equal(batch.advantage_B, again.advantage_B)
+    for b, group in enumerate(np.asarray(batch.advantage_B).reshape(4, 4)):
+        assert group[~cut[b]].sum() == pytest.approx(0, abs=1e-5)
+
+
+def test_the_overlong_penalty_is_part_of_the_advantage(one_device, model, policy, prompts):
+    generation = sample(one_device, model, policy, prompts, group=2)
+    generation = dataclasses.replace(generation, length_BG=np.array([[12, 6]] * 4, np.int32))
+    batch = prepared(
+        one_device,
+        model,
+        policy,
+        prompts,
+        generation,
+        np.ones((4, 2), np.float32),
+        overlong_buffer=6,
+        advantage="centred",
+    )
+    np.testing.assert_allclose(batch.advantage_B.reshape(4, 2), [[-0.5, 0.5]] * 4, atol=1e-6)
 
 
 def test_a_padding_token_that_was_drawn_is_a_token(model):

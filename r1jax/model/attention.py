@@ -88,6 +88,8 @@ def attend_absorbed(
     ends = np.cumsum([latents_BSX.shape[1] for latents_BSX, _ in sources])
     parts = zip(jnp.split(weights_BTHS, ends[:-1], axis=-1), sources, strict=True)
     # The rotary part is averaged too, and dropped: to leave it out before would copy the whole cache.
-    out_BTHX = sum(jnp.einsum("BTHS,BSX->BTHX", w_BTHS, latents_BSX) for w_BTHS, (latents_BSX, _) in parts)
+    out_BTHX = jnp.zeros_like(q_BTHX)
+    for w_BTHS, (latents_BSX, _) in parts:
+        out_BTHX += jnp.einsum("BTHS,BSX->BTHX", w_BTHS, latents_BSX)
     out_BTHU = jnp.einsum("BTHC,CHU->BTHU", out_BTHX[..., : c.kv_lora_rank], v_b_CHU)  # the value's, absorbed
     return jnp.einsum("BTHU,HUD->BTD", out_BTHU, p["out_HUD"]), new_BTX

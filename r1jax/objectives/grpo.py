@@ -1,7 +1,13 @@
-"""Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300, section 4.1), one function for each choice."""
+"""Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300, section 4.1) and its variants.
 
+Each choice is one function of a table below; `RLConfig` names one of each, and `gin_configs/algorithm/` the published
+compositions. Arrays are float32; `mask_BN` is 1 on trained tokens.
+"""
+
+import jax
 import jax.numpy as jnp
 
+from r1jax.config import RLConfig
 from r1jax.objectives.metrics import Max, Mean, Metrics
 from r1jax.types import Array
 
@@ -10,67 +16,147 @@ from r1jax.types import Array
 ADVANTAGE_EPSILON = 1e-6
 
 
-def group_advantages(rewards_BG: Array) -> Array:
-    """(reward - group mean) / group standard deviation, [B, G] (section 4.1.2; population standard deviation)."""
-    # Measured from each group's first reward, so that equal rewards give exact zeros: their mean may be off by a
-    # rounding, and that over a standard deviation of about nothing is not small.
-    rewards_BG = rewards_BG - rewards_BG[:, :1]
-    centred_BG = rewards_BG - rewards_BG.mean(axis=1, keepdims=True)
-    return centred_BG / (rewards_BG.std(axis=1, keepdims=True) + ADVANTAGE_EPSILON)
+# Advantages: of rewards [B, G], where `valid_BG` is 1 on the outputs that count; 0 on the others.
 
 
-def clipped_objective(ratio_BN: Array, advantage_BN: Array, epsilon: float) -> Array:
-    """min(ratio * A, clip(ratio, 1 - epsilon, 1 + epsilon) * A) for each token (equation 3)."""
-    clipped_BN = jnp.clip(ratio_BN, 1 - epsilon, 1 + epsilon)
+def centred_advantages(rewards_BG: Array, valid_BG: Array) -> Array:
+    """reward - group mean (Dr. GRPO, arXiv 2503.20783, section 3.2: no standard deviation)."""
+    number_B1 = jnp.maximum(valid_BG.sum(axis=1, keepdims=True), 1)
+    # Measured from a reward of the group, so that equal rewards give exact zeros: their mean may be off by a rounding,
+    # and that over a standard deviation of about nothing is not small.
+    first_B1 = jnp.take_along_axis(rewards_BG, valid_BG.argmax(axis=1)[:, None], axis=1)
+    rewards_BG = (rewards_BG - first_B1) * valid_BG
+    return (rewards_BG - rewards_BG.sum(axis=1, keepdims=True) / number_B1) * valid_BG
+
+
+def group_advantages(rewards_BG: Array, valid_BG: Array) -> Array:
+    """(reward - group mean) / group standard deviation (GRPO, section 4.1.2; population standard deviation)."""
+    centred_BG = centred_advantages(rewards_BG, valid_BG)
+    number_B1 = jnp.maximum(valid_BG.sum(axis=1, keepdims=True), 1)
+    deviation_B1 = jnp.sqrt((centred_BG**2).sum(axis=1, keepdims=True) / number_B1)
+    return centred_BG / (deviation_B1 + ADVANTAGE_EPSILON)
+
+
+def leave_one_out_advantages(rewards_BG: Array, valid_BG: Array) -> Array:
+    """reward - mean of the group's other rewards (RLOO, arXiv 2402.14740, equation 7)."""
+    number_B1 = valid_BG.sum(axis=1, keepdims=True)
+    return centred_advantages(rewards_BG, valid_BG) * number_B1 / jnp.maximum(number_B1 - 1, 1)
+
+
+ADVANTAGES = {
+    "group": group_advantages,
+    "centred": centred_advantages,
+    "leave_one_out": leave_one_out_advantages,
+}
+
+
+# Ratios of the policy to the one that the outputs were drawn from, for each token.
+
+
+def token_ratio(log_ratio_BN: Array, mask_BN: Array) -> Array:
+    """Each token's own (GRPO, equation 3)."""
+    del mask_BN
+    return jnp.exp(log_ratio_BN)
+
+
+def sequence_ratio(log_ratio_BN: Array, mask_BN: Array) -> Array:
+    """The geometric mean over the output's tokens, the same for all of them (GSPO, arXiv 2507.18071, equation 7)."""
+    length_B1 = jnp.maximum(mask_BN.sum(axis=1, keepdims=True), 1)
+    mean_B1 = (log_ratio_BN * mask_BN).sum(axis=1, keepdims=True) / length_B1
+    return jnp.exp(jnp.broadcast_to(mean_B1, log_ratio_BN.shape))
+
+
+RATIOS = {"token": token_ratio, "sequence": sequence_ratio}
+
+
+# Objectives, for each token: what is maximised, without the KL term.
+
+
+def clipped_objective(logp_BN: Array, ratio_BN: Array, advantage_BN: Array, low: float, high: float) -> Array:
+    """min(ratio * A, clip(ratio, 1 - low, 1 + high) * A) (GRPO, equation 3; DAPO, arXiv 2503.14476, equation 8)."""
+    del logp_BN
+    clipped_BN = jnp.clip(ratio_BN, 1 - low, 1 + high)
     return jnp.minimum(ratio_BN * advantage_BN, clipped_BN * advantage_BN)
 
 
+def weighted_objective(logp_BN: Array, ratio_BN: Array, advantage_BN: Array, low: float, high: float) -> Array:
+    """clip(ratio, 1 - low, 1 + high) * A * log p, the clipped ratio a constant (CISPO, 2506.13585, equation 4)."""
+    return jax.lax.stop_gradient(jnp.clip(ratio_BN, 1 - low, 1 + high)) * advantage_BN * logp_BN
+
+
+OBJECTIVES = {"clipped": clipped_objective, "weighted": weighted_objective}
+
+
+# Estimators of KL(policy || reference) from a token that the policy drew.
+
+
+def kl_k1(logp_BN: Array, logp_ref_BN: Array) -> Array:
+    """log p - log ref: unbiased, but its expected gradient as a loss is zero: it only adds noise."""
+    return logp_BN - logp_ref_BN
+
+
+def kl_k2(logp_BN: Array, logp_ref_BN: Array) -> Array:
+    """(log p - log ref)^2 / 2: biased, but its gradient is that of KL."""
+    return (logp_BN - logp_ref_BN) ** 2 / 2
+
+
 def kl_k3(logp_BN: Array, logp_ref_BN: Array) -> Array:
-    """exp(ref - new) - (ref - new) - 1 for each token (equation 4): unbiased for KL(new || ref), never negative."""
+    """exp(ref - new) - (ref - new) - 1 (GRPO, equation 4): unbiased, and never negative."""
     log_ratio_BN = logp_ref_BN - logp_BN
     return jnp.exp(log_ratio_BN) - log_ratio_BN - 1
 
 
-def sequence_mean(values_BN: Array, mask_BN: Array) -> Mean:
-    """Mean over each output's own tokens, then over outputs: the paper's 1/G sum 1/|o| (equation 3)."""
+KLS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+
+
+# Aggregations: what is divided by what. `longest` is the most tokens that an output may have.
+
+
+def sequence_mean(values_BN: Array, mask_BN: Array, longest: int) -> Mean:
+    """Mean over each output's own tokens, then over outputs: the paper's 1/G sum 1/|o| (GRPO, equation 3)."""
+    del longest
     per_output_B = (values_BN * mask_BN).sum(axis=1) / jnp.maximum(mask_BN.sum(axis=1), 1)
     return Mean(per_output_B.sum(), (mask_BN.sum(axis=1) > 0).astype(jnp.float32).sum())
 
 
-def token_mean(values_BN: Array, mask_BN: Array) -> Mean:
-    """Mean over all tokens of the batch (DAPO, arXiv 2503.14476, equation 8): long outputs weigh more."""
+def token_mean(values_BN: Array, mask_BN: Array, longest: int = 0) -> Mean:
+    """Mean over all tokens of the batch (DAPO, equation 8): long outputs weigh more."""
+    del longest
     return Mean((values_BN * mask_BN).sum(), mask_BN.sum())
 
 
-AGGREGATIONS = {"sequence_mean": sequence_mean, "token_mean": token_mean}
+def constant_length(values_BN: Array, mask_BN: Array, longest: int) -> Mean:
+    """Sum over all tokens / (outputs * longest): no output's length divides anything (Dr. GRPO, section 3.2)."""
+    outputs = (mask_BN.sum(axis=1) > 0).astype(jnp.float32).sum()
+    return Mean((values_BN * mask_BN).sum(), outputs * longest)
+
+
+AGGREGATIONS = {"sequence_mean": sequence_mean, "token_mean": token_mean, "constant_length": constant_length}
+
+
+def overlong_penalty(length_BG: Array, longest: int, buffer: int) -> Array:
+    """0 up to longest - buffer tokens, then falling to -1 at `longest` (DAPO, equation 13). `buffer` 0 turns it off."""
+    return -jnp.clip((length_BG - (longest - buffer)) / max(buffer, 1), 0, 1) * (buffer > 0)
 
 
 def grpo_loss(
-    logp_BN: Array,
-    logp_old_BN: Array,
-    logp_ref_BN: Array,
-    advantage_B: Array,
-    mask_BN: Array,
-    *,
-    clip_epsilon: float,
-    kl_coef: float,
-    aggregation: str,
+    logp_BN: Array, logp_old_BN: Array, logp_ref_BN: Array, advantage_B: Array, mask_BN: Array, c: RLConfig
 ) -> tuple[Mean, Metrics]:
-    """-(clipped objective - kl_coef * KL), aggregated; its sum and weight, so that parts of a batch add up exactly.
-
-    All arrays are float32; `mask_BN` is 1 on trained tokens.
-    """
+    """-(objective - kl_coef * KL), aggregated; its sum and weight, so that parts of a batch add up exactly."""
     # What is masked may hold anything: set before the exponentials, where an overflow times 0 would be no number.
     logp_BN, logp_old_BN, logp_ref_BN = (jnp.where(mask_BN > 0, x, 0.0) for x in (logp_BN, logp_old_BN, logp_ref_BN))
-    ratio_BN = jnp.exp(logp_BN - logp_old_BN)
-    kl_BN = kl_k3(logp_BN, logp_ref_BN)
-    objective_BN = clipped_objective(ratio_BN, advantage_B[:, None], clip_epsilon) - kl_coef * kl_BN
-    loss = AGGREGATIONS[aggregation](-objective_BN, mask_BN)
-    is_clipped_BN = jnp.abs(ratio_BN - 1) > clip_epsilon
+    ratio_BN = RATIOS[c.ratio](logp_BN - logp_old_BN, mask_BN)
+    objective_BN = OBJECTIVES[c.objective](logp_BN, ratio_BN, advantage_B[:, None], c.clip_low, c.clip_high)
+    kl_BN = KLS[c.kl_estimator](logp_BN, logp_ref_BN)
+    if c.kl_correction:  # the outputs are the old policy's: unbiased again (DeepSeek-V3.2, 2512.02556, equation 7)
+        kl_BN = kl_BN * jnp.exp(logp_BN - logp_old_BN)
+    loss = AGGREGATIONS[c.aggregation](c.kl_coef * kl_BN - objective_BN, mask_BN, c.max_new_tokens)
     metrics: Metrics = {
         "loss": loss,
         "kl": token_mean(kl_BN, mask_BN),
-        "clip_fraction": token_mean(is_clipped_BN.astype(jnp.float32), mask_BN),
+        "clip_fraction_low": token_mean((ratio_BN < 1 - c.clip_low).astype(jnp.float32), mask_BN),
+        "clip_fraction_high": token_mean((ratio_BN > 1 + c.clip_high).astype(jnp.float32), mask_BN),
         "ratio_deviation_max": Max((jnp.abs(ratio_BN - 1) * mask_BN).max()),
+        "ratio_max": Max((ratio_BN * mask_BN).max()),
     }
     return loss, metrics

@@ -18,7 +18,7 @@ from r1jax.model.quantize import is_quantized, quantize_params
 from r1jax.model.softmax_attention import choose_attention
 from r1jax.model.spec import init_params, init_router_bias, uses_router_bias
 from r1jax.model.transformer import cast
-from r1jax.objectives.grpo import group_advantages, grpo_loss, token_mean
+from r1jax.objectives.grpo import ADVANTAGES, grpo_loss, overlong_penalty, token_mean
 from r1jax.objectives.language_model import busiest_expert, language_model_loss
 from r1jax.objectives.metrics import Max, Mean
 from r1jax.objectives.optimizer import learning_rate, make_optimizer
@@ -199,11 +199,12 @@ def decoder(layout: Layout, model: ModelConfig, config: RolloutConfig, width: in
 
 
 @functools.cache
-def prepare_batch(layout: Layout, model: ModelConfig):
+def prepare_batch(layout: Layout, model: ModelConfig, config: RLConfig):
     """(RLState, Prompts, Generation, rewards [B, G], temperature) -> GRPOBatch of B * G rows.
 
-    Advantages, and the log-probabilities of the outputs under the policy that drew them and under the reference, both
-    from the trainer's own forward pass: the first ratio is exactly 1 whatever the sampler's rounding.
+    Advantages, of the rewards with the overlong penalty; and the log-probabilities of the outputs under the policy that
+    drew them and under the reference, both from the trainer's own forward pass: the first ratio is exactly 1 whatever
+    the sampler's rounding.
     """
     model = on_platform(layout, model)
 
@@ -218,10 +219,12 @@ def prepare_batch(layout: Layout, model: ModelConfig):
         )
         logp_old_BN, _, _ = score(train.params, train.router_bias, tokens, N, temperature, model, routes)
         logp_ref_BN, _, _ = score(state.reference, state.reference_router_bias, tokens, N, temperature, model)
+        counts_BG = generation.finished_BG | (config.truncated == "keep")
+        rewards_BG += overlong_penalty(generation.length_BG, config.max_new_tokens, config.overlong_buffer)
         return GRPOBatch(
             tokens=tokens,
-            mask_BN=completion_mask(generation).reshape(-1, N),
-            advantage_B=group_advantages(rewards_BG).reshape(-1),
+            mask_BN=(completion_mask(generation) * counts_BG[..., None]).reshape(-1, N),
+            advantage_B=ADVANTAGES[config.advantage](rewards_BG, counts_BG.astype(jnp.float32)).reshape(-1),
             logp_old_BN=logp_old_BN,
             logp_ref_BN=logp_ref_BN,
             routes_BTLK=routes,
@@ -249,14 +252,7 @@ def grpo_step(layout: Layout, model: ModelConfig, config: RLConfig):
             params, router_bias, batch.tokens, N, temperature, model, batch.routes_BTLK
         )
         total, metrics = grpo_loss(
-            logp_BN,
-            batch.logp_old_BN,
-            batch.logp_ref_BN,
-            batch.advantage_B,
-            batch.mask_BN,
-            clip_epsilon=config.clip_epsilon,
-            kl_coef=config.kl_coef,
-            aggregation=config.aggregation,
+            logp_BN, batch.logp_old_BN, batch.logp_ref_BN, batch.advantage_B, batch.mask_BN, config
         )
         metrics |= {
             "entropy": token_mean(entropy_BN, batch.mask_BN),

@@ -47,7 +47,7 @@ def rl(
 
     lengths = (config.max_prompt_tokens, config.max_new_tokens)
     engine = RolloutEngine(run.layout, model, task.tokenizer, config.rollout, config.group_size, *lengths)
-    prepare = programs.prepare_batch(run.layout, model)
+    prepare = programs.prepare_batch(run.layout, model, config)
     update = programs.grpo_step(run.layout, model, config)
     feed = problem_batches(problems, config.questions, run.seed)
     state = start(run, config, model, base)
