@@ -6,6 +6,7 @@ K chosen experts  F feed-forward  Q query rank  C latent rank  R rotary  U value
 M all of a query or key head (N + R)  W no-position key and value of a head (N + U)
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ class Sample:
     text: str
     tokens: list[int]  # the end token, if it was drawn, is the last
     finished: bool  # ended by the end token, not by the limit
-    rewards: dict[str, float]
+    rewards: Mapping[str, float | None]  # None: the reward does not apply, or its verifier failed
 
 
 @struct.dataclass

@@ -36,7 +36,7 @@ from r1jax.rewards.rules import Reward
 
 
 def run(run, config):
-    length = Reward(lambda problem, response: len(set(response.split())) / 10, 1.0)
+    length = Reward(lambda sample: len(set(sample.text.split())) / 10, 1.0)
     r1_zero.run(run, config, r1_zero.make_rewards(config, TASK) | {"variety": length})
 '''
 

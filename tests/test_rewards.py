@@ -1,14 +1,22 @@
 """One table for each reward, the hostile rows included."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from r1jax.data.running_sum import LANGUAGES
 from r1jax.rewards import rules
-from r1jax.types import Problem
+from r1jax.telemetry.statistics import summarize
+from r1jax.types import Problem, Sample
 
 PROBLEM = Problem(0, "compute 3 #a - 1", "2", "en")
+
+
+def sample(response: str) -> Sample:
+    return Sample(PROBLEM, response, [1], True, {})
+
+
 GOOD = "<think> start 3 #a minus 1 gives 2 </think> <answer> 2 </answer>"
 
 TABLE = [  # response, format, accuracy
@@ -46,8 +54,8 @@ TABLE = [  # response, format, accuracy
 
 @pytest.mark.parametrize(("response", "form", "accuracy"), TABLE)
 def test_format_and_accuracy(response, form, accuracy):
-    assert rules.format_reward(PROBLEM, response) == form
-    assert rules.accuracy_reward(PROBLEM, response) == accuracy
+    assert rules.format_reward(sample(response)) == form
+    assert rules.accuracy_reward(sample(response)) == accuracy
 
 
 @pytest.mark.parametrize(
@@ -63,8 +71,8 @@ def test_format_and_accuracy(response, form, accuracy):
     ],
 )
 def test_languages(response, consistency, mixed):
-    assert rules.language_consistency_reward(LANGUAGES)(PROBLEM, response) == pytest.approx(consistency)
-    assert rules.language_mix_reward(LANGUAGES)(PROBLEM, response) == mixed
+    assert rules.language_consistency_reward(LANGUAGES)(sample(response)) == pytest.approx(consistency)
+    assert rules.language_mix_reward(LANGUAGES)(sample(response)) == mixed
 
 
 def test_the_languages_share_no_word():
@@ -77,7 +85,7 @@ def test_rewards_are_bounded_and_never_raise_on_noise():
     functions = [rules.format_reward, rules.accuracy_reward, rules.language_consistency_reward(LANGUAGES)]
     for _ in range(3000):
         text = "".join(rng.choices(pieces, k=rng.randint(0, 12)))
-        values = [f(PROBLEM, text) for f in functions]
+        values = [f(sample(text)) for f in functions]
         assert all(0 <= v <= 1 for v in values), text
         assert values[1] <= values[0], f"right without the form: {text!r}"
 
@@ -86,7 +94,15 @@ def test_total_weighs_and_watching_costs_nothing():
     rewards = {
         "accuracy": rules.Reward(rules.accuracy_reward, 1.0),
         "format": rules.Reward(rules.format_reward, 0.2),
-        "watched": rules.Reward(lambda problem, response: 5.0, 0.0),
+        "watched": rules.Reward(lambda sample: 5.0, 0.0),
     }
-    assert rules.total(rewards, rules.grade(rewards, PROBLEM, GOOD)) == pytest.approx(1.2)
-    assert rules.total(rewards, rules.grade(rewards, PROBLEM, "2")) == 0
+    assert rules.total(rewards, rules.grade(rewards, sample(GOOD))) == pytest.approx(1.2)
+    assert rules.total(rewards, rules.grade(rewards, sample("2"))) == 0
+
+
+def test_what_does_not_apply_adds_nothing_and_is_in_no_mean():
+    rewards = {"accuracy": rules.Reward(rules.accuracy_reward, 1.0), "other": rules.Reward(lambda sample: None, 3.0)}
+    graded = [replace(sample(text), rewards=rules.grade(rewards, sample(text))) for text in (GOOD, "2")]
+    assert graded[0].rewards == {"accuracy": 1.0, "other": None}
+    assert [rules.total(rewards, s.rewards) for s in graded] == [1.0, 0.0]
+    assert summarize([graded]) == {"accuracy": 0.5, "response_tokens": 1, "finished": 1}

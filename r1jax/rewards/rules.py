@@ -1,12 +1,12 @@
-"""Rule-based rewards (R1, section 2.2.2). A reward is a plain function of a problem and a response's text."""
+"""Rule-based rewards (R1, section 2.2.2). A reward is a plain function of a sample; None: it does not apply to it."""
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from r1jax.types import Problem
+from r1jax.types import Sample
 
-RewardFunction = Callable[[Problem, str], float]
+RewardFunction = Callable[[Sample], float | None]
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,16 @@ def parse(response: str) -> Parts | None:
     return Parts(match["thinking"].strip(), match["answer"].strip())
 
 
-def format_reward(problem: Problem, response: str) -> float:
+def format_reward(sample: Sample) -> float:
     """1 when the response has the asked form and a non-empty answer, else 0."""
-    del problem
-    parts = parse(response)
+    parts = parse(sample.text)
     return float(parts is not None and bool(parts.answer))
 
 
-def accuracy_reward(problem: Problem, response: str) -> float:
+def accuracy_reward(sample: Sample) -> float:
     """1 when the answer inside the right tags is the right number and nothing else, else 0."""
-    parts = parse(response)
-    return float(parts is not None and canonical(parts.answer) == canonical(problem.answer))
+    parts = parse(sample.text)
+    return float(parts is not None and canonical(parts.answer) == canonical(sample.problem.answer))
 
 
 def canonical(answer: str) -> str:
@@ -61,9 +60,9 @@ def language_consistency_reward(lexicons: Mapping[str, frozenset[str]]) -> Rewar
     `lexicons` holds each language's words; words in none of them (numbers, names) don't count.
     """
 
-    def reward(problem: Problem, response: str) -> float:
-        counts = language_words(response, lexicons)
-        return counts[problem.language] / max(sum(counts.values()), 1)
+    def reward(sample: Sample) -> float:
+        counts = language_words(sample.text, lexicons)
+        return counts[sample.problem.language] / max(sum(counts.values()), 1)
 
     return reward
 
@@ -71,9 +70,8 @@ def language_consistency_reward(lexicons: Mapping[str, frozenset[str]]) -> Rewar
 def language_mix_reward(lexicons: Mapping[str, frozenset[str]]) -> RewardFunction:
     """1 when the thinking has words of more than one language, else 0: a measure to watch."""
 
-    def reward(problem: Problem, response: str) -> float:
-        del problem
-        return float(sum(count > 0 for count in language_words(response, lexicons).values()) > 1)
+    def reward(sample: Sample) -> float:
+        return float(sum(count > 0 for count in language_words(sample.text, lexicons).values()) > 1)
 
     return reward
 
@@ -84,11 +82,11 @@ def language_words(response: str, lexicons: Mapping[str, frozenset[str]]) -> dic
     return {language: sum(word in lexicon for word in words) for language, lexicon in lexicons.items()}
 
 
-def grade(rewards: Mapping[str, Reward], problem: Problem, response: str) -> dict[str, float]:
+def grade(rewards: Mapping[str, Reward], sample: Sample) -> dict[str, float | None]:
     """Each reward's own value, unweighted, by name."""
-    return {name: reward.function(problem, response) for name, reward in rewards.items()}
+    return {name: reward.function(sample) for name, reward in rewards.items()}
 
 
-def total(rewards: Mapping[str, Reward], values: Mapping[str, float]) -> float:
-    """The weighted sum that RL maximises."""
-    return sum(reward.weight * values[name] for name, reward in rewards.items())
+def total(rewards: Mapping[str, Reward], values: Mapping[str, float | None]) -> float:
+    """The weighted sum that RL maximises; what does not apply adds nothing."""
+    return sum(reward.weight * (values[name] or 0.0) for name, reward in rewards.items())

@@ -15,10 +15,10 @@ def pass_at_k(correct: int, samples: int, k: int) -> float:
 
 
 def summarize(groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
-    """Means over all samples: each reward, response tokens, and the share that ended by itself."""
+    """Means over all samples: each reward where it applies, response tokens, and the share that ended by itself."""
     samples = [sample for group in groups for sample in group]
-    rewards = {name: fmean(s.rewards[name] for s in samples) for name in samples[0].rewards}
-    return rewards | {
+    values = {name: [v for s in samples if (v := s.rewards[name]) is not None] for name in samples[0].rewards}
+    return {name: fmean(applicable) for name, applicable in values.items() if applicable} | {
         "response_tokens": fmean(len(s.tokens) for s in samples),
         "finished": fmean(s.finished for s in samples),
     }
