@@ -254,10 +254,14 @@ class RLConfig:
     kl_coef: float = 0.001
     kl_correction: bool = False  # weighs each token's KL by its ratio: unbiased also after the first of several updates
     overlong_buffer: int = 0  # the last tokens before max_new_tokens over which a penalty falls to -1; 0: off
+    sampling_rounds: int = (
+        1  # more: groups without signal are dropped, others asked, up to so often (DAPO, section 3.2)
+    )
     truncated: str = "keep"  # outputs that the limit cut off; "mask": they count in no sum, mean or deviation
     reference_refresh_updates: int = 400  # the reference becomes the latest policy every so many updates
     format_weight: float = 1.0  # of the format reward; accuracy has weight 1
     save_every: int = 10
+    log_samples_every: int = 10  # steps whose outputs are written to samples.jsonl
 
     def batch_sizes(self) -> dict[str, int]:
         """What the mesh's batch axes have to divide."""
@@ -270,6 +274,7 @@ class RLConfig:
     def __post_init__(self) -> None:
         require_positive(self, "steps", "questions", "group_size", "minibatches", "max_prompt_tokens")
         require_positive(self, "max_new_tokens", "prompts", "temperature", "reference_refresh_updates", "save_every")
+        require_positive(self, "sampling_rounds", "log_samples_every")
         if self.questions * self.group_size % self.minibatches:
             raise ValueError(
                 f"questions * group_size ({self.questions * self.group_size}) is not a multiple of minibatches"

@@ -79,7 +79,9 @@ def grpo_once(lay: Layout, model, policy):
     train = programs.start_training(lay, model, config.optimizer)(*programs.snapshot((params, bias)))
     rewards = rng.random((8, 4)).astype(np.float32)
     state = RLState(train, params, bias, np.int32(0))
-    grpo = programs.prepare_batch(lay, model, config)(state, prompts, generation, rewards, np.float32(1))
+    grpo = programs.prepare_batch(lay, model, config)(
+        state, prompts, generation, rewards, np.ones(8, bool), np.float32(1)
+    )
     train, metrics = programs.grpo_step(lay, model, config)(train, grpo, np.arange(32), np.float32(1))
     return jax.device_get((generation, metrics, train.params))
 

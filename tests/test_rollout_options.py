@@ -171,7 +171,9 @@ def test_a_grpo_step_replays_its_rollouts_routes(one_device, model, policy, prom
         config = RLConfig(OptimizerConfig(1e-3), engine.config, 1, 6, 3, 1, P, N, 8)
         train = programs.start_training(one_device, model, config.optimizer)(*programs.snapshot((trainer, policy[1])))
         state = RLState(train, *programs.snapshot((trainer, policy[1])), np.int32(0))
-        batch = programs.prepare_batch(one_device, model, config)(state, arrays, generation, rewards, np.float32(1))
+        batch = programs.prepare_batch(one_device, model, config)(
+            state, arrays, generation, rewards, np.ones(6, bool), np.float32(1)
+        )
         gaps[replay] = programs.sampler_gap(batch, generation)["sampler_gap"].value()
         _, metrics = programs.grpo_step(one_device, model, config)(train, batch, np.arange(18), np.float32(1))
         assert metrics["ratio_deviation_max"].value() < 1e-5

@@ -196,7 +196,9 @@ def test_before_the_first_update_the_ratio_is_one(one_device, model, policy, pro
     train = programs.start_training(one_device, model, config.optimizer)(*programs.snapshot(policy))
     state = RLState(train, *programs.snapshot(policy), np.int32(0))
     rewards = np.random.default_rng(0).random((4, 4)).astype(np.float32)
-    batch = programs.prepare_batch(one_device, model, config)(state, prompts, generation, rewards, np.float32(1))
+    batch = programs.prepare_batch(one_device, model, config)(
+        state, prompts, generation, rewards, np.ones(4, bool), np.float32(1)
+    )
     _, metrics = programs.grpo_step(one_device, model, config)(train, batch, np.arange(16), np.float32(1))
     assert metrics["ratio_deviation_max"].value() < 1e-5
     assert metrics["clip_fraction_low"].value() == metrics["clip_fraction_high"].value() == 0
@@ -208,7 +210,9 @@ def prepared(layout, model, policy, prompts, generation, rewards, **changes):
     config = rl_config(**changes)
     train = programs.start_training(layout, model, config.optimizer)(*programs.snapshot(policy))
     state = RLState(train, *programs.snapshot(policy), np.int32(0))
-    return programs.prepare_batch(layout, model, config)(state, prompts, generation, rewards, np.float32(1))
+    return programs.prepare_batch(layout, model, config)(
+        state, prompts, generation, rewards, np.ones(4, bool), np.float32(1)
+    )
 
 
 def test_truncated_outputs_count_in_nothing_when_they_are_masked(one_device, model, policy, prompts):

@@ -16,6 +16,7 @@ from r1jax.config import EvaluateConfig, RolloutConfig
 from r1jax.data.feeds import Records, ensure_records
 from r1jax.data.tasks import TASKS
 from r1jax.errors import RunError, UsageError
+from r1jax.rewards.rules import Reward
 from r1jax.rollout import engine as engine_module
 from r1jax.stages import rl as rl_stage
 from r1jax.stages.evaluate import evaluate
@@ -261,3 +262,55 @@ def test_a_vocabulary_that_is_not_the_tasks(in_process):
     other = dataclasses.replace(config.model, vocab_size=256)
     with pytest.raises(UsageError, match="vocab_size is 256, expected the 208 of task 'running_sum'"):
         pretrain(run, "pretrain", config.pretrain, other, TASKS["running_sum"], corpus)
+
+
+def run_rl(in_process, name: str, rewards=None, **changes):
+    """An RL stage of four steps, its metrics and its directory."""
+    run, config, corpus, problems = in_process
+    base = pretrain(run, "pretrain", config.pretrain, config.model, TASKS["running_sum"], corpus)
+    rewards = rewards or load_experiment("r1_zero").make_rewards(config, TASKS["running_sum"])
+    numbers = dataclasses.replace(config.rl, **changes)
+    directory = rl(run, name, numbers, config.model, base, TASKS["running_sum"], problems, rewards)
+    return read_metrics(directory / "metrics.jsonl"), directory
+
+
+def test_groups_without_signal_give_way_to_others(in_process):
+    """A reward that differs only within groups of problems with an even id: half of the groups teach nothing."""
+    varied = Reward(lambda s: sum(s.tokens) % 97 / 97 if s.problem.id % 2 == 0 else 0.3, 1.0)
+    rows, directory = run_rl(in_process, "replaced", {"varied": varied}, sampling_rounds=4, log_samples_every=2)
+    for row in rows:
+        assert row["groups_with_signal"] == 1
+        assert row["prompts_run"] in (8, 12, 16)
+    samples = read_metrics(directory / "samples.jsonl")
+    assert {s["step"] for s in samples} == {2, 4}
+    assert all(s["problem"]["id"] % 2 == 0 for s in samples)
+    rows, _ = run_rl(in_process, "kept", {"varied": varied})
+    assert {row["prompts_run"] for row in rows} == {4}
+    assert any(row["groups_with_signal"] < 1 for row in rows)
+
+
+def test_where_no_group_has_signal_nothing_is_learnt(in_process):
+    """The cap on rounds holds; what is dropped is in no sum and no KL: the policy does not move."""
+    same = Reward(lambda sample: 0.1 + 0.2, 1.0)
+    rows, directory = run_rl(in_process, "flat", {"same": same}, sampling_rounds=2, kl_coef=1.0, steps=2)
+    assert [row["prompts_run"] for row in rows] == [8, 8]
+    assert [row["grad_norm"] for row in rows] == [0, 0]
+    run, *_ = in_process
+    before, after = (load_policy(run.workdir / name, run.layout).params for name in ("pretrain", "flat"))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), before, after))
+
+
+def test_the_sample_log_says_what_each_output_was_worth(in_process):
+    rows, directory = run_rl(in_process, "logged", log_samples_every=4)
+    samples = read_metrics(directory / "samples.jsonl")
+    assert len(samples) == 16
+    assert samples[0].keys() == {"step", "problem", "text", "tokens", "finished", "rewards", "advantage"}
+    for first in range(0, 16, 4):
+        group = samples[first : first + 4]
+        assert len({s["problem"]["id"] for s in group}) == 1
+        assert sum(s["advantage"] for s in group) == pytest.approx(0, abs=1e-4)
+    expected = {"reward_std", "reward_p10", "reward_p90", "accuracy_std", "tokens_wrong", "groups_all_wrong"}
+    assert (
+        expected | {"sampler_kl", "clip_fraction_low", "ratio_max", "slots_in_use", "seconds_rollout"}
+        <= rows[-1].keys()
+    )

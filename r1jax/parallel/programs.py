@@ -200,7 +200,7 @@ def decoder(layout: Layout, model: ModelConfig, config: RolloutConfig, width: in
 
 @functools.cache
 def prepare_batch(layout: Layout, model: ModelConfig, config: RLConfig):
-    """(RLState, Prompts, Generation, rewards [B, G], temperature) -> GRPOBatch of B * G rows.
+    """(RLState, Prompts, Generation, rewards [B, G], is_kept [B], temperature) -> GRPOBatch of B * G rows.
 
     Advantages, of the rewards with the overlong penalty; and the log-probabilities of the outputs under the policy that
     drew them and under the reference, both from the trainer's own forward pass: the first ratio is exactly 1 whatever
@@ -208,7 +208,7 @@ def prepare_batch(layout: Layout, model: ModelConfig, config: RLConfig):
     """
     model = on_platform(layout, model)
 
-    def prepare(state: RLState, prompts: Prompts, generation: Generation, rewards_BG, temperature) -> GRPOBatch:
+    def prepare(state: RLState, prompts: Prompts, generation: Generation, rewards_BG, is_kept_B, temperature):
         N = generation.tokens_BGN.shape[-1]
         tokens = join(prompts, generation)
         train = state.train
@@ -219,7 +219,7 @@ def prepare_batch(layout: Layout, model: ModelConfig, config: RLConfig):
         )
         logp_old_BN, _, _ = score(train.params, train.router_bias, tokens, N, temperature, model, routes)
         logp_ref_BN, _, _ = score(state.reference, state.reference_router_bias, tokens, N, temperature, model)
-        counts_BG = generation.finished_BG | (config.truncated == "keep")
+        counts_BG = (generation.finished_BG | (config.truncated == "keep")) & is_kept_B[:, None]
         rewards_BG += overlong_penalty(generation.length_BG, config.max_new_tokens, config.overlong_buffer)
         return GRPOBatch(
             tokens=tokens,
@@ -273,9 +273,17 @@ def grpo_step(layout: Layout, model: ModelConfig, config: RLConfig):
 
 @jax.jit
 def sampler_gap(batch: GRPOBatch, generation: Generation) -> dict[str, Mean | Max]:
-    """|sampler's - trainer's log-probability| over the sampled tokens: what a wrong cache or temperature would show."""
-    gap_BN = jnp.abs(generation.logp_BGN.reshape(batch.logp_old_BN.shape) - batch.logp_old_BN) * batch.mask_BN
-    return {"sampler_gap": Mean(gap_BN.sum(), batch.mask_BN.sum()), "sampler_gap_max": Max(gap_BN.max())}
+    """|sampler's - trainer's log-probability| over the sampled tokens: what a wrong cache or temperature would show.
+
+    And KL(sampler || trainer), by the k3 estimator.
+    """
+    logp_BN = generation.logp_BGN.reshape(batch.logp_old_BN.shape)
+    gap_BN = (batch.logp_old_BN - logp_BN) * batch.mask_BN
+    return {
+        "sampler_gap": token_mean(jnp.abs(gap_BN), batch.mask_BN),
+        "sampler_gap_max": Max(jnp.abs(gap_BN).max()),
+        "sampler_kl": token_mean(jnp.exp(gap_BN) - gap_BN - 1, batch.mask_BN),
+    }
 
 
 @jax.jit

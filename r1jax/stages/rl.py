@@ -1,9 +1,8 @@
 """Reinforcement learning with GRPO and rule-based rewards. To change the loop, copy this file."""
 
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from itertools import pairwise
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 
 import jax
 import numpy as np
@@ -17,14 +16,15 @@ from r1jax.errors import RunError
 from r1jax.objectives.metrics import Metrics, merge_metrics
 from r1jax.parallel import programs
 from r1jax.rewards.rules import Reward, total
-from r1jax.rollout.engine import Counts, RolloutEngine, trainer_arrays
+from r1jax.rollout.engine import Counts, Output, RolloutEngine, trainer_arrays
 from r1jax.stages.grading import grade_outputs
 from r1jax.stages.policy import load_policy
 from r1jax.stages.run import Run
 from r1jax.stages.state import finite_values, restore_onto, split
-from r1jax.telemetry.metrics import MetricsWriter
-from r1jax.telemetry.statistics import summarize
-from r1jax.types import RLState
+from r1jax.telemetry.metrics import MetricsWriter, RowWriter
+from r1jax.telemetry.progress import Stopwatch
+from r1jax.telemetry.statistics import has_signal, spread, summarize
+from r1jax.types import Problem, RLState, Sample, TrainState
 
 
 def rl(
@@ -58,40 +58,43 @@ def rl(
         feed.set_state(position)
 
     metrics_writer = MetricsWriter(stage.directory, first + 1)
+    sample_log = RowWriter(stage.directory / "samples.jsonl", first + 1)
     temperature = np.float32(config.temperature)
     with run.progress.start(name, first, config.steps) as progress:
         for step in range(first + 1, config.steps + 1):
-            clock, position = [time.perf_counter()], feed.get_state()
-            questions = next(feed)
-            asked = [(p.id, task.tokenizer.encode(task.prompt(p.question))) for p in questions]
-            policy, engine.counts = (state.train.params, state.train.router_bias), Counts()
+            clock, position, engine.counts = Stopwatch(), feed.get_state(), Counts()
             try:
-                outputs = engine.generate(*policy, asked, stage.key(step), config.temperature)
+                groups = draw_groups(engine, state.train, feed, task, rewards, config, stage.key(step), clock)
             except RunError as error:
                 if step - 1 > (store.latest_step() or 0):
                     store.save(step - 1, *split(state), position, about(model, task.name))
                 store.close()
                 raise RunError(f"{name}, rollout of step {step}: {error}. The state before it is saved") from error
-            prompts, rollout = run.layout.put_batch(trainer_arrays(asked, outputs, *lengths))
-            clock.append(time.perf_counter())
 
-            samples = grade_outputs(questions, outputs, rewards)
-            rewards_BG = np.asarray([[total(rewards, s.rewards) for s in group] for group in samples], np.float32)
-            clock.append(time.perf_counter())
+            with clock("update"):
+                arrays = trainer_arrays([g.asked for g in groups], [g.outputs for g in groups], *lengths)
+                prompts, rollout = run.layout.put_batch(arrays)
+                totals_BG = np.asarray([g.totals for g in groups], np.float32)
+                is_kept_B = np.asarray([g.is_kept for g in groups])
+                batch = prepare(state, prompts, rollout, totals_BG, is_kept_B, temperature)
+                metrics: Metrics = programs.sampler_gap(batch, rollout)
+                for indices in minibatches(config, (run.seed, stage.number, step)):
+                    train, update_metrics = update(state.train, batch, indices, temperature)
+                    state = replace(state, train=train)
+                    metrics = merge_metrics(metrics, update_metrics)
+                state = refresh_reference(state, config, step)
+                values = finite_values(metrics, name, step)
 
-            batch = prepare(state, prompts, rollout, rewards_BG, temperature)
-            metrics: Metrics = programs.sampler_gap(batch, rollout)
-            for indices in minibatches(config, (run.seed, stage.number, step)):
-                train, update_metrics = update(state.train, batch, indices, temperature)
-                state = replace(state, train=train)
-                metrics = merge_metrics(metrics, update_metrics)
-            state = refresh_reference(state, config, step)
-            values = finite_values(metrics, name, step)
-            clock.append(time.perf_counter())
-
-            values |= summarize(samples) | {"reward": float(rewards_BG.mean())} | engine.figures()
-            values |= seconds(clock, engine.counts.tokens)
+            samples = [g.samples for g in groups]
+            values |= summarize(samples) | spread(samples, [g.totals for g in groups]) | engine.figures()
+            values |= (
+                {"groups_with_signal": fmean(has_signal(g.totals) for g in groups)}
+                | clock.figures()
+                | {"tokens_per_second": engine.counts.tokens / clock.total}
+            )
             metrics_writer.write(step, values)
+            if step % config.log_samples_every == 0:
+                sample_log.append(step, sample_rows(groups, jax.device_get(batch.advantage_B)))
             progress.step(step, {shown: values[shown] for shown in SHOWN if shown in values})
             if step % config.save_every == 0 or step == config.steps:
                 store.save(step, *split(state), feed.get_state(), about(model, task.name))
@@ -102,6 +105,53 @@ def rl(
 
 
 SHOWN = ("reward", "accuracy", "response_tokens", "tokens_per_second")
+
+
+@dataclass(frozen=True)
+class Group:
+    """A question, its outputs, and what they are worth."""
+
+    asked: tuple[int, list[int]]  # the problem's id, and its prompt
+    outputs: list[Output]
+    samples: list[Sample]
+    totals: list[float]  # weighted sums of the rewards
+    is_kept: bool  # it has signal, or nothing is dropped
+
+
+def draw_groups(
+    engine: RolloutEngine,
+    train: TrainState,
+    feed: Iterator[list[Problem]],
+    task: Task,
+    rewards: Mapping[str, Reward],
+    config: RLConfig,
+    key: jax.Array,
+    clock: Stopwatch,
+) -> list[Group]:
+    """A step's rollout, graded. With several sampling rounds, groups without signal give way to other questions'."""
+    kept: list[Group] = []
+    spare: list[Group] = []
+    for _ in range(config.sampling_rounds):
+        questions = next(feed)
+        asked = [(p.id, task.tokenizer.encode(task.prompt(p.question))) for p in questions]
+        with clock("rollout"):
+            outputs = engine.generate(train.params, train.router_bias, asked, key, config.temperature)
+        with clock("rewards"):
+            for question, group, samples in zip(
+                asked, outputs, grade_outputs(questions, outputs, rewards), strict=True
+            ):
+                totals = [total(rewards, sample.rewards) for sample in samples]
+                is_kept = has_signal(totals) or config.sampling_rounds == 1
+                (kept if is_kept else spare).append(Group(question, group, samples, totals, is_kept))
+        if len(kept) >= config.questions:
+            break
+    return (kept + spare)[: config.questions]
+
+
+def sample_rows(groups: list[Group], advantage_B: np.ndarray) -> list[dict]:
+    """What the sample log has of a step: every output with its rewards and advantage."""
+    samples = [sample for group in groups for sample in group.samples]
+    return [asdict(s) | {"advantage": float(a)} for s, a in zip(samples, advantage_B, strict=True)]
 
 
 def start(run: Run, config: RLConfig, model: ModelConfig, base: epath.Path) -> RLState:
@@ -127,10 +177,3 @@ def refresh_reference(state: RLState, config: RLConfig, step: int) -> RLState:
         return state
     params, bias, updates_done = programs.snapshot((state.train.params, state.train.router_bias, state.train.step))
     return replace(state, reference=params, reference_router_bias=bias, reference_step=updates_done)
-
-
-def seconds(clock: list[float], tokens: int) -> dict[str, float]:
-    """Seconds of each phase, and generated tokens for each second of the whole step."""
-    names = ("seconds_rollout", "seconds_rewards", "seconds_update")
-    phases = {name: end - begin for name, (begin, end) in zip(names, pairwise(clock), strict=True)}
-    return phases | {"tokens_per_second": tokens / (clock[-1] - clock[0])}

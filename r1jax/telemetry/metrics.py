@@ -1,6 +1,8 @@
-"""A stage's metrics, as JSON lines and for TensorBoard."""
+"""A stage's metrics and samples, as JSON lines; metrics for TensorBoard too."""
 
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tensorboardX
 from etils import epath
@@ -8,18 +10,28 @@ from etils import epath
 from r1jax.telemetry.files import write_whole
 
 
-class MetricsWriter:
-    """Appends one row a step. Opened at `first_step`, it drops what an interrupted run wrote at or after it."""
+class RowWriter:
+    """Appends rows of a step. Opened at `first_step`, it drops what an interrupted run wrote at or after it."""
+
+    def __init__(self, path: epath.Path, first_step: int):
+        self.path = path
+        kept = [row for row in read_metrics(path) if row["step"] < first_step]
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def append(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        with self.path.open("a") as file:
+            file.write("".join(json.dumps({"step": step, **row}) + "\n" for row in rows))
+
+
+class MetricsWriter(RowWriter):
+    """One row a step, also for TensorBoard."""
 
     def __init__(self, directory: epath.Path, first_step: int):
-        self.path = directory / "metrics.jsonl"
-        kept = [row for row in read_metrics(self.path) if row["step"] < first_step]
-        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        super().__init__(directory / "metrics.jsonl", first_step)
         self.tensorboard = tensorboardX.SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        self.append(step, [values])
         for name, value in values.items():
             self.tensorboard.add_scalar(name, value, step)
 

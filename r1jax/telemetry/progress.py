@@ -1,6 +1,8 @@
 """Progress: a live line on a terminal, plain lines otherwise."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import rich.console
@@ -55,3 +57,23 @@ class Progress:
         if self.bar:
             self.bar.stop()
             self.bar = None
+
+
+class Stopwatch:
+    """Seconds of each phase of a step: `with clock("rollout"): …`, as often as it takes."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+    def figures(self) -> dict[str, float]:
+        return {f"seconds_{phase}": seconds for phase, seconds in self.seconds.items()}

@@ -4,7 +4,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, pstdev
 
 from r1jax.types import Sample
 
@@ -22,6 +22,30 @@ def summarize(groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
         "response_tokens": fmean(len(s.tokens) for s in samples),
         "finished": fmean(s.finished for s in samples),
     }
+
+
+def spread(groups: Sequence[Sequence[Sample]], totals: Sequence[Sequence[float]]) -> dict[str, float]:
+    """What means hide: deviations of each reward, quantiles of the total, lengths by outcome, groups without signal."""
+    samples = [sample for group in groups for sample in group]
+    rewards = {name: [v for s in samples if (v := s.rewards[name]) is not None] for name in samples[0].rewards}
+    figures = {f"{name}_std": pstdev(values) for name, values in rewards.items() if values}
+    flat = sorted(value for group in totals for value in group)
+    figures |= {"reward": fmean(flat), "reward_std": pstdev(flat)}
+    figures |= {f"reward_p{percent}": flat[percent * (len(flat) - 1) // 100] for percent in (10, 50, 90)}
+    outcomes = {
+        "correct": [len(s.tokens) for s in samples if s.rewards.get("accuracy") == 1],
+        "wrong": [len(s.tokens) for s in samples if s.rewards.get("accuracy") == 0],
+        "truncated": [len(s.tokens) for s in samples if not s.finished],
+    }
+    figures |= {f"tokens_{outcome}": fmean(lengths) for outcome, lengths in outcomes.items() if lengths}
+    right = [fmean(s.rewards.get("accuracy") or 0.0 for s in group) for group in groups]
+    figures |= {"groups_all_right": fmean(x == 1 for x in right), "groups_all_wrong": fmean(x == 0 for x in right)}
+    return figures
+
+
+def has_signal(totals: Sequence[float]) -> bool:
+    """Whether a group's rewards differ, by more than the rounding of their sums."""
+    return max(totals) - min(totals) > 1e-6
 
 
 def solved(groups: Sequence[Sequence[Sample]], k: int) -> float:
