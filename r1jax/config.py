@@ -253,6 +253,10 @@ class RLConfig:
     clip_high: float = 0.2  # … 1 + clip_high
     kl_coef: float = 0.001
     kl_correction: bool = False  # weighs each token's KL by its ratio: unbiased also after the first of several updates
+    old_logprobs: str = "trainer"  # whose are the ratio's denominators: its own forward pass, or the "sampler"
+    importance: str = "none"  # weights trainer / sampler against their mismatch, by "token" or "sequence"
+    importance_limit: float = 2.0  # larger weights …
+    importance_beyond: str = "truncate"  # … are set to it, or to 0: "mask"
     overlong_buffer: int = 0  # the last tokens before max_new_tokens over which a penalty falls to -1; 0: off
     sampling_rounds: int = (
         1  # more: groups without signal are dropped, others asked, up to so often (DAPO, section 3.2)
@@ -274,7 +278,7 @@ class RLConfig:
     def __post_init__(self) -> None:
         require_positive(self, "steps", "questions", "group_size", "minibatches", "max_prompt_tokens")
         require_positive(self, "max_new_tokens", "prompts", "temperature", "reference_refresh_updates", "save_every")
-        require_positive(self, "sampling_rounds", "log_samples_every")
+        require_positive(self, "sampling_rounds", "log_samples_every", "importance_limit")
         if self.questions * self.group_size % self.minibatches:
             raise ValueError(
                 f"questions * group_size ({self.questions * self.group_size}) is not a multiple of minibatches"
@@ -285,7 +289,15 @@ class RLConfig:
         require_choice(self, "objective", ("clipped", "weighted"))
         require_choice(self, "kl_estimator", ("k1", "k2", "k3"))
         require_choice(self, "aggregation", ("sequence_mean", "token_mean", "constant_length"))
+        require_choice(self, "old_logprobs", ("trainer", "sampler"))
+        require_choice(self, "importance", ("none", "token", "sequence"))
+        require_choice(self, "importance_beyond", ("truncate", "mask"))
         require_choice(self, "truncated", ("keep", "mask"))
+        if self.importance != "none" and self.old_logprobs == "sampler":
+            raise ValueError(
+                f"importance '{self.importance}' weighs the trainer's old log-probabilities against the sampler's:"
+                " set old_logprobs to 'trainer', or importance to 'none'"
+            )
         if not 0 <= self.overlong_buffer <= self.max_new_tokens:
             raise ValueError(f"overlong_buffer is {self.overlong_buffer}, expected 0 to max_new_tokens")
         if self.clip_low <= 0 or self.clip_high <= 0:

@@ -75,6 +75,8 @@ class GRPOBatch:
     advantage_B: Array  # float32
     logp_old_BN: Array  # float32
     logp_ref_BN: Array  # float32
+    logp_sampler_BN: Array  # float32
+    weights_BN: Array  # float32, of importance
     routes_BTLK: Array | None = None  # int16: the experts that the policy's forward pass takes; -1: its router chooses
 
 

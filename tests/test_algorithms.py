@@ -9,7 +9,7 @@ import pytest
 from r1jax.cli import load_experiment, main
 from r1jax.config import RLConfig
 from r1jax.gin_config import read_config
-from r1jax.objectives.grpo import ADVANTAGES, grpo_loss
+from r1jax.objectives.grpo import ADVANTAGES, grpo_loss, importance_weights
 from tests.conftest import ROOT
 
 PRESETS = sorted(path.stem for path in (ROOT / "gin_configs" / "algorithm").glob("*.gin"))
@@ -112,6 +112,36 @@ def test_every_preset_is_tested():
     assert {preset(name).advantage for name in PRESETS} == set(ADVANTAGES)
 
 
+def test_importance_weights_by_hand():
+    log_ratio = np.log([[1.5, 1.5, 8.0], [0.5, 3.0, 1.0]])
+    mask = np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+
+    def weights(**changes):
+        return np.asarray(importance_weights(log_ratio, mask, dataclasses.replace(preset("grpo"), **changes))) * mask
+
+    np.testing.assert_array_equal(weights(), mask)
+    np.testing.assert_allclose(weights(importance="token"), [[1.5, 1.5, 0], [0.5, 2, 1]], rtol=1e-6)
+    np.testing.assert_allclose(
+        weights(importance="token", importance_beyond="mask"), [[1.5, 1.5, 0], [0.5, 0, 1]], rtol=1e-6
+    )
+    np.testing.assert_allclose(weights(importance="sequence"), [[2, 2, 0], [1.5, 1.5, 1.5]], rtol=1e-6)
+    np.testing.assert_allclose(
+        weights(importance="sequence", importance_beyond="mask"), [[0, 0, 0], [1.5, 1.5, 1.5]], rtol=1e-6
+    )
+
+
+def test_weights_scale_the_objective_and_not_the_kl():
+    logp, old, ref, A, _, mask = numbers()
+    weights = np.random.default_rng(1).random((6, 9))
+    config = dataclasses.replace(preset("grpo"), kl_coef=0.3)
+    with jax.enable_x64(True):
+        loss = lambda A, kl, w: float(  # noqa: E731
+            grpo_loss(logp, old, ref, A, mask, dataclasses.replace(config, kl_coef=kl), w)[0].mean()
+        )
+        assert loss(A, 0.3, 2.0) == pytest.approx(2 * loss(A, 0.0, 1.0) + loss(0 * A, 0.3, 1.0), rel=1e-6)
+        assert loss(A, 0.0, weights) != pytest.approx(loss(A, 0.0, 1.0))
+
+
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_kl_estimators_and_their_correction(estimator):
     """Expected over the old policy, the corrected k1 and k3 are KL(new || reference); k2 is near it."""
@@ -136,6 +166,9 @@ def test_kl_estimators_and_their_correction(estimator):
         ("RLConfig.objective = 'ppo'", "expected one of 'clipped', 'weighted'"),
         ("RLConfig.kl_estimator = 'k4'", "expected one of 'k1', 'k2', 'k3'"),
         ("RLConfig.truncated = 'drop'", "expected one of 'keep', 'mask'"),
+        ("RLConfig.old_logprobs = 'both'", "expected one of 'trainer', 'sampler'"),
+        ("RLConfig.importance = 'word'", "expected one of 'none', 'token', 'sequence'"),
+        ("RLConfig.importance_limit = 0.0", "importance_limit is 0.0, expected more than 0"),
         ("RLConfig.overlong_buffer = 45", "overlong_buffer is 45, expected 0 to max_new_tokens"),
         ("RLConfig.clip_low = 0.0", "expected more than 0"),
     ],

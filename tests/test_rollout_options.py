@@ -174,7 +174,7 @@ def test_a_grpo_step_replays_its_rollouts_routes(one_device, model, policy, prom
         batch = programs.prepare_batch(one_device, model, config)(
             state, arrays, generation, rewards, np.ones(6, bool), np.float32(1)
         )
-        gaps[replay] = programs.sampler_gap(batch, generation)["sampler_gap"].value()
+        gaps[replay] = programs.sampler_gap(batch)["sampler_gap"].value()
         _, metrics = programs.grpo_step(one_device, model, config)(train, batch, np.arange(18), np.float32(1))
         assert metrics["ratio_deviation_max"].value() < 1e-5
     assert gaps[True] < 0.7 * gaps[False]

@@ -139,10 +139,32 @@ def overlong_penalty(length_BG: Array, longest: int, buffer: int) -> Array:
     return -jnp.clip((length_BG - (longest - buffer)) / max(buffer, 1), 0, 1) * (buffer > 0)
 
 
+def importance_weights(log_ratio_BN: Array, mask_BN: Array, c: RLConfig) -> Array:
+    """Trainer's / sampler's probability of each token or of its output's tokens together, up to a limit; constants.
+
+    Both are of the policy that drew: the weights make up for rounding, quantized rollouts and other routes (truncated
+    importance sampling, as in IMPALA, arXiv 1802.01561, section 4).
+    """
+    if c.importance == "none":
+        return jnp.ones_like(log_ratio_BN)
+    log_ratio_BN = jnp.where(mask_BN > 0, log_ratio_BN, 0.0)
+    if c.importance == "sequence":
+        log_ratio_BN = jnp.broadcast_to(log_ratio_BN.sum(axis=1, keepdims=True), log_ratio_BN.shape)
+    weights_BN = jnp.exp(log_ratio_BN)
+    beyond = c.importance_limit if c.importance_beyond == "truncate" else 0.0
+    return jnp.where(weights_BN > c.importance_limit, beyond, weights_BN)
+
+
 def grpo_loss(
-    logp_BN: Array, logp_old_BN: Array, logp_ref_BN: Array, advantage_B: Array, mask_BN: Array, c: RLConfig
+    logp_BN: Array,
+    logp_old_BN: Array,
+    logp_ref_BN: Array,
+    advantage_B: Array,
+    mask_BN: Array,
+    c: RLConfig,
+    weights_BN: Array | float = 1.0,
 ) -> tuple[Mean, Metrics]:
-    """-(objective - kl_coef * KL), aggregated; its sum and weight, so that parts of a batch add up exactly."""
+    """-(weight * objective - kl_coef * KL), aggregated; its sum and weight, so that parts of a batch add up exactly."""
     # What is masked may hold anything: set before the exponentials, where an overflow times 0 would be no number.
     logp_BN, logp_old_BN, logp_ref_BN = (jnp.where(mask_BN > 0, x, 0.0) for x in (logp_BN, logp_old_BN, logp_ref_BN))
     ratio_BN = RATIOS[c.ratio](logp_BN - logp_old_BN, mask_BN)
@@ -150,7 +172,7 @@ def grpo_loss(
     kl_BN = KLS[c.kl_estimator](logp_BN, logp_ref_BN)
     if c.kl_correction:  # the outputs are the old policy's: unbiased again (DeepSeek-V3.2, 2512.02556, equation 7)
         kl_BN = kl_BN * jnp.exp(logp_BN - logp_old_BN)
-    loss = AGGREGATIONS[c.aggregation](c.kl_coef * kl_BN - objective_BN, mask_BN, c.max_new_tokens)
+    loss = AGGREGATIONS[c.aggregation](c.kl_coef * kl_BN - weights_BN * objective_BN, mask_BN, c.max_new_tokens)
     metrics: Metrics = {
         "loss": loss,
         "kl": token_mean(kl_BN, mask_BN),

@@ -18,7 +18,7 @@ from r1jax.model.quantize import is_quantized, quantize_params
 from r1jax.model.softmax_attention import choose_attention
 from r1jax.model.spec import init_params, init_router_bias, uses_router_bias
 from r1jax.model.transformer import cast
-from r1jax.objectives.grpo import ADVANTAGES, grpo_loss, overlong_penalty, token_mean
+from r1jax.objectives.grpo import ADVANTAGES, grpo_loss, importance_weights, overlong_penalty, token_mean
 from r1jax.objectives.language_model import busiest_expert, language_model_loss
 from r1jax.objectives.metrics import Max, Mean
 from r1jax.objectives.optimizer import learning_rate, make_optimizer
@@ -221,12 +221,16 @@ def prepare_batch(layout: Layout, model: ModelConfig, config: RLConfig):
         logp_ref_BN, _, _ = score(state.reference, state.reference_router_bias, tokens, N, temperature, model)
         counts_BG = (generation.finished_BG | (config.truncated == "keep")) & is_kept_B[:, None]
         rewards_BG += overlong_penalty(generation.length_BG, config.max_new_tokens, config.overlong_buffer)
+        mask_BN = (completion_mask(generation) * counts_BG[..., None]).reshape(-1, N)
+        logp_sampler_BN = generation.logp_BGN.reshape(-1, N)
         return GRPOBatch(
             tokens=tokens,
-            mask_BN=(completion_mask(generation) * counts_BG[..., None]).reshape(-1, N),
+            mask_BN=mask_BN,
             advantage_B=ADVANTAGES[config.advantage](rewards_BG, counts_BG.astype(jnp.float32)).reshape(-1),
             logp_old_BN=logp_old_BN,
             logp_ref_BN=logp_ref_BN,
+            logp_sampler_BN=logp_sampler_BN,
+            weights_BN=importance_weights(logp_old_BN - logp_sampler_BN, mask_BN, config),
             routes_BTLK=routes,
         )
 
@@ -251,8 +255,9 @@ def grpo_step(layout: Layout, model: ModelConfig, config: RLConfig):
         logp_BN, entropy_BN, load = rematerialised(
             params, router_bias, batch.tokens, N, temperature, model, batch.routes_BTLK
         )
+        logp_old_BN = batch.logp_old_BN if config.old_logprobs == "trainer" else batch.logp_sampler_BN
         total, metrics = grpo_loss(
-            logp_BN, batch.logp_old_BN, batch.logp_ref_BN, batch.advantage_B, batch.mask_BN, config
+            logp_BN, logp_old_BN, batch.logp_ref_BN, batch.advantage_B, batch.mask_BN, config, batch.weights_BN
         )
         metrics |= {
             "entropy": token_mean(entropy_BN, batch.mask_BN),
@@ -272,17 +277,17 @@ def grpo_step(layout: Layout, model: ModelConfig, config: RLConfig):
 
 
 @jax.jit
-def sampler_gap(batch: GRPOBatch, generation: Generation) -> dict[str, Mean | Max]:
+def sampler_gap(batch: GRPOBatch) -> dict[str, Mean | Max]:
     """|sampler's - trainer's log-probability| over the sampled tokens: what a wrong cache or temperature would show.
 
     And KL(sampler || trainer), by the k3 estimator.
     """
-    logp_BN = generation.logp_BGN.reshape(batch.logp_old_BN.shape)
-    gap_BN = (batch.logp_old_BN - logp_BN) * batch.mask_BN
+    gap_BN = (batch.logp_old_BN - batch.logp_sampler_BN) * batch.mask_BN
     return {
         "sampler_gap": token_mean(jnp.abs(gap_BN), batch.mask_BN),
         "sampler_gap_max": Max(jnp.abs(gap_BN).max()),
         "sampler_kl": token_mean(jnp.exp(gap_BN) - gap_BN - 1, batch.mask_BN),
+        "importance_weight": token_mean(batch.weights_BN, batch.mask_BN),
     }
 
 

@@ -77,7 +77,7 @@ def rl(
                 totals_BG = np.asarray([g.totals for g in groups], np.float32)
                 is_kept_B = np.asarray([g.is_kept for g in groups])
                 batch = prepare(state, prompts, rollout, totals_BG, is_kept_B, temperature)
-                metrics: Metrics = programs.sampler_gap(batch, rollout)
+                metrics: Metrics = programs.sampler_gap(batch)
                 for indices in minibatches(config, (run.seed, stage.number, step)):
                     train, update_metrics = update(state.train, batch, indices, temperature)
                     state = replace(state, train=train)
