@@ -42,22 +42,26 @@ def prefill_rows(layout: Layout, config: RolloutConfig, P: int) -> int:
 def rollout_memory(layout: Layout, model: ModelConfig, config: RolloutConfig, P: int, N: int) -> dict[str, int]:
     """What rollouts hold beside the trainer's weights, with prompts of at most P tokens and outputs of at most N."""
     layout = rollout_layout(layout, config)
-    slots, rows, T = layout.round_up(config.slots), prefill_rows(layout, config, P), places(config)
+    slots, T, heads = layout.round_up(config.slots), places(config), model.num_attention_heads
     width, here = P + N + config.steps_per_round * T, slots // layout.round_up(1)
     params, _ = programs.abstract_policy(model)
     weights = jax.eval_shape(lambda p: programs.rollout_weights(p, model, config.weights), params)
     is_copy = config.weights != "model" or model.param_dtype != model.dtype or config.mesh is not None
     copy = bytes_per_device(weights, programs.rollout_shardings(layout, model, config.weights)[0])
     cache = jax.eval_shape(lambda: empty_slots(model, config, slots, width)).cache
-    prompts = jax.eval_shape(lambda: empty_slots(model, config, rows, P)).cache
-    chunk, heads = min(config.prefill_chunk, P), model.num_attention_heads // layout.mesh.shape["tensor"]
-    scored = max(here * T * (width + T), rows * chunk * (P + chunk))
+    # Prompts of one chunk are run in the most rows; the longest ones look at the most.
+    chunk = min(config.prefill_chunk, P)
+    runs = [(prefill_rows(layout, config, length), length) for length in (chunk, P)]
+    rows, length = max(runs, key=math.prod)
+    prompts = jax.eval_shape(lambda: empty_slots(model, config, rows, length)).cache
+    scored = max(here * T * (width + T), *(rows * chunk * (length + chunk) for rows, length in runs))
     return {
         "copy of the weights": copy if is_copy else 0,
         "cache": bytes_per_device(cache, programs.slot_shardings(layout, model, config).cache),
         "prompts": bytes_per_device(prompts, jax.tree.map(lambda _: layout.replicated(), prompts)),
-        "attention scores": 2 * 4 * heads * scored,  # float32, before and after the softmax
-        "logits": 3 * 4 * model.vocab_size * max(here * T, rows),  # float32, with noise and log-probabilities
+        # In float32: before and after the softmax; with noise and log-probabilities.
+        "attention scores": 2 * 4 * heads // layout.mesh.shape["tensor"] * scored,
+        "logits": 3 * 4 * model.vocab_size * max(here * T, runs[0][0]),
     }
 
 
