@@ -1,12 +1,14 @@
 """One table for each reward, the hostile rows included."""
 
 import random
-from dataclasses import replace
 
 import pytest
 
 from r1jax.data.running_sum import LANGUAGES
 from r1jax.rewards import rules
+from r1jax.rewards.mathematics import MathVerifier
+from r1jax.rollout.engine import Output
+from r1jax.stages.grading import grade_outputs
 from r1jax.telemetry.statistics import summarize
 from r1jax.types import Problem, Sample
 
@@ -96,13 +98,25 @@ def test_total_weighs_and_watching_costs_nothing():
         "format": rules.Reward(rules.format_reward, 0.2),
         "watched": rules.Reward(lambda sample: 5.0, 0.0),
     }
-    assert rules.total(rewards, rules.grade(rewards, sample(GOOD))) == pytest.approx(1.2)
-    assert rules.total(rewards, rules.grade(rewards, sample("2"))) == 0
+    good, bad = rules.grade(rewards, [sample(GOOD), sample("2")])
+    assert rules.total(rewards, good.rewards) == pytest.approx(1.2)
+    assert rules.total(rewards, bad.rewards) == 0
 
 
 def test_what_does_not_apply_adds_nothing_and_is_in_no_mean():
     rewards = {"accuracy": rules.Reward(rules.accuracy_reward, 1.0), "other": rules.Reward(lambda sample: None, 3.0)}
-    graded = [replace(sample(text), rewards=rules.grade(rewards, sample(text))) for text in (GOOD, "2")]
+    graded = rules.grade(rewards, [sample(GOOD), sample("2")])
     assert graded[0].rewards == {"accuracy": 1.0, "other": None}
     assert [rules.total(rewards, s.rewards) for s in graded] == [1.0, 0.0]
     assert summarize([graded]) == {"accuracy": 0.5, "response_tokens": 1, "finished": 1}
+
+
+def test_a_grader_sees_all_samples_of_a_step_at_once():
+    """math-verify's processes work side by side; its reward is used as any other."""
+    problems = [Problem(i, "q", gold, "en") for i, gold in enumerate([r"\frac{1}{2}", "x + 1"])]
+    texts = [[r"\boxed{0.5}", r"\boxed{2}"], [r"<answer> 1 + x </answer>", "no answer"]]
+    outputs = [[Output(i, g, text=text, tokens=[1]) for g, text in enumerate(group)] for i, group in enumerate(texts)]
+    with MathVerifier(processes=2) as verifier:
+        groups = grade_outputs(problems, outputs, {"accuracy": rules.Reward(verifier, 1.0)})
+        assert (verifier.workers.timeouts, verifier.workers.crashes) == (0, 0)
+    assert [[s.rewards["accuracy"] for s in group] for group in groups] == [[1, 0], [1, 0]]

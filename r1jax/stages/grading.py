@@ -1,7 +1,7 @@
 """From outputs to graded samples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from itertools import islice
 
 from r1jax.rewards.rules import Reward, grade
 from r1jax.rollout.engine import Output
@@ -13,7 +13,9 @@ def grade_outputs(
 ) -> list[list[Sample]]:
     """One `Sample` for each output, grouped by problem."""
     samples = [
-        [Sample(p, o.text, o.tokens, o.finished, rewards={}) for o in group]
-        for p, group in zip(problems, outputs, strict=True)
+        Sample(problem, output.text, output.tokens, output.finished, rewards={})
+        for problem, group in zip(problems, outputs, strict=True)
+        for output in group
     ]
-    return [[replace(sample, rewards=grade(rewards, sample)) for sample in group] for group in samples]
+    graded = iter(grade(rewards, samples))
+    return [list(islice(graded, len(group))) for group in outputs]
