@@ -53,16 +53,18 @@ PRINTS_42 = {"inputs": ["41\n"], "outputs": ["42\n"]}
 
 # Each of these has the right answer once its attack works: a score of 0 says that it did not.
 BREAKOUTS = {
-    "fork": "os.fork()",
-    "daemon": "if os.fork(): os._exit(0)\nos.setsid()\nif os.fork(): os._exit(0)\nimport time; time.sleep(60)",
+    "fork": "if os.fork() == 0: os._exit(0)",
+    "daemon": "if os.fork() == 0:\n    os.setsid()\n    os.close(1)\n    if os.fork() == 0:\n"
+    "        import time; time.sleep(60)\n    os._exit(0)",
     "zombies": "for _ in range(3):\n    if os.fork() == 0: os._exit(0)",
     "shell": "import subprocess; subprocess.run(['/bin/sh', '-c', 'true'], check=True)",
     "os.system": "assert os.system('true') == 0",
     "posix_spawn": "os.posix_spawn(sys.executable, [sys.executable, '-c', ''], {})",
     "exec of a shell": "os.execv('/bin/sh', ['sh', '-c', 'echo 42'])",
     "multiprocessing": "import multiprocessing as m\np = m.Process(target=int)\np.start()\np.join()",
-    "clone with a new user namespace": "assert ctypes.CDLL(None).syscall(56, 0x10000011, 0, 0, 0, 0) >= 0",
-    "clone3": "assert ctypes.CDLL(None).syscall(435, bytes(88), 88) >= 0",
+    "clone with a new user namespace": "pid = ctypes.CDLL(None).syscall(56, 0x10000011, 0, 0, 0, 0)\n"
+    "if pid == 0: os._exit(0)\nassert pid > 0",
+    "clone3": "pid = ctypes.CDLL(None).syscall(435, bytes(88), 88)\nif pid == 0: os._exit(0)\nassert pid > 0",
     "kill the parent": "os.kill(os.getppid() or 1 << 21, 9)",
     "kill a process by number": f"os.kill({os.getpid()}, 0)",
     "kill every process": "os.kill(-1, 9)",
@@ -425,9 +427,8 @@ def test_a_sandbox_that_fails_gives_none_and_is_counted(monkeypatch, tmp_path):
 @full
 def test_a_killed_trainer_leaves_nothing():
     before = what_is_left()
-    code = (
-        "from r1jax.rewards.sandbox import *; print(sorted(isolation()), flush=True); Sandbox().run('while True: pass')"
-    )
+    program = "import ctypes, time\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\ntime.sleep(60)"  # let its parent die alone
+    code = f"from r1jax.rewards.sandbox import *\nprint(isolation(), flush=True)\nSandbox().run({program!r})"
     trainer = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
     assert trainer.stdout is not None
     trainer.stdout.readline()
@@ -435,6 +436,7 @@ def test_a_killed_trainer_leaves_nothing():
     while len(what_is_left()[0]) < 2 + len(before[0]) and time.monotonic() < deadline:  # the launcher and the program
         time.sleep(0.02)
     assert len(what_is_left()[0]) >= 2 + len(before[0])
+    time.sleep(0.5)  # for the program to try
     trainer.kill()
     trainer.communicate()
     while what_is_left() != before and time.monotonic() < deadline:
