@@ -1,0 +1,316 @@
+"""Runs one untrusted Python program in as small a world as the kernel allows, and says how it ended.
+
+A script of its own, started by `sandbox.py` as `python -I -S launcher.py`: job in on stdin, report out on stdout, both
+JSON. The process that starts it may hold threads, devices and secrets; none of them gets here. Layers, outermost first:
+
+* namespaces: an empty root with the interpreter's files read-only and a scratch tmpfs; no network, no other processes
+* landlock: the same list of files, enforced on paths; what is left of a file system where namespaces are forbidden
+* limits: CPU time, memory, threads, open files, size of files, and for the launcher itself wall time and output
+* seccomp: one process, no sockets, no signals to others, no tracing, no mounts, nothing newer than Linux 5.0
+
+The program is one process (seccomp denies fork), so that the limit on its memory is a limit on all of its memory.
+Linux on x86-64 and ARM64; namespaces need 5.12, landlock 5.13.
+Sources: namespaces(7), user_namespaces(7), pivot_root(2), seccomp(2), landlock(7), and the kernel's syscall tables.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import resource
+import select
+import signal
+import struct
+import sys
+import time
+from collections.abc import Iterator
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+SCRATCH = "/scratch"  # inside
+NEW_ROOT = "/mnt"  # outside: where the root is put together; any directory does
+# What the interpreter needs: itself, its standard library, and shared libraries. No home, no /etc, no /proc. Resolved
+# here, since links may lead nowhere inside.
+PYTHON, LIB = os.path.realpath(sys.executable), os.path.join(os.path.realpath(sys.base_prefix), "lib")
+PATHS = [PYTHON, LIB, LIB + "64", "/lib", "/lib64", "/usr/lib", "/usr/lib64", os.devnull]
+READABLE = [path for path in dict.fromkeys(PATHS) if os.path.exists(path)]
+ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",  # sets in the same order every time: a reward must not depend on chance
+    "HOME": SCRATCH, "TMPDIR": SCRATCH, "LANG": "C.UTF-8", "LD_LIBRARY_PATH": LIB,
+}  # fmt: skip
+BOOT = "exec(compile(open(4, 'rb').read(), 'program.py', 'exec'))"  # descriptor 4 is the program; 3 takes its reply
+
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET, CLONE_THREAD = 0x10000000, 0x20000000, 0x40000000, 0x10000
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 2, 4, 0x1000, 0x4000, 0x40000, 2
+AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = -100, 0x8000, 1, 2
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 1, 22, 38, 2
+MOUNT_SETATTR, LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 442, 444, 445, 446
+FIRST_NEW_SYSCALL = 424  # from here on numbers are the same on every machine; io_uring, pidfds, clone3 and new mounts
+
+MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column in SYSCALLS, AUDIT_ARCH
+SYSCALLS = {  # number on x86_64 and on aarch64; -1: not there
+    "clone": (56, 220), "kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261), "pivot_root": (155, 41),
+}  # fmt: skip
+DENIED = {
+    "prctl": (157, 167),  # it could take back that it dies with the launcher
+    "fork": (57, -1), "vfork": (58, -1), "socket": (41, 198), "ptrace": (101, 117), "mount": (165, 40),
+    "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97), "setns": (308, 268),
+    "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272), "keyctl": (250, 219),
+    "add_key": (248, 217), "request_key": (249, 218), "bpf": (321, 280), "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282), "memfd_create": (319, 279), "shmget": (29, 194), "msgget": (68, 186),
+    "semget": (64, 190), "mq_open": (240, 180), "io_setup": (206, 0), "init_module": (175, 105),
+    "finit_module": (313, 273), "delete_module": (176, 106), "kexec_load": (246, 104), "kexec_file_load": (320, 294),
+    "reboot": (169, 142), "swapon": (167, 224), "swapoff": (168, 225), "syslog": (103, 116), "acct": (163, 89),
+    "quotactl": (179, 60), "personality": (135, 92), "modify_ldt": (154, -1), "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265), "fanotify_init": (300, 262), "tkill": (200, 130), "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240), "setpriority": (141, 140), "ioprio_set": (251, 30),
+    "sched_setparam": (142, 118), "sched_setscheduler": (144, 119), "sched_setattr": (314, 274),
+    "sched_setaffinity": (203, 122), "migrate_pages": (256, 238), "move_pages": (279, 239),
+}  # fmt: skip
+
+
+def main() -> None:
+    job = json.load(sys.stdin.buffer)
+    layers, limits = set(job["layers"]), job["limits"]
+    (out, out_in), (reply, reply_in) = os.pipe(), os.pipe()
+    stdin, program = memory_file(job["stdin"]), memory_file(job["program"])
+    inside = [stdin, out_in, os.open(os.devnull, os.O_WRONLY), reply_in, program]
+    if "namespaces" in layers:
+        enter_namespaces()
+        make_root(limits["scratch_bytes"])
+    stop_being_root()
+    call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != job["parent"]:
+        raise RuntimeError("the process that asked is gone")
+    failure, failure_in = os.pipe()
+    child = os.fork()
+    if child == 0:
+        run_program(inside, layers, limits, failure_in)
+    for descriptor in (*inside, failure_in):
+        os.close(descriptor)
+    message = os.read(failure, 4096)  # the end of file comes when the program is executed
+    if message:
+        raise RuntimeError(message.decode())
+    print("started", flush=True)
+    print(json.dumps(watch(child, out, reply, limits)))
+
+
+def memory_file(text: str) -> int:
+    """A file without a name, at its start."""
+    descriptor = os.memfd_create("job")
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(text.encode("utf-8", "replace"))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def stranger() -> int:
+    """Whom root's programs run as: a user of their own, since RLIMIT_NPROC counts by user and exempts root."""
+    return 20_000 + os.getpid() % 40_000 if os.getuid() == 0 else os.getuid()
+
+
+def stop_being_root() -> None:
+    if os.getuid() == 0:
+        user = stranger()
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+
+
+def enter_namespaces() -> None:
+    """Mount, network, process, IPC and host name namespaces; the child that is forked next is their process 1.
+
+    Who is not root needs a user namespace to be allowed that, which also has its own count of threads (Linux 5.14).
+    """
+    flags, uid, gid = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS, os.getuid(), os.getgid()
+    call("unshare", flags if uid == 0 else flags | CLONE_NEWUSER)
+    if uid != 0:
+        for name, text in (("setgroups", "deny"), ("uid_map", f"1000 {uid} 1"), ("gid_map", f"1000 {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+
+
+def make_root(scratch_bytes: int) -> None:
+    """A root with the interpreter's files read-only at their own paths, no installed packages, an empty scratch."""
+    call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
+    mount_tmpfs(NEW_ROOT, 1 << 20)
+    for path in READABLE:
+        bind(path)
+    for packages in package_directories():
+        if os.path.isdir(NEW_ROOT + packages):
+            mount_tmpfs(NEW_ROOT + packages, 4096)
+    os.mkdir(NEW_ROOT + SCRATCH)
+    os.chdir(NEW_ROOT)
+    call("syscall", number("pivot_root"), b".", b".")  # the old root now lies on top of the new one
+    call("umount2", b".", MNT_DETACH)
+    os.chdir("/")
+    attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
+    call("syscall", MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, len(attributes))
+    mount_tmpfs(SCRATCH, scratch_bytes, stranger())
+    os.chdir(SCRATCH)
+
+
+def package_directories() -> list[str]:
+    """Where the interpreter's own packages would be: the sandbox has the standard library only."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    libs = [path for path in READABLE if os.path.basename(path).startswith("lib")]
+    return [f"{lib}/{packages}" for lib in libs for packages in (f"{version}/site-packages", "python3/dist-packages")]
+
+
+def mount_tmpfs(path: str, size: int, owner: int | None = None) -> None:
+    options = f"size={size},nr_inodes=4096,mode=755" + (f",uid={owner},gid={owner}" if owner is not None else "")
+    call("mount", b"tmpfs", path.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, options.encode())
+
+
+def bind(path: str) -> None:
+    """Binds `path` under the new root; a link (/lib to usr/lib) is made again."""
+    target = NEW_ROOT + path
+    if os.path.exists(target):  # in a directory that is there already
+        return
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    if os.path.islink(path):
+        os.symlink(os.readlink(path), target)
+        return
+    if os.path.isdir(path):
+        os.mkdir(target)
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
+    call("mount", path.encode(), target.encode(), None, MS_BIND | MS_REC, None)
+
+
+def run_program(inside: list[int], layers: set[str], limits: dict, failure: int) -> None:
+    """In the child: gives up everything that can be given up, and becomes the program. Never returns."""
+    try:
+        call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.setsid()
+        failure = fcntl.fcntl(failure, fcntl.F_DUPFD_CLOEXEC, 100)
+        for target, descriptor in enumerate([fcntl.fcntl(d, fcntl.F_DUPFD_CLOEXEC, 100) for d in inside]):
+            os.dup2(descriptor, target)
+        call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        if "landlock" in layers:
+            restrict_paths("namespaces" in layers)
+        if "limits" in layers:
+            set_limits(limits, "namespaces" in layers)
+        if "seccomp" in layers:
+            install_filter()
+        os.execve(PYTHON, [PYTHON, "-B", "-s", "-P", "-X", "utf8", "-c", BOOT], ENVIRONMENT)
+    except BaseException as error:
+        os.write(failure, f"{type(error).__name__}: {error}".encode())
+    finally:
+        os._exit(1)
+
+
+def set_limits(limits: dict, own_count: bool) -> None:
+    """`own_count`: threads are counted for this sandbox alone; else all processes of the user would count."""
+    values = {
+        resource.RLIMIT_CPU: limits["cpu_seconds"],
+        resource.RLIMIT_AS: limits["memory_bytes"],
+        resource.RLIMIT_FSIZE: limits["scratch_bytes"],
+        resource.RLIMIT_NOFILE: 64,
+        resource.RLIMIT_CORE: 1,  # too little for a file, and 1 keeps it from a system's core handler too
+    }
+    if own_count:
+        values[resource.RLIMIT_NPROC] = limits["threads"] + 1  # the launcher is one
+    for name, value in values.items():
+        resource.setrlimit(name, (value, value))
+
+
+def restrict_paths(scratch: bool) -> None:
+    """Landlock: reads and executes what the interpreter needs, writes to the scratch directory and /dev/null only."""
+    execute, write, read_file, read_directory, everything = 1, 2, 4, 8, (1 << 13) - 1
+    ruleset = call("syscall", LANDLOCK_CREATE_RULESET, struct.pack("Q", everything), 8, 0)
+    rules = [(path, execute | read_file | (read_directory if os.path.isdir(path) else 0)) for path in READABLE]
+    rules += [(os.devnull, read_file | write)] + [(SCRATCH, everything)] * scratch
+    for path, access in rules:
+        rule = struct.pack("=Qi", access, os.open(path, os.O_PATH))
+        call("syscall", LANDLOCK_ADD_RULE, ruleset, 1, rule, 0)
+    call("syscall", LANDLOCK_RESTRICT_SELF, ruleset, 0)
+
+
+def install_filter() -> None:
+    """Seccomp: what is denied gives EPERM, what is too new gives ENOSYS (libc then takes the older call)."""
+    code = b"".join(struct.pack("HBBI", *instruction) for instruction in filter_program(os.getpid()))
+    buffer = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
+    call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0)
+
+
+def filter_program(pid: int) -> Iterator[tuple[int, int, int, int]]:
+    """Classic BPF over `struct seccomp_data` (number at 0, machine at 4, argument at 16): code, jump if, if not, k."""
+    load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
+    allow, eperm, enosys, kill = 0x7FFF0000, 0x50000 | 1, 0x50000 | 38, 0x80000000
+    yield from [(load, 0, 0, 4), (equal, 1, 0, MACHINES[os.uname().machine][1]), (give, 0, 0, kill), (load, 0, 0, 0)]
+    yield from [(at_least, 0, 1, FIRST_NEW_SYSCALL), (give, 0, 0, enosys)]
+    for name in DENIED:
+        if number(name) >= 0:
+            yield from [(equal, 0, 1, number(name)), (give, 0, 0, eperm)]
+    # The first argument decides: threads but no processes, signals to itself, limits of itself.
+    for name, test, operand in (
+        ("clone", any_bit, CLONE_THREAD), ("kill", equal, pid), ("tgkill", equal, pid), ("prlimit64", equal, 0),
+    ):  # fmt: skip
+        yield from [(equal, 0, 4, number(name)), (load, 0, 0, 16), (test, 1, 0, operand)]
+        yield from [(give, 0, 0, eperm), (give, 0, 0, allow)]
+    yield (give, 0, 0, allow)
+
+
+def number(name: str) -> int:
+    return (SYSCALLS | DENIED)[name][MACHINES[os.uname().machine][0]]
+
+
+def call(function: str, *arguments: object) -> int:
+    """A libc function whose -1 is an error."""
+    converted = [ctypes.c_long(int(a)) if isinstance(a, int) else a for a in arguments]
+    result: int = getattr(LIBC, function)(*converted)
+    if result == -1:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), f"{function}({', '.join(map(str, arguments[:2]))})")
+    return result
+
+
+def watch(child: int, out: int, reply: int, limits: dict) -> dict:
+    """Reads until the program ends or goes over a limit, ends it, and reports."""
+    streams = {out: bytearray(), reply: bytearray()}
+    reason = read_until_end(child, streams, limits)
+    os.kill(child, signal.SIGKILL)  # not reaped yet: the number is still its own
+    _, status, usage = os.wait4(child, 0)  # with its namespace, every process in it is gone
+    for descriptor, content in streams.items():
+        while len(content) <= limits["output_bytes"] and (chunk := os.read(descriptor, 1 << 16)):
+            content += chunk
+    if any(len(content) > limits["output_bytes"] for content in streams.values()):
+        reason = "output"
+    code = os.waitstatus_to_exitcode(status)
+    if reason == "exit" and code < 0:
+        spent = usage.ru_utime + usage.ru_stime
+        reason = "cpu time" if code == -signal.SIGKILL and spent > limits["cpu_seconds"] - 0.5 else "signal"
+    return {
+        "stdout": bytes(streams[out][: limits["output_bytes"]]).decode("latin-1"),
+        "reply": bytes(streams[reply][: limits["output_bytes"]]).decode("latin-1"),
+        "status": code,
+        "reason": reason,
+    }
+
+
+def read_until_end(child: int, streams: dict[int, bytearray], limits: dict) -> str:
+    ended = os.pidfd_open(child)
+    poll = select.poll()
+    for descriptor in (ended, *streams):
+        poll.register(descriptor, select.POLLIN)
+    deadline = time.monotonic() + limits["wall_seconds"]
+    while (left := deadline - time.monotonic()) > 0:
+        for descriptor, _ in poll.poll(left * 1000):
+            if descriptor == ended:
+                return "exit"
+            chunk = os.read(descriptor, 1 << 16)
+            streams[descriptor] += chunk
+            if not chunk:
+                poll.unregister(descriptor)  # closed by the program, which may run on
+            if len(streams[descriptor]) > limits["output_bytes"]:
+                return "output"
+    return "wall time"
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Exception as error:
+        sys.exit(f"{type(error).__name__}: {error}")
