@@ -410,7 +410,7 @@ def test_a_batch_runs_side_by_side_and_in_order():
     programs = ["print(42)", "print(43)", "while True: pass", "print(42)"] * 3
     reward = CodeReward(Sandbox(SHORT), workers=4)
     threads, before = threading.active_count(), what_is_left()
-    assert reward.batch([sample(p, PRINTS_42) for p in programs]) == [1.0, 0.0, 0.0, 1.0] * 3
+    assert reward.grade([sample(p, PRINTS_42) for p in programs]) == [1.0, 0.0, 0.0, 1.0] * 3
     assert (threads, before) == (threading.active_count(), what_is_left())
 
 
@@ -420,7 +420,7 @@ def test_a_sandbox_that_fails_gives_none_and_is_counted(monkeypatch, tmp_path):
     broken.write_text("import sys\nsys.exit('no room')")
     monkeypatch.setattr(sandbox_module, "LAUNCHER", broken)
     right = sample("print(42)", PRINTS_42)
-    assert reward.batch([right, SimpleNamespace(problem=problem(PRINTS_42), text="no code")]) == [None, 0.0]
+    assert reward.grade([right, SimpleNamespace(problem=problem(PRINTS_42), text="no code")]) == [None, 0.0]
     assert reward.failures == {"the sandbox failed: no room": 1}
 
 

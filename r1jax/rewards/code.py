@@ -54,7 +54,7 @@ class Tests:
 
 
 class CodeReward:
-    """A reward: call it with a sample, or `batch` with many, which run side by side.
+    """A reward: call it with a sample, or `grade` with many, which run side by side.
 
     A value is None when the sandbox failed, and `failures` counts why: that is nothing the program did.
     """
@@ -65,9 +65,9 @@ class CodeReward:
         self.failures: Counter[str] = Counter()
 
     def __call__(self, sample: Answered) -> float | None:
-        return self.batch([sample])[0]
+        return self.grade([sample])[0]
 
-    def batch(self, samples: Iterable[Answered]) -> list[float | None]:
+    def grade(self, samples: Iterable[Answered]) -> list[float | None]:
         """One value for each sample, in order.
 
         Raises:
@@ -75,11 +75,11 @@ class CodeReward:
         """
         jobs = [(extract_program(sample.text), parse_tests(sample.problem)) for sample in samples]
         with ThreadPoolExecutor(self.workers) as pool:
-            results = list(pool.map(lambda job: self.grade(*job), jobs))
+            results = list(pool.map(lambda job: self.judge(*job), jobs))
         self.failures.update(result for result in results if isinstance(result, str))
         return [None if isinstance(result, str) else float(result) for result in results]
 
-    def grade(self, program: str | None, tests: Tests) -> bool | str:
+    def judge(self, program: str | None, tests: Tests) -> bool | str:
         """Whether the program passes, or why the sandbox could not say."""
         try:
             return program is not None and passes(self.sandbox, program, tests)
