@@ -85,13 +85,7 @@ def rl(
                 state = refresh_reference(state, config, step)
                 values = finite_values(metrics, name, step)
 
-            samples = [g.samples for g in groups]
-            values |= summarize(samples) | spread(samples, [g.totals for g in groups]) | engine.figures()
-            values |= (
-                {"groups_with_signal": fmean(has_signal(g.totals) for g in groups)}
-                | clock.figures()
-                | {"tokens_per_second": engine.counts.tokens / clock.total}
-            )
+            values |= figures(groups, engine, clock)
             metrics_writer.write(step, values)
             if step % config.log_samples_every == 0:
                 sample_log.append(step, sample_rows(groups, jax.device_get(batch.advantage_B)))
@@ -137,15 +131,29 @@ def draw_groups(
         with clock("rollout"):
             outputs = engine.generate(train.params, train.router_bias, asked, key, config.temperature)
         with clock("rewards"):
-            for question, group, samples in zip(
-                asked, outputs, grade_outputs(questions, outputs, rewards), strict=True
-            ):
+            graded = grade_outputs(questions, outputs, rewards)
+            for question, group, samples in zip(asked, outputs, graded, strict=True):
                 totals = [total(rewards, sample.rewards) for sample in samples]
                 is_kept = has_signal(totals) or config.sampling_rounds == 1
                 (kept if is_kept else spare).append(Group(question, group, samples, totals, is_kept))
         if len(kept) >= config.questions:
             break
     return (kept + spare)[: config.questions]
+
+
+def figures(groups: list[Group], engine: RolloutEngine, clock: Stopwatch) -> dict[str, float]:
+    """What the host knows of a step: rewards, lengths, rollouts, time."""
+    samples, totals = [g.samples for g in groups], [g.totals for g in groups]
+    return (
+        summarize(samples)
+        | spread(samples, totals)
+        | engine.figures()
+        | clock.figures()
+        | {
+            "groups_with_signal": fmean(has_signal(group) for group in totals),
+            "tokens_per_second": engine.counts.tokens / clock.total,
+        }
+    )
 
 
 def sample_rows(groups: list[Group], advantage_B: np.ndarray) -> list[dict]:
