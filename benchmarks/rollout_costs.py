@@ -65,7 +65,7 @@ def main() -> None:
             print(f" {decode_speed(layout, policy, slots, context):,.0f} |", end="", flush=True)
         print()
     print("\n| queued prompts | tokens a second | prefill and host, ms for each output |\n| --- | --- | --- |")
-    for prompts in (32, 128, 512, 2048):
+    for prompts in (32, 128, 512, 1024):
         speed, host = queue_speed(layout, policy, prompts)
         print(f"| {prompts:,} | {speed:,.0f} | {host:.1f} |", flush=True)
 
