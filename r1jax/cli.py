@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"r1jax: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
-        print("r1jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("r1jax: interrupted; a run goes on from its last checkpoint when it is started again", file=sys.stderr)
         return 130
     except Exception as error:
         if args.debug:
@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--problems", type=positive, default=256, metavar="N", help="held-out problems (default 256)")
     evaluate.add_argument("--temperature", type=not_negative, default=1.0, metavar="T", help="default 1")
     evaluate.add_argument("--max_tokens", type=positive, default=44, metavar="N", help="longest answer (default 44)")
-    evaluate.add_argument("--seed", type=int, default=0, metavar="N")
+    evaluate.add_argument("--seed", type=seed, default=0, metavar="N")
 
     generate = add("generate", generate_text, "one answer from a checkpoint")
     generate.add_argument("checkpoint", metavar="CHECKPOINT", help="a stage's directory, or one step in it")
@@ -77,10 +77,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--temperature", type=not_negative, default=0.0, metavar="T", help="0, the default, is greedy"
     )
     generate.add_argument("--top_k", type=not_negative_int, default=0, metavar="K", help="0, the default, is off")
-    generate.add_argument("--top_p", type=share, default=1.0, metavar="P", help="1, the default, is off")
+    generate.add_argument("--top_p", type=positive_share, default=1.0, metavar="P", help="1, the default, is off")
     generate.add_argument("--min_p", type=share, default=0.0, metavar="P", help="0, the default, is off")
-    generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="a text that ends the answer")
-    generate.add_argument("--seed", type=int, default=0, metavar="N")
+    generate.add_argument(
+        "--stop", action="append", type=some_text, default=[], metavar="TEXT", help="a text that ends the answer"
+    )
+    generate.add_argument("--seed", type=seed, default=0, metavar="N")
     generate.add_argument("--ignore_eos", action="store_true", help="go on after the end token")
     generate.add_argument("--speculative", action="store_true", help="draft by multi-token prediction; same tokens")
     generate.add_argument("--json", action="store_true", help="one line: text, ids, logprobs, finish_reason")
@@ -90,9 +92,9 @@ def make_parser() -> argparse.ArgumentParser:
     talk.add_argument("--max_tokens", type=positive, default=512, metavar="N", help="longest answer (default 512)")
     talk.add_argument("--context", type=positive, default=4096, metavar="N", help="of all turns (default 4096)")
     talk.add_argument("--temperature", type=not_negative, default=0.6, metavar="T", help="default 0.6; 0 is greedy")
-    talk.add_argument("--top_p", type=share, default=0.95, metavar="P", help="default 0.95; 1 is off")
+    talk.add_argument("--top_p", type=positive_share, default=0.95, metavar="P", help="default 0.95; 1 is off")
     talk.add_argument("--speculative", action="store_true", help="draft by multi-token prediction; same tokens")
-    talk.add_argument("--seed", type=int, default=0, metavar="N")
+    talk.add_argument("--seed", type=seed, default=0, metavar="N")
 
     report = add("report", write_report, "one self-contained HTML page of a run")
     report.add_argument("workdir", metavar="WORKDIR")
@@ -116,7 +118,7 @@ def make_parser() -> argparse.ArgumentParser:
 def run_experiment(args: argparse.Namespace) -> None:
     from r1jax.gin_config import read_config
     from r1jax.parallel.layout import make_layout
-    from r1jax.stages.run import open_run
+    from r1jax.stages.run import check_rollouts, open_run
     from r1jax.telemetry.progress import Progress
     from r1jax.telemetry.report import write_report
 
@@ -125,7 +127,9 @@ def run_experiment(args: argparse.Namespace) -> None:
     config = read_config(module.Config, [gin_path(file) for file in args.gin or module.GIN_FILES], args.set)
     if args.dry_run:
         print_parameters(config.model)
-        print_memory(config, make_layout(config.mesh))
+        layout = make_layout(config.mesh)
+        check_rollouts(layout, config, memory=False)
+        print_memory(config, layout)
         return
     layout = make_layout(config.mesh)
     progress = Progress()
@@ -239,7 +243,7 @@ def chat_with(args: argparse.Namespace) -> None:
     if context <= args.max_tokens:
         raise UsageError(f"--max_tokens {args.max_tokens} leaves no room for a prompt in a context of {context} tokens")
     console = Console()
-    is_terminal = sys.stdin.isatty()
+    is_terminal = sys.stdin is not None and sys.stdin.isatty()
     if is_terminal:
         alone = "" if policy.task is None else "; each question stands alone"
         console.print(f"{args.checkpoint}: /clear begins anew, Ctrl-D ends{alone}", style="dim", highlight=False)
@@ -248,7 +252,7 @@ def chat_with(args: argparse.Namespace) -> None:
         layout,
         policy,
         config,
-        typed_lines() if is_terminal else (line.rstrip("\n") for line in sys.stdin),
+        typed_lines() if is_terminal else (line.rstrip("\n") for line in sys.stdin or ()),
         console,
         context=context,
         max_tokens=args.max_tokens,
@@ -284,7 +288,7 @@ def export_checkpoint(args: argparse.Namespace) -> None:
 
 
 def print_parameters(model) -> None:
-    """What `--dry_run` says today: the parameters, by part."""
+    """The parameters, by part."""
     from rich.console import Console
     from rich.table import Table
 
@@ -356,6 +360,27 @@ def share(text: str) -> float:
     if not 0 <= float(text) <= 1:
         raise argparse.ArgumentTypeError(f"is {text}, expected 0 to 1")
     return float(text)
+
+
+def positive_share(text: str) -> float:
+    """An argument above 0, up to 1, for argparse."""
+    if not 0 < float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"is {text}, expected more than 0, up to 1")
+    return float(text)
+
+
+def some_text(text: str) -> str:
+    """An argument that is not empty, for argparse."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty, expected some text")
+    return text
+
+
+def seed(text: str) -> int:
+    """An argument of 32 bits, for argparse."""
+    if not 0 <= int(text) < 2**32:
+        raise argparse.ArgumentTypeError(f"is {text}, expected 0 to {2**32 - 1}")
+    return int(text)
 
 
 def not_negative(text: str) -> float:

@@ -208,7 +208,7 @@ class RolloutConfig:
     min_new_tokens: int = 0  # no end token before so many others
     stop: tuple[str, ...] = ()  # texts that end an output, and are cut off it
     stop_ids: tuple[int, ...] = ()  # tokens that end an output, beside the tokenizer's end token
-    speculative: bool = False  # the multi-token-prediction module drafts a token, the model checks it; same tokens
+    speculative: bool = False  # the multi-token-prediction module drafts, the model checks: the same tokens
     weights: str = "model"  # of rollouts: the model's own, or made of them at each rollout in 8 bits: "int8", "fp8"
     cache: str = "model"  # latents in the model's dtype, or in 8 bits with a scale for each token: "int8"
     routing_replay: bool = False  # the trainer routes each token as the rollout did (arXiv 2510.11370)
@@ -223,6 +223,8 @@ class RolloutConfig:
         require_positive(self, "slots", "steps_per_round", "prefill_rows", "prefill_chunk", "top_p")
         require_choice(self, "weights", ("model", "int8", "fp8"))
         require_choice(self, "cache", ("model", "int8"))
+        if "" in self.stop:
+            raise ValueError("stop has an empty text, which would end every output at once")
         if self.top_k < 0 or not 0 <= self.min_p <= 1 or self.top_p > 1 or self.min_new_tokens < 0:
             raise ValueError(
                 f"top_k {self.top_k}, top_p {self.top_p}, min_p {self.min_p}, min_new_tokens {self.min_new_tokens}:"
@@ -257,7 +259,9 @@ class RLConfig:
     importance: str = "none"  # weights trainer / sampler against their mismatch, by "token" or "sequence"
     importance_limit: float = 2.0  # larger weights …
     importance_beyond: str = "truncate"  # … are set to it, or to 0: "mask"
-    overlong_buffer: int = 0  # the last tokens before max_new_tokens over which a penalty falls to -1; 0: off
+    # The last tokens before max_new_tokens over which a penalty falls to -1; 0: off. It is part of the advantage, not
+    # of the logged reward, nor of what dynamic sampling looks at, the raw outcome.
+    overlong_buffer: int = 0
     sampling_rounds: int = (
         1  # more: groups without signal are dropped, others asked, up to so often (DAPO, section 3.2)
     )

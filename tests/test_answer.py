@@ -56,6 +56,8 @@ def test_a_prompt_that_begins_the_thinking():
 def test_what_may_be_cut_off_and_half_a_character_are_held_back():
     pieces = shown(AnswerStream(terminal(), hold=3), "abcdeUs", "abcdeUse\ufffd", "abcde")
     assert pieces == ["abcd", "e", "\n"]
+    pieces = shown(AnswerStream(terminal(), hold=5), "<think> on", "<think> one </think> 2")
+    assert pieces == ["", f"{DIM}<think> one </think>{PLAIN} 2\n"]
 
 
 def test_long_answers_are_not_broken_into_lines():

@@ -94,6 +94,26 @@ def test_a_dry_run_states_parameters_and_memory(capsys):
     assert (status, out.count("does not fit")) == (0, 2)
 
 
+@pytest.mark.parametrize(
+    ("binding", "says"),
+    [
+        ("RLConfig.max_new_tokens=5000", "rl: max_prompt_tokens + max_new_tokens is 5024"),
+        (
+            "evaluate/RolloutConfig.routing_replay=True",
+            "evaluate: RolloutConfig.routing_replay needs a model",
+        ),
+        ("rl/RolloutConfig.speculative=True", "rl: RolloutConfig.speculative needs a model"),
+        ("RolloutConfig.stop=('',)", "stop has an empty text"),
+    ],
+)
+def test_rollouts_that_the_model_cannot_have_are_refused_first(capsys, tmp_path, binding, says):
+    dense = ["--set", "ModelConfig.first_k_dense_replace=2", "--set", "ModelConfig.num_nextn_predict_layers=0"]
+    for where in (["--workdir", str(tmp_path / "w")], ["--dry_run"]):
+        status, _, err = run(capsys, "run", "r1_zero", *where, *dense, "--set", binding)
+        assert (status, says in err) == (2, True), err
+    assert not (tmp_path / "w").exists()
+
+
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_written(capsys, tmp_path):
     long = ["--set", "RLConfig.max_new_tokens=131072", "--set", "ModelConfig.max_position_embeddings=200000"]
     long += ["--set", "RolloutConfig.slots=100000"]
@@ -154,6 +174,9 @@ def test_generate(finished):
         (["--prompt", "3", "--max_tokens", "0"], "expected 1 or more"),
         (["--prompt_ids", "1,x"], "expected numbers with commas"),
         (["--prompt_ids", "1,999"], "must lie in 0..207"),
+        (["--prompt", "3", "--top_p", "0"], "expected more than 0"),
+        (["--prompt", "3", "--stop", ""], "expected some text"),
+        (["--prompt", "3", "--seed", "99999999999999999999"], "expected 0 to 4294967295"),
     ],
 )
 def test_generate_refuses_what_it_cannot_read(capsys, finished, arguments, says):

@@ -57,10 +57,11 @@ def test_no_token_changes(one_device, model, prompts, accepting, temperature, co
         for output, other in zip(group, others, strict=True):
             np.testing.assert_allclose(output.logprobs, other.logprobs, atol=SAMPLER_TOLERANCE)
             assert output.finished == other.finished
-    assert engine.counts.tokens == plain.counts.tokens == engine.counts.drafted + engine.counts.accepted
+    assert engine.counts.tokens == plain.counts.tokens
+    ended_first = engine.counts.tokens - engine.counts.drafted - engine.counts.accepted
+    assert 0 <= ended_first <= 3 * len(prompts)
     if mix == 0:
-        # Every draft is right; one in an output may come after its end.
-        assert engine.counts.drafted - engine.counts.accepted <= 3 * len(prompts)
+        assert engine.counts.drafted == engine.counts.accepted
     if not config and mix < 1 and temperature == 1:
         assert engine.counts.steps < 0.8 * plain.counts.steps
 

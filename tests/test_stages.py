@@ -198,6 +198,17 @@ def test_logits_that_are_not_finite_stop_the_run_with_the_state_saved(in_process
     assert [row["step"] for row in read_metrics(run.workdir / "failed" / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
+def test_who_ran_out_of_memory_may_go_on_with_less(in_process):
+    """Slots and the like change no token; what does is still refused."""
+    run, config, corpus, problems = in_process
+    rollout = config.rl.rollout
+    run.stage("any", "rl", rl=config.rl)
+    fewer = dataclasses.replace(rollout, slots=2, prefill_rows=1, steps_per_round=3, speculative=True)
+    run.stage("any", "rl", rl=dataclasses.replace(config.rl, rollout=fewer))
+    with pytest.raises(UsageError, match=r"rl.rollout.weights: model there, int8 now"):
+        run.stage("any", "rl", rl=dataclasses.replace(config.rl, rollout=dataclasses.replace(rollout, weights="int8")))
+
+
 def test_evaluation_is_repeatable_and_writes_its_samples(in_process):
     run, config, corpus, problems = in_process
     base = pretrain(run, "pretrain", config.pretrain, config.model, TASKS["running_sum"], corpus)

@@ -84,19 +84,7 @@ class RolloutEngine:
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
-        longest = self.max_prompt_tokens + self.max_new_tokens
-        if longest > self.model.max_position_embeddings:
-            raise UsageError(
-                f"max_prompt_tokens + max_new_tokens is {longest}, more than the model's max_position_embeddings"
-                f" ({self.model.max_position_embeddings}): set them lower, or stretch it by RopeScalingConfig"
-            )
-        if self.config.speculative and not self.model.num_nextn_predict_layers:
-            raise UsageError(
-                "RolloutConfig.speculative needs a model with a multi-token-prediction module:"
-                " ModelConfig.num_nextn_predict_layers is 0"
-            )
-        if self.config.routing_replay and self.model.first_k_dense_replace == self.model.num_hidden_layers:
-            raise UsageError("RolloutConfig.routing_replay needs a model with experts: all its layers are dense")
+        require_possible(self.model, self.config, self.max_prompt_tokens, self.max_new_tokens)
         self.layout = rollout_layout(self.layout, self.config)
         weights = bytes_per_device(programs.abstract_policy(self.model)[0], self.layout.params(self.model))
         lengths = (self.max_prompt_tokens, self.max_new_tokens)
@@ -268,9 +256,15 @@ class RolloutEngine:
         self.counts.rounds += 1
         self.counts.steps += int(emitted.steps)
         self.counts.tokens += int(emitted.is_token_SN.sum())
-        if self.config.speculative:  # a step's second place is its draft
-            self.counts.drafted += int(emitted.is_token_SN[:, ::2].sum())
-            self.counts.accepted += int(emitted.is_token_SN[:, 1::2].sum())
+        if self.config.speculative:  # a step's second place is its draft; behind an output's last token it is none
+            first_SN, second_SN = emitted.is_token_SN[:, ::2], emitted.is_token_SN[:, 1::2]
+            ended_first_S = (
+                emitted.done_S
+                & (first_SN.sum(axis=1) > 0)
+                & ~second_SN[np.arange(len(first_SN)), np.maximum(first_SN.sum(axis=1) - 1, 0)]
+            )
+            self.counts.drafted += int(first_SN.sum() - ended_first_S.sum())
+            self.counts.accepted += int(second_SN.sum())
 
     def figures(self) -> dict[str, float]:
         """What a training log says of the rollouts since `counts` was made."""
@@ -295,6 +289,22 @@ class RolloutEngine:
         if done:
             output.text = self.tokenizer.decode(output.tokens[:-1] if output.finished else output.tokens)
         return done
+
+
+def require_possible(model: ModelConfig, config: RolloutConfig, P: int, N: int) -> None:
+    """Raises UsageError for prompts of P and outputs of N tokens, or options, that the model can't have."""
+    if model.max_position_embeddings < P + N:
+        raise UsageError(
+            f"max_prompt_tokens + max_new_tokens is {P + N}, more than the model's max_position_embeddings"
+            f" ({model.max_position_embeddings}): set them lower, or stretch it by RopeScalingConfig"
+        )
+    if config.speculative and not model.num_nextn_predict_layers:
+        raise UsageError(
+            "RolloutConfig.speculative needs a model with a multi-token-prediction module:"
+            " ModelConfig.num_nextn_predict_layers is 0"
+        )
+    if config.routing_replay and model.first_k_dense_replace == model.num_hidden_layers:
+        raise UsageError("RolloutConfig.routing_replay needs a model with experts: all its layers are dense")
 
 
 def buckets(longest: int) -> list[int]:

@@ -73,7 +73,8 @@ def chat(
                 engine, policy, policy.converse(asked), console, temperature=temperature, seed=seed, number=number
             )
         except UsageError as error:
-            console.print(f"{error} (/clear begins anew)", style="red", highlight=False, soft_wrap=True)
+            hint = " (/clear begins anew)" if messages else ""
+            console.print(f"{error}{hint}", style="red", highlight=False, soft_wrap=True)
             continue
         except KeyboardInterrupt:
             console.print("\n(interrupted)", style="red")

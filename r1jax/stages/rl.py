@@ -109,7 +109,8 @@ class Group:
     outputs: list[Output]
     samples: list[Sample]
     totals: list[float]  # weighted sums of the rewards
-    is_kept: bool  # it has signal, or nothing is dropped
+    teaches: bool  # its rewards differ, so that there are advantages
+    is_kept: bool  # it teaches, or nothing is dropped
 
 
 def draw_groups(
@@ -134,8 +135,10 @@ def draw_groups(
             graded = grade_outputs(questions, outputs, rewards)
             for question, group, samples in zip(asked, outputs, graded, strict=True):
                 totals = [total(rewards, sample.rewards) for sample in samples]
-                is_kept = has_signal(totals) or config.sampling_rounds == 1
-                (kept if is_kept else spare).append(Group(question, group, samples, totals, is_kept))
+                counted = [t for t, s in zip(totals, samples, strict=True) if s.finished or config.truncated == "keep"]
+                teaches = has_signal(counted)
+                is_kept = teaches or config.sampling_rounds == 1
+                (kept if is_kept else spare).append(Group(question, group, samples, totals, teaches, is_kept))
         if len(kept) >= config.questions:
             break
     return (kept + spare)[: config.questions]
@@ -150,7 +153,7 @@ def figures(groups: list[Group], engine: RolloutEngine, clock: Stopwatch) -> dic
         | engine.figures()
         | clock.figures()
         | {
-            "groups_with_signal": fmean(has_signal(group) for group in totals),
+            "groups_with_signal": fmean(g.teaches for g in groups),
             "tokens_per_second": engine.counts.tokens / clock.total,
         }
     )

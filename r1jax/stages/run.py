@@ -19,6 +19,7 @@ from r1jax.errors import RunError, UsageError
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import require_memory, stage_memory
 from r1jax.parallel.programs import random_key
+from r1jax.rollout.engine import require_possible
 from r1jax.telemetry.files import write_whole
 from r1jax.telemetry.progress import Progress
 
@@ -43,10 +44,10 @@ class Run:
         # Through JSON and back, so that it equals what a file holds: tuples become lists.
         wanted = json.loads(json.dumps({"kind": kind} | {key: _plain(value) for key, value in configs.items()}))
         if stage.config_path.exists():
-            found = json.loads(stage.config_path.read_text())
-            if found != wanted:
+            changed = differences(without_costs(json.loads(stage.config_path.read_text())), without_costs(wanted))
+            if changed:
                 raise UsageError(
-                    f"{stage.directory} was made with another config: {'; '.join(differences(found, wanted))}."
+                    f"{stage.directory} was made with another config: {'; '.join(changed)}."
                     " Set another --workdir, or the same numbers"
                 )
         else:
@@ -102,7 +103,7 @@ def open_run(
     written.
     """
     check_batches(layout, *vars(config).values())
-    check_memory(layout, config)
+    check_rollouts(layout, config)
     directory = epath.Path(workdir).absolute()
     record = directory / "run.json"
     about: dict[str, Any] = {"experiment": experiment, "summary": summary, "note": note, "sessions": []}
@@ -151,11 +152,28 @@ def check_batches(layout: Layout, *configs: Any) -> None:
             layout.require_batch(name, size)
 
 
-def check_memory(layout: Layout, config: Any) -> None:
-    """Every stage with rollouts is held against the devices' memory, before anything is written."""
+# What decides how fast rollouts are and how much memory they take, and not which tokens they give: whoever ran out of
+# memory may set it lower, and go on.
+COSTS = ("slots", "steps_per_round", "prefill_rows", "prefill_chunk", "speculative", "mesh")
+
+
+def without_costs(stage_config: dict) -> dict:
+    """A stage's config as JSON, without what may change while it runs."""
+    return {
+        key: value | {"rollout": {k: v for k, v in value["rollout"].items() if k not in COSTS}}
+        if isinstance(value, dict) and "rollout" in value
+        else value
+        for key, value in stage_config.items()
+    }
+
+
+def check_rollouts(layout: Layout, config: Any, *, memory: bool = True) -> None:
+    """Every stage with rollouts is held against the model and the devices' memory, before anything is written."""
     for name, stage in stages_with_rollouts(config).items():
         try:
-            require_memory(layout, stage_memory(layout, config.model, stage))
+            require_possible(config.model, stage.rollout, stage.max_prompt_tokens, stage.max_new_tokens)
+            if memory:
+                require_memory(layout, stage_memory(layout, config.model, stage))
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from error
 

@@ -45,7 +45,7 @@ def spread(groups: Sequence[Sequence[Sample]], totals: Sequence[Sequence[float]]
 
 def has_signal(totals: Sequence[float]) -> bool:
     """Whether a group's rewards differ, by more than the rounding of their sums."""
-    return max(totals) - min(totals) > 1e-6
+    return len(totals) > 1 and max(totals) - min(totals) > 1e-6
 
 
 def solved(groups: Sequence[Sequence[Sample]], k: int) -> float:

@@ -16,9 +16,9 @@ class AnswerStream:
 
     def __call__(self, text: str) -> None:
         whole = text.rstrip("\ufffd")  # a character whose last bytes are still to come
-        begins = whole.lstrip()
-        if not BEGIN.startswith(begins) or self.thinking:  # else it may become the tag
-            self.show(whole[: max(len(whole) - self.hold, 0)])
+        sure = whole[: max(len(whole) - self.hold, 0)]
+        if not BEGIN.startswith(sure.lstrip()) or self.thinking:  # else it may become the tag
+            self.show(sure)
 
     def end(self, text: str) -> None:
         self.show(text)
