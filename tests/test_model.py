@@ -64,7 +64,7 @@ def test_absorbed_equals_expanded_for_every_prompt_length(model, q_lora_rank):
 
     def part(first, last, contexts):
         piece = (batch.tokens_BT[:, first:last], batch.positions_BT[:, first:last])
-        return run(cast(params, c), bias, *piece, contexts, config=c)
+        return run(cast(params, c), bias, *piece, contexts, config=c)[:2]
 
     for k in range(1, T):
         hidden, prompt = part(0, k, [])
@@ -82,7 +82,7 @@ def test_absorbed_equals_expanded_for_every_prompt_length(model, q_lora_rank):
 
 def test_latent_cache_holds_latent_and_rotary_numbers_only(model, policy):
     batch = plain_batch(random_tokens((2, 5)))
-    _, latents = extend(*policy, batch.tokens_BT, batch.positions_BT, [], model)
+    _, latents, _ = extend(*policy, batch.tokens_BT, batch.positions_BT, [], model)
     numbers = model.kv_lora_rank + model.qk_rope_head_dim
     assert {name: x.shape for name, x in latents.items()} == {"dense": (1, 2, 5, numbers), "moe": (1, 2, 5, numbers)}
     empty = empty_latents(model, 2, 5)
