@@ -183,8 +183,17 @@ def test_a_grpo_step_replays_its_rollouts_routes(one_device, model, policy, prom
 MESHES = [MeshConfig(data=2, expert=2, tensor=2), MeshConfig(data=4, fsdp=2), MeshConfig(expert=4)]
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-@pytest.mark.parametrize("config", [{}, {"weights": "int8", "speculative": True, "routing_replay": True}], ids=str)
+EVERYTHING = {"weights": "int8", "speculative": True, "routing_replay": True}
+ON_MESHES = [
+    (MESHES[0], {}),
+    (MESHES[1], {}),
+    (MESHES[0], EVERYTHING),
+    pytest.param(MESHES[1], EVERYTHING, marks=pytest.mark.slow),
+    pytest.param(MESHES[2], EVERYTHING, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("mesh", "config"), ON_MESHES, ids=str)
 def test_rollouts_on_another_mesh_give_the_same_tokens(one_device, model, policy, prompts, mesh, config):
     trainer = make_layout(MeshConfig(fsdp=8))
     placed = jax.device_put(policy, (trainer.params(model), trainer.replicated()))
