@@ -54,8 +54,11 @@ def pretrain_once(lay: Layout, model, policy, batch, experts="dense"):
     return jax.device_get((metrics, moments[0], state.router_bias))
 
 
-@pytest.mark.parametrize("experts", ["dense", "grouped"])
-@pytest.mark.parametrize("name", [m for m in MESHES if m != "1"])
+SHARDED = [(name, "dense") for name in MESHES if name != "1"] + [("2x4 expert", "grouped")]
+SHARDED += [pytest.param(name, "grouped", marks=pytest.mark.slow) for name in ("8x1", "2x4 tensor", "2x4 fsdp")]
+
+
+@pytest.mark.parametrize(("name", "experts"), SHARDED)
 def test_sharded_loss_and_gradients_equal_unsharded(model, policy, batch, name, experts):
     metrics, gradients, bias = pretrain_once(layout("1"), model, policy, batch)
     sharded_metrics, sharded_gradients, sharded_bias = pretrain_once(layout(name), model, policy, batch, experts)
