@@ -17,7 +17,7 @@ demo: .venv  ## R1-Zero on a CPU: minutes
 	$(BIN)/python -m r1jax run r1_zero --workdir runs/r1_zero
 
 test: .venv lint  ## what CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: .venv
 	$(BIN)/python -m pytest -m slow

@@ -17,8 +17,9 @@ from etils import epath
 from r1jax.config import MeshConfig, RolloutConfig
 from r1jax.parallel import programs
 from r1jax.parallel.layout import make_layout
-from r1jax.rollout.engine import RolloutEngine, trainer_arrays
-from r1jax.sampling.score import completion_mask, join, score
+from r1jax.rollout.engine import RolloutEngine
+from r1jax.rollout.packing import Taught, microbatches
+from r1jax.sampling.score import by_output, output_mask, score
 from r1jax.stages.policy import load_policy
 
 PROBLEMS, SAMPLES, P, N = 128, 4, 24, 44
@@ -39,11 +40,12 @@ def measure(layout, policy, asked, slots: int, form: dict) -> dict[str, float]:
         start, engine.counts = time.perf_counter(), type(engine.counts)()
         outputs = engine.generate(*weights, asked, programs.random_key(seed), 1.0)
         seconds = time.perf_counter() - start
-    arrays, generation = trainer_arrays(asked, outputs, P, N)
-    run = jax.jit(score, static_argnames=("new_tokens", "c"))
-    logp, _, _ = run(*weights, join(arrays, generation), new_tokens=N, temperature=1.0, c=policy.model)
-    mask = np.asarray(completion_mask(generation)).reshape(-1, N) > 0
-    gap = (np.asarray(logp) - generation.logp_BGN.reshape(-1, N))[mask]
+    drawn = [Taught(ids, output, 0.0) for (_, ids), group in zip(asked, outputs, strict=True) for output in group]
+    [packed] = microbatches(drawn, (len(drawn), P + N, 1))
+    run = jax.jit(score, static_argnames=("longest", "c"))
+    logp, _, _ = run(*weights, packed, longest=N, temperature=1.0, c=policy.model)
+    mask = np.asarray(output_mask(packed, N)) > 0
+    gap = np.asarray(logp - by_output(packed.logp_sampler_BT, packed, N))[mask]
     return {
         "speed": engine.counts.tokens / seconds,
         "acceptance": engine.figures().get("draft_acceptance", 0.0),

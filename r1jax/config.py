@@ -171,7 +171,13 @@ class OptimizerConfig:
     b2: float = 0.95
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    router_bias: str = "train"  # moved towards balance; "freeze": used as it is; "off": set to 0 and left there
     router_bias_speed: float = 0.001  # V3, section 2.1.2: gamma
+    mtp: str = "train"  # the multi-token-prediction modules; "freeze": their loss is logged only; "off": not even that
+
+    def __post_init__(self) -> None:
+        require_choice(self, "router_bias", ("train", "freeze", "off"))
+        require_choice(self, "mtp", ("train", "freeze", "off"))
 
 
 @dataclass(frozen=True)
@@ -241,10 +247,14 @@ class RLConfig:
     steps: int  # rollouts
     questions: int  # per rollout
     group_size: int  # outputs per question
-    minibatches: int  # updates per rollout, each on questions * group_size / minibatches outputs
+    minibatches: int  # that a rollout's outputs are dealt into, with an update on each
     max_prompt_tokens: int
     max_new_tokens: int
     prompts: int  # size of the generated prompt set
+    inner_epochs: int = 1  # times that each minibatch is trained on
+    # Outputs are packed into rows, rows into microbatches: gradients add up to those of the minibatch, exactly.
+    row_tokens: int | None = None  # None: as many as the longest output with its prompt, and no row holds two
+    microbatch_rows: int | None = None  # run at once; None: a whole minibatch, were each output alone in its row
     temperature: float = 1.0
     advantage: str = "group"  # this and the next five: see the tables of objectives/grpo.py, which cite their papers
     ratio: str = "token"
@@ -259,6 +269,7 @@ class RLConfig:
     importance: str = "none"  # weights trainer / sampler against their mismatch, by "token" or "sequence"
     importance_limit: float = 2.0  # larger weights …
     importance_beyond: str = "truncate"  # … are set to it, or to 0: "mask"
+    staleness: int = 0  # 1: a rollout is drawn, by the policy before it, while the one before is trained on
     # The last tokens before max_new_tokens over which a penalty falls to -1; 0: off. It is part of the advantage, not
     # of the logged reward, nor of what dynamic sampling looks at, the raw outcome.
     overlong_buffer: int = 0
@@ -267,26 +278,42 @@ class RLConfig:
     )
     truncated: str = "keep"  # outputs that the limit cut off; "mask": they count in no sum, mean or deviation
     reference_refresh_updates: int = 400  # the reference becomes the latest policy every so many updates
+    mtp_loss_weight: float = 0.1  # V3, section 4.2: lambda; the modules learn detached, so that it moves nothing else
     format_weight: float = 1.0  # of the format reward; accuracy has weight 1
     save_every: int = 10
     log_samples_every: int = 10  # steps whose outputs are written to samples.jsonl
 
-    def batch_sizes(self) -> dict[str, int]:
-        """What the mesh's batch axes have to divide."""
-        outputs = self.questions * self.group_size // self.minibatches
-        return {
-            "RLConfig.questions": self.questions,
-            "RLConfig.questions * group_size / minibatches": outputs,
-        }
+    @property
+    def longest(self) -> int:
+        """Tokens of a prompt and its output."""
+        return self.max_prompt_tokens + self.max_new_tokens
+
+    @property
+    def updates(self) -> int:
+        """Of the policy, on each rollout."""
+        return self.minibatches * self.inner_epochs
 
     def __post_init__(self) -> None:
         require_positive(self, "steps", "questions", "group_size", "minibatches", "max_prompt_tokens")
         require_positive(self, "max_new_tokens", "prompts", "temperature", "reference_refresh_updates", "save_every")
-        require_positive(self, "sampling_rounds", "log_samples_every", "importance_limit")
-        if self.questions * self.group_size % self.minibatches:
+        require_positive(self, "sampling_rounds", "log_samples_every", "importance_limit", "inner_epochs")
+        if self.minibatches > self.questions * self.group_size:
             raise ValueError(
-                f"questions * group_size ({self.questions * self.group_size}) is not a multiple of minibatches"
-                f" ({self.minibatches})"
+                f"minibatches is {self.minibatches}, expected at most questions * group_size"
+                f" ({self.questions * self.group_size})"
+            )
+        if self.row_tokens is not None and self.row_tokens < self.longest:
+            raise ValueError(
+                f"row_tokens is {self.row_tokens}, expected max_prompt_tokens + max_new_tokens ({self.longest}) or more"
+            )
+        if self.microbatch_rows is not None:
+            require_positive(self, "microbatch_rows")
+        if self.staleness not in (0, 1):
+            raise ValueError(f"staleness is {self.staleness}, expected 0 (on-policy) or 1")
+        if self.staleness and self.importance == "none" and self.old_logprobs == "trainer":
+            raise ValueError(
+                "staleness 1 trains on outputs of an older policy: set importance to 'token' or 'sequence', or"
+                " old_logprobs to 'sampler', to correct for it"
             )
         require_choice(self, "advantage", ("group", "centred", "leave_one_out"))
         require_choice(self, "ratio", ("token", "sequence"))

@@ -47,37 +47,39 @@ class TokenBatch:
 
 
 @struct.dataclass
-class Prompts:
-    """Left-padded prompts: the last prompt token of every row stands in the last column."""
+class PackedOutputs:
+    """Rows of outputs, each behind its prompt in a segment of its own, up to J to a row."""
 
-    tokens_BP: Array  # int32
-    length_B: Array  # int32
-    id_B: Array  # int32, the problem's id
-
-
-@struct.dataclass
-class Generation:
-    """What the sampler drew. Positions at and after length are meaningless and must be masked."""
-
-    tokens_BGN: Array  # int32
-    logp_BGN: Array  # float32, at the sampling temperature
-    length_BG: Array  # int32, the end token included
-    finished_BG: Array  # bool
-    routes_BGTLK: Array | None = None  # int16, T = P + N: the experts of each token; -1: the router chooses
+    tokens: TokenBatch  # [B, T]
+    is_new_BT: Array  # bool: tokens that the policy drew
+    logp_sampler_BT: Array  # float32, of these tokens, at the sampling temperature
+    start_BJ: Array  # int32: where an output begins in its row, which is never at 0
+    length_BJ: Array  # int32: its tokens; 0: there is no output
+    advantage_BJ: Array  # float32
+    routes_BTLK: Array | None = None  # int16: the experts that a token takes; -1: the router chooses
 
 
 @struct.dataclass
 class GRPOBatch:
-    """Outputs of one rollout, flat over questions and groups, prompt and completion in one row of T = P + N."""
+    """Packed outputs, and what the loss takes of each: rows * J outputs of at most N tokens."""
 
-    tokens: TokenBatch  # [B, T]
+    packed: PackedOutputs
     mask_BN: Array  # float32, 1 = trained token
     advantage_B: Array  # float32
     logp_old_BN: Array  # float32
     logp_ref_BN: Array  # float32
-    logp_sampler_BN: Array  # float32
     weights_BN: Array  # float32, of importance
-    routes_BTLK: Array | None = None  # int16: the experts that the policy's forward pass takes; -1: its router chooses
+
+
+@struct.dataclass
+class Gradients:
+    """Of the sum of a loss over a part of a batch; parts add up to exactly that of the whole."""
+
+    sums: Params  # float32
+    weight: Array  # what the policy's gradient is divided by
+    mtp_weight: Array  # what that of its multi-token-prediction modules is divided by
+    metrics: Any
+    load: dict[str, Array]  # of experts, by stack
 
 
 @struct.dataclass

@@ -11,8 +11,9 @@ from r1jax.errors import UsageError
 from r1jax.model.spec import ParamSpec
 from r1jax.parallel import programs
 from r1jax.parallel.layout import Layout, Rules, make_layout
-from r1jax.types import Prompts, RLState, TokenBatch
+from r1jax.types import TokenBatch
 from tests.test_sampling import rl_config, sample
+from tests.unpacked import Prompts, fresh_state, one_update, taught, weighed
 
 MESHES = {
     "1": (MeshConfig(data=1), 1),
@@ -72,20 +73,15 @@ def test_sharded_loss_and_gradients_equal_unsharded(model, policy, batch, name, 
 
 def grpo_once(lay: Layout, model, policy):
     rng = np.random.default_rng(0)
-    config = rl_config(questions=8)
+    config = rl_config(questions=8, row_tokens=40, microbatch_rows=6)  # several microbatches of rows for 8 devices
     prompts = Prompts(
         rng.integers(3, 200, (8, 10)).astype(np.int32), np.full(8, 10, np.int32), np.arange(8, dtype=np.int32)
     )
     params, bias = placed(lay, model, policy)
     generation = sample(lay, model, (params, bias), prompts, slots=13)  # fewer than outputs, and no multiple of 8
-    prompts = lay.put_batch(prompts)
-    train = programs.start_training(lay, model, config.optimizer)(*programs.snapshot((params, bias)))
-    rewards = rng.random((8, 4)).astype(np.float32)
-    state = RLState(train, params, bias, np.int32(0))
-    grpo = programs.prepare_batch(lay, model, config)(
-        state, prompts, generation, rewards, np.ones(8, bool), np.float32(1)
-    )
-    train, metrics = programs.grpo_step(lay, model, config)(train, grpo, np.arange(32), np.float32(1))
+    outputs = taught(prompts, generation, weighed(config, generation, rng.random((8, 4)).astype(np.float32)))
+    state = fresh_state(lay, model, (params, bias), config)
+    train, metrics = one_update(lay, model, config, state, outputs)
     return jax.device_get((generation, metrics, train.params))
 
 
@@ -135,10 +131,8 @@ def test_a_mesh_that_does_not_fit(mesh, says):
 
 
 def test_a_batch_that_the_mesh_cannot_divide():
-    with pytest.raises(
-        UsageError, match=r"RLConfig.questions is 6: 6 rows can't be divided over 8 devices.*multiple of 8"
-    ):
-        layout("8x1").require_batch("RLConfig.questions", 6)
+    with pytest.raises(UsageError, match=r"batch_size is 6: 6 rows can't be divided over 8 devices.*multiple of 8"):
+        layout("8x1").require_batch("batch_size", 6)
 
 
 def test_a_tensor_that_the_mesh_cannot_divide(model):

@@ -13,9 +13,9 @@ from r1jax.model.spec import init_params
 from r1jax.parallel import programs
 from r1jax.parallel.memory import prefill_rows
 from r1jax.rollout import engine as engine_module
-from r1jax.rollout.engine import RolloutEngine, bucket, buckets, trainer_arrays
-from r1jax.sampling.score import completion_mask, join, score
+from r1jax.rollout.engine import RolloutEngine, bucket, buckets
 from tests.test_sampling import SAMPLER_TOLERANCE, EndsWith, teacher_forced
+from tests.unpacked import completion_mask, join, score, trainer_arrays
 
 P, N, EOS = 40, 20, 7
 

@@ -15,11 +15,9 @@ from r1jax.model.spec import init_params
 from r1jax.model.transformer import extend
 from r1jax.parallel import memory, programs
 from r1jax.parallel.layout import make_layout
-from r1jax.rollout.engine import trainer_arrays
-from r1jax.sampling.score import completion_mask, join, score
-from r1jax.types import RLState
 from tests.test_rollout import N, P, generate, make_engine, tokens
 from tests.test_sampling import SAMPLER_TOLERANCE, teacher_forced
+from tests.unpacked import completion_mask, fresh_state, join, one_update, score, taught, trainer_arrays, weighed
 
 
 @pytest.fixture(scope="module")
@@ -168,15 +166,12 @@ def test_a_grpo_step_replays_its_rollouts_routes(one_device, model, policy, prom
     for replay in (False, True):
         engine = make_engine(one_device, model, eos=-1, routing_replay=replay)
         arrays, generation = trainer_arrays(prompts, generate(engine, policy, prompts), P, N)
-        config = RLConfig(OptimizerConfig(1e-3), engine.config, 1, 6, 3, 1, P, N, 8)
-        train = programs.start_training(one_device, model, config.optimizer)(*programs.snapshot((trainer, policy[1])))
-        state = RLState(train, *programs.snapshot((trainer, policy[1])), np.int32(0))
-        batch = programs.prepare_batch(one_device, model, config)(
-            state, arrays, generation, rewards, np.ones(6, bool), np.float32(1)
-        )
-        gaps[replay] = programs.sampler_gap(batch)["sampler_gap"].value()
-        _, metrics = programs.grpo_step(one_device, model, config)(train, batch, np.arange(18), np.float32(1))
-        assert metrics["ratio_deviation_max"].value() < 1e-5
+        config = RLConfig(OptimizerConfig(1e-3), engine.config, 1, 6, 3, 1, P, N, 8, row_tokens=2 * (P + N))
+        outputs = taught(arrays, generation, weighed(config, generation, rewards))
+        state = fresh_state(one_device, model, (trainer, policy[1]), config)
+        _, metrics = one_update(one_device, model, config, state, outputs, engine.routes_shape)
+        gaps[replay] = metrics["sampler_gap"].value()
+        assert metrics["ratio_deviation_max"].value() == 0
     assert gaps[True] < 0.7 * gaps[False]
 
 

@@ -8,11 +8,23 @@ import numpy as np
 import pytest
 
 from r1jax.config import OptimizerConfig, RLConfig, RolloutConfig
-from r1jax.parallel import programs
-from r1jax.rollout.engine import RolloutEngine, trainer_arrays
+from r1jax.rollout.engine import RolloutEngine
 from r1jax.sampling.draw import DrawSettings, draw, keep_likely
-from r1jax.sampling.score import completion_mask, join, prompt_batch, score
-from r1jax.types import Generation, Prompts, RLState
+from tests.unpacked import (
+    Generation,
+    Prompts,
+    completion_mask,
+    fresh_state,
+    gradients,
+    join,
+    one_update,
+    prepared,
+    prompt_batch,
+    score,
+    taught,
+    trainer_arrays,
+    weighed,
+)
 
 EOS = 2
 LENGTHS = [5, 9, 1, 7]
@@ -189,30 +201,24 @@ def rl_config(**changes) -> RLConfig:
     return RLConfig(**numbers | changes)
 
 
-@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
-def test_before_the_first_update_the_ratio_is_one(one_device, model, policy, prompts, aggregation):
-    config = rl_config(aggregation=aggregation)
+def random_rewards() -> np.ndarray:
+    return np.random.default_rng(0).random((4, 4)).astype(np.float32)
+
+
+PACKED = {"row_tokens": 50, "microbatch_rows": 3}
+
+
+@pytest.mark.parametrize("changes", [{}, {"aggregation": "sequence_mean"}, PACKED], ids=str)
+def test_before_the_first_update_the_ratio_is_one(one_device, model, policy, prompts, changes):
+    config = rl_config(**{"aggregation": "token_mean"} | changes)
     generation = sample(one_device, model, policy, prompts)
-    train = programs.start_training(one_device, model, config.optimizer)(*programs.snapshot(policy))
-    state = RLState(train, *programs.snapshot(policy), np.int32(0))
-    rewards = np.random.default_rng(0).random((4, 4)).astype(np.float32)
-    batch = programs.prepare_batch(one_device, model, config)(
-        state, prompts, generation, rewards, np.ones(4, bool), np.float32(1)
-    )
-    _, metrics = programs.grpo_step(one_device, model, config)(train, batch, np.arange(16), np.float32(1))
-    assert metrics["ratio_deviation_max"].value() < 1e-5
+    outputs = taught(prompts, generation, weighed(config, generation, random_rewards()))
+    _, metrics = one_update(one_device, model, config, fresh_state(one_device, model, policy, config), outputs)
+    assert metrics["ratio_deviation_max"].value() == 0
+    assert metrics["ratio_max"].value() == metrics["ratio_min"].value() == 1
     assert metrics["clip_fraction_low"].value() == metrics["clip_fraction_high"].value() == 0
     assert metrics["kl"].value() == pytest.approx(0, abs=1e-9)
-    assert programs.sampler_gap(batch)["sampler_gap_max"].value() < SAMPLER_TOLERANCE
-
-
-def prepared(layout, model, policy, prompts, generation, rewards, **changes):
-    config = rl_config(**changes)
-    train = programs.start_training(layout, model, config.optimizer)(*programs.snapshot(policy))
-    state = RLState(train, *programs.snapshot(policy), np.int32(0))
-    return programs.prepare_batch(layout, model, config)(
-        state, prompts, generation, rewards, np.ones(4, bool), np.float32(1)
-    )
+    assert metrics["sampler_gap_max"].value() < SAMPLER_TOLERANCE
 
 
 def test_truncated_outputs_count_in_nothing_when_they_are_masked(one_device, model, policy, prompts):
@@ -221,46 +227,39 @@ def test_truncated_outputs_count_in_nothing_when_they_are_masked(one_device, mod
     cut = ~generation.finished_BG
     assert cut.any()
     assert not cut.all()
-    rewards = np.random.default_rng(0).random((4, 4)).astype(np.float32)
-    batch = prepared(one_device, model, policy, prompts, generation, rewards, truncated="mask")
-    assert not np.asarray(batch.mask_BN)[cut.ravel()].any()
-    assert not np.asarray(batch.advantage_B)[cut.ravel()].any()
-    other = np.where(cut, 100.0, rewards).astype(np.float32)  # what they were given changes no other's advantage
-    again = prepared(one_device, model, policy, prompts, generation, other, truncated="mask")
-    np.testing.assert_array_equal(batch.advantage_B, again.advantage_B)
-    for b, group in enumerate(np.asarray(batch.advantage_B).reshape(4, 4)):
-        assert group[~cut[b]].sum() == pytest.approx(0, abs=1e-5)
+    rewards = random_rewards()
+    config = rl_config(truncated="mask")
+    advantages = weighed(config, generation, rewards, ~cut)
+    assert not advantages[cut].any()
+    other = np.where(cut, 100.0, rewards)  # what they were given changes no other's advantage
+    np.testing.assert_array_equal(advantages, weighed(config, generation, other, ~cut))
+    for group, is_cut in zip(advantages, cut, strict=True):
+        assert group[~is_cut].sum() == pytest.approx(0, abs=1e-5)
 
 
 def test_the_overlong_penalty_is_part_of_the_advantage(one_device, model, policy, prompts):
     generation = sample(one_device, model, policy, prompts, group=2)
     generation = dataclasses.replace(generation, length_BG=np.array([[12, 6]] * 4, np.int32))
-    batch = prepared(
-        one_device,
-        model,
-        policy,
-        prompts,
-        generation,
-        np.ones((4, 2), np.float32),
-        overlong_buffer=6,
-        advantage="centred",
-    )
-    np.testing.assert_allclose(batch.advantage_B.reshape(4, 2), [[-0.5, 0.5]] * 4, atol=1e-6)
+    config = rl_config(overlong_buffer=6, advantage="centred")
+    advantages = weighed(config, generation, np.ones((4, 2), np.float32))
+    np.testing.assert_allclose(advantages, [[-0.5, 0.5]] * 4, atol=1e-6)
 
 
 def test_the_samplers_log_probabilities_as_the_old_ones(one_device, model, policy, prompts):
     """Rollouts in 8 bits: against the sampler's the first ratio is not 1, and weights make up for it."""
     generation = sample(one_device, model, policy, prompts, weights="int8")
-    rewards = np.random.default_rng(0).random((4, 4)).astype(np.float32)
-    trainer = prepared(one_device, model, policy, prompts, generation, rewards, importance="token")
-    gap = np.asarray(trainer.logp_old_BN - trainer.logp_sampler_BN)[np.asarray(trainer.mask_BN) > 0]
-    weights = np.asarray(trainer.weights_BN)[np.asarray(trainer.mask_BN) > 0]
+    config = rl_config(importance="token")
+    outputs = taught(prompts, generation, weighed(config, generation, random_rewards()))
+    [trainer], _ = prepared(one_device, model, config, fresh_state(one_device, model, policy, config), outputs)
+    config = rl_config(old_logprobs="sampler")
+    state = fresh_state(one_device, model, policy, config)
+    [sampler], _ = prepared(one_device, model, config, state, outputs)
+    is_token = np.asarray(trainer.mask_BN) > 0
+    gap = np.asarray(trainer.logp_old_BN - sampler.logp_old_BN)[is_token]
+    weights = np.asarray(trainer.weights_BN)[is_token]
     np.testing.assert_allclose(weights, np.minimum(np.exp(gap), 2), rtol=1e-5)
     assert weights.std() > 0
-    config = rl_config(old_logprobs="sampler")
-    train = programs.start_training(one_device, model, config.optimizer)(*programs.snapshot(policy))
-    batch = prepared(one_device, model, policy, prompts, generation, rewards, old_logprobs="sampler")
-    _, metrics = programs.grpo_step(one_device, model, config)(train, batch, np.arange(16), np.float32(1))
+    metrics = gradients(one_device, model, config, state.train, [sampler]).metrics
     assert metrics["ratio_deviation_max"].value() == pytest.approx(np.abs(np.expm1(gap)).max(), rel=1e-3)
 
 

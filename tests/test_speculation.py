@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from r1jax.errors import UsageError
-from r1jax.rollout.engine import trainer_arrays
-from r1jax.sampling.score import completion_mask
 from tests.test_rollout import N, P, generate, make_engine, tokens
 from tests.test_sampling import SAMPLER_TOLERANCE, teacher_forced
+from tests.unpacked import completion_mask, trainer_arrays
 
 
 @pytest.fixture(scope="module")

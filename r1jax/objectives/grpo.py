@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.config import RLConfig
-from r1jax.objectives.metrics import Max, Mean, Metrics
+from r1jax.objectives.metrics import Max, Mean, Metrics, Min
 from r1jax.types import Array
 
 # Added to the group's standard deviation. Code bases differ (1e-8 to 1e-4); the papers have none. It only decides how
@@ -155,6 +155,20 @@ def importance_weights(log_ratio_BN: Array, mask_BN: Array, c: RLConfig) -> Arra
     return jnp.where(weights_BN > c.importance_limit, beyond, weights_BN)
 
 
+def sampler_gap(logp_old_BN: Array, logp_sampler_BN: Array, mask_BN: Array, weights_BN: Array) -> Metrics:
+    """|sampler's - trainer's log-probability| over the sampled tokens: what a wrong cache or temperature would show.
+
+    And KL(sampler || trainer), by the k3 estimator.
+    """
+    gap_BN = jnp.where(mask_BN > 0, logp_old_BN - logp_sampler_BN, 0.0)
+    return {
+        "sampler_gap": token_mean(jnp.abs(gap_BN), mask_BN),
+        "sampler_gap_max": Max(jnp.abs(gap_BN).max()),
+        "sampler_kl": token_mean(jnp.exp(gap_BN) - gap_BN - 1, mask_BN),
+        "importance_weight": token_mean(weights_BN, mask_BN),
+    }
+
+
 def grpo_loss(
     logp_BN: Array,
     logp_old_BN: Array,
@@ -179,6 +193,7 @@ def grpo_loss(
         "clip_fraction_low": token_mean((ratio_BN < 1 - c.clip_low).astype(jnp.float32), mask_BN),
         "clip_fraction_high": token_mean((ratio_BN > 1 + c.clip_high).astype(jnp.float32), mask_BN),
         "ratio_deviation_max": Max((jnp.abs(ratio_BN - 1) * mask_BN).max()),
-        "ratio_max": Max((ratio_BN * mask_BN).max()),
+        "ratio_max": Max(jnp.where(mask_BN > 0, ratio_BN, 0.0).max()),
+        "ratio_min": Min(jnp.where(mask_BN > 0, ratio_BN, jnp.inf).min()),
     }
     return loss, metrics

@@ -3,15 +3,22 @@
 import jax.numpy as jnp
 
 from r1jax.config import ModelConfig
-from r1jax.model.transformer import forward, forward_mtp, later_tokens
+from r1jax.model.transformer import Hidden, forward, forward_mtp, later_tokens
 from r1jax.objectives.logprobs import hidden_logprobs
 from r1jax.objectives.metrics import Max, Mean, Metrics
 from r1jax.types import Array, Params, TokenBatch
 
 
-def cross_entropy(params: Params, hidden_BTD: Array, batch: TokenBatch, offset: int) -> Mean:
-    """Sum of -log p(token i + offset) over the places that have one in their segment, and their number."""
+def cross_entropy(
+    params: Params, hidden_BTD: Array, batch: TokenBatch, offset: int, is_target_BT: Array | None = None
+) -> Mean:
+    """Sum of -log p(token i + offset) over the places that have one in their segment, and their number.
+
+    With `is_target_BT`, only these tokens are targets.
+    """
     targets_BT, mask_BT = later_tokens(batch, offset)
+    if is_target_BT is not None:
+        mask_BT &= jnp.roll(is_target_BT, -offset, axis=1)
     logp_BT, _ = hidden_logprobs(params, hidden_BTD, targets_BT)
     return Mean(-(logp_BT * mask_BT).sum(), mask_BT.sum().astype(jnp.float32))
 
@@ -22,12 +29,37 @@ def count_segments(segments_BT: Array) -> Array:
     return ((segments_BT != before_BT) & (segments_BT > 0)).sum().astype(jnp.float32)
 
 
+def mtp_losses(
+    params: Params,
+    router_bias: dict,
+    hidden: Hidden,
+    batch: TokenBatch,
+    config: ModelConfig,
+    is_target_BT: Array | None = None,
+) -> tuple[list[Mean], Array]:
+    """The loss of each multi-token-prediction module (V3, equation 24), and their expert loads [K, E]."""
+    outputs, load_KE = forward_mtp(params, router_bias, hidden, batch, config)
+    losses = [cross_entropy(params, out_BTD, batch, k + 2, is_target_BT) for k, out_BTD in enumerate(outputs)]
+    return losses, load_KE
+
+
+def pooled(means: list[Mean]) -> Mean:
+    """One mean over all that several are over."""
+    return Mean(sum(m.total for m in means), sum(m.weight for m in means))
+
+
 def language_model_loss(
-    params: Params, router_bias: dict, batch: TokenBatch, config: ModelConfig, mtp_weight: float, balance_weight: float
+    params: Params,
+    router_bias: dict,
+    batch: TokenBatch,
+    config: ModelConfig,
+    mtp: str,
+    mtp_weight: float,
+    balance_weight: float,
 ) -> tuple[Array, tuple[Metrics, dict[str, Array]]]:
     """Mean next-token loss + mtp_weight * mean over modules of their loss (V3, equation 25) + balance loss.
 
-    Returns the scalar loss, and (metrics, expert loads by stack).
+    `mtp` is a switch of `OptimizerConfig`. Returns the scalar loss, and (metrics, expert loads by stack).
     """
     hidden = forward(params, router_bias, batch, config)
     main = cross_entropy(params, hidden.hidden_BTD, batch, 1)
@@ -35,13 +67,13 @@ def language_model_loss(
     loss = main.mean() + balance_weight * balance.mean()
     metrics: Metrics = {"loss": main, "balance": balance}
     load = hidden.load
-    if config.num_nextn_predict_layers:
-        outputs, mtp_load_KE = forward_mtp(params, router_bias, hidden, batch, config)
-        modules = [cross_entropy(params, out_BTD, batch, k + 2) for k, out_BTD in enumerate(outputs)]
-        loss += mtp_weight * sum(m.mean() for m in modules) / len(modules)
-        metrics["mtp_loss"] = Mean(sum(m.total for m in modules), sum(m.weight for m in modules))
-        load = load | {"mtp": mtp_load_KE}
-    return loss, (metrics | busiest_expert(hidden.load), load)
+    if config.num_nextn_predict_layers and mtp != "off":
+        modules, mtp_load_KE = mtp_losses(params, router_bias, hidden, batch, config)
+        metrics["mtp_loss"] = pooled(modules)
+        if mtp == "train":
+            loss += mtp_weight * sum(m.mean() for m in modules) / len(modules)
+            load = load | {"mtp": mtp_load_KE}
+    return loss, (metrics, load)
 
 
 def busiest_expert(load: dict[str, Array]) -> Metrics:

@@ -37,7 +37,20 @@ class Max:
         return float(self.largest)
 
 
-Metrics = dict[str, Mean | Max]
+@struct.dataclass
+class Min:
+    """Stays the smallest value seen; one that is not a number stays that."""
+
+    smallest: Array
+
+    def merge(self, other: "Min") -> "Min":
+        return Min(jnp.minimum(self.smallest, other.smallest))
+
+    def value(self) -> float:
+        return float(self.smallest)
+
+
+Metrics = dict[str, Mean | Max | Min]
 
 
 def merge_metrics(a: Metrics, b: Metrics) -> Metrics:

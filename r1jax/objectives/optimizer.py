@@ -19,11 +19,29 @@ def learning_rate(config: OptimizerConfig, total_updates: int) -> optax.Schedule
     return optax.join_schedules([warmup, cosine], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, model: ModelConfig, total_updates: int) -> optax.GradientTransformation:
-    """Clip by global norm, Adam, decoupled weight decay on matrices only, learning rate."""
+def clip_apart(longest: float) -> optax.GradientTransformation:
+    """Clips the global norm of the model and, apart from it, that of its multi-token-prediction modules."""
+    clip = optax.clip_by_global_norm(longest)
+
+    def update(grads, state, params=None):
+        del params
+        modules = {name: grad for name, grad in grads.items() if name == "mtp"}
+        model = {name: grad for name, grad in grads.items() if name != "mtp"}
+        return clip.update(model, state)[0] | clip.update(modules, state)[0], state
+
+    return optax.GradientTransformation(clip.init, update)
+
+
+def make_optimizer(
+    config: OptimizerConfig, model: ModelConfig, total_updates: int, *, detached_mtp: bool = False
+) -> optax.GradientTransformation:
+    """Clip by global norm, Adam, decoupled weight decay on matrices only, learning rate.
+
+    `detached_mtp`: the modules learn without the model, and must not change how its gradient is clipped.
+    """
     decayed = jax.tree.map(lambda spec: spec.fan_in > 0, param_specs(model), is_leaf=is_spec)
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        (clip_apart if detached_mtp else optax.clip_by_global_norm)(config.clip_norm),
         optax.adamw(
             learning_rate(config, total_updates),
             b1=config.b1,

@@ -2,6 +2,7 @@
 
 import math
 import os
+import resource
 from typing import Any
 
 import jax
@@ -79,6 +80,14 @@ def device_memory(layout: Layout) -> int:
     if device.platform != "cpu":
         return device.memory_stats()["bytes_limit"]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // device.client.local_device_count()
+
+
+def memory_in_use(layout: Layout) -> int:
+    """The most bytes that a device of the mesh has held so far; of CPU devices, this process."""
+    statistics = layout.mesh.local_devices[0].memory_stats()
+    if statistics and "peak_bytes_in_use" in statistics:
+        return statistics["peak_bytes_in_use"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def require_memory(layout: Layout, needs: dict[str, int]) -> None:

@@ -6,6 +6,7 @@ What may change during a run (learning rate, temperature, end token) is an argum
 
 import functools
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +19,21 @@ from r1jax.model.quantize import is_quantized, quantize_params
 from r1jax.model.softmax_attention import choose_attention
 from r1jax.model.spec import init_params, init_router_bias, uses_router_bias
 from r1jax.model.transformer import cast
-from r1jax.objectives.grpo import ADVANTAGES, grpo_loss, importance_weights, overlong_penalty, token_mean
-from r1jax.objectives.language_model import busiest_expert, language_model_loss
-from r1jax.objectives.metrics import Max, Mean
+from r1jax.objectives.grpo import (
+    ADVANTAGES,
+    grpo_loss,
+    importance_weights,
+    overlong_penalty,
+    sampler_gap,
+    token_mean,
+)
+from r1jax.objectives.language_model import busiest_expert, language_model_loss, mtp_losses, pooled
+from r1jax.objectives.metrics import Max, Mean, merge_metrics
 from r1jax.objectives.optimizer import learning_rate, make_optimizer
 from r1jax.parallel.layout import Layout
 from r1jax.sampling.decode import Slots, decode_round, empty_slots, insert, prefill
-from r1jax.sampling.score import completion_mask, join, score
-from r1jax.types import Generation, GRPOBatch, Prompts, RLState, TrainState
+from r1jax.sampling.score import by_output, output_mask, score
+from r1jax.types import Gradients, GRPOBatch, PackedOutputs, RLState, TrainState
 
 
 def random_key(seed: int, *position: int):
@@ -87,18 +95,25 @@ def start_training(layout: Layout, model: ModelConfig, config: OptimizerConfig):
     optimizer = make_optimizer(config, model, 1)
 
     def start(params, router_bias):
+        if config.router_bias == "off":
+            router_bias = jax.tree.map(jnp.zeros_like, router_bias)
         return TrainState(jnp.int32(0), params, optimizer.init(params), router_bias)
 
     return jax.jit(start, out_shardings=train_state_shardings(layout, model, config), donate_argnums=(0, 1))
 
 
 def _apply_updates(optimizer, model: ModelConfig, config: OptimizerConfig, state: TrainState, grads, load):
+    """The next state, and what to log of the update."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    if config.mtp != "train" and "mtp" in updates:
+        updates = updates | {"mtp": jax.tree.map(jnp.zeros_like, updates["mtp"])}  # weight decay is no exception
     bias = state.router_bias
-    if uses_router_bias(model):
-        # Stacks that this step did not run (the MTP modules in RL) have no load, and keep their bias.
+    if uses_router_bias(model) and config.router_bias == "train":
+        # Stacks that this step did not run have no load, and keep their bias.
         bias = bias | {name: update_router_bias(bias[name], load[name], config.router_bias_speed) for name in load}
-    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, bias)
+    norms = {"grad_norm": Max(optax.global_norm(grads)), "update_norm": Max(optax.global_norm(updates))}
+    busiest = busiest_expert({name: load_LE for name, load_LE in load.items() if name != "mtp"})
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, bias), norms | busiest
 
 
 @functools.cache
@@ -112,12 +127,13 @@ def pretrain_step(layout: Layout, model: ModelConfig, config: PretrainConfig):
         loss = functools.partial(
             language_model_loss,
             config=model,
+            mtp=config.optimizer.mtp,
             mtp_weight=config.mtp_loss_weight,
             balance_weight=config.balance_loss_weight,
         )
         grads, (metrics, load) = jax.grad(loss, has_aux=True)(state.params, state.router_bias, batch)
-        metrics |= {"grad_norm": Max(optax.global_norm(grads)), "learning_rate": Max(schedule(state.step))}
-        return _apply_updates(optimizer, model, config.optimizer, state, grads, load), metrics
+        state, norms = _apply_updates(optimizer, model, config.optimizer, state, grads, load)
+        return state, metrics | norms | {"learning_rate": Max(schedule(state.step - 1))}
 
     shardings = train_state_shardings(layout, model, config.optimizer)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, layout.replicated()))
@@ -199,96 +215,104 @@ def decoder(layout: Layout, model: ModelConfig, config: RolloutConfig, width: in
 
 
 @functools.cache
-def prepare_batch(layout: Layout, model: ModelConfig, config: RLConfig):
-    """(RLState, Prompts, Generation, rewards [B, G], is_kept [B], temperature) -> GRPOBatch of B * G rows.
+def advantages(config: RLConfig):
+    """(rewards [B, G], lengths [B, G], counts [B, G]: 1 on the outputs that count) -> advantages [B, G]."""
 
-    Advantages, of the rewards with the overlong penalty; and the log-probabilities of the outputs under the policy that
-    drew them and under the reference, both from the trainer's own forward pass: the first ratio is exactly 1 whatever
-    the sampler's rounding.
-    """
-    model = on_platform(layout, model)
+    def compute(rewards_BG, length_BG, counts_BG):
+        rewards_BG += overlong_penalty(length_BG, config.max_new_tokens, config.overlong_buffer)
+        return ADVANTAGES[config.advantage](rewards_BG, counts_BG)
 
-    def prepare(state: RLState, prompts: Prompts, generation: Generation, rewards_BG, is_kept_B, temperature):
-        N = generation.tokens_BGN.shape[-1]
-        tokens = join(prompts, generation)
-        train = state.train
-        routes = (
-            None
-            if generation.routes_BGTLK is None
-            else generation.routes_BGTLK.reshape(tokens.tokens_BT.shape + generation.routes_BGTLK.shape[3:])
-        )
-        logp_old_BN, _, _ = score(train.params, train.router_bias, tokens, N, temperature, model, routes)
-        logp_ref_BN, _, _ = score(state.reference, state.reference_router_bias, tokens, N, temperature, model)
-        counts_BG = (generation.finished_BG | (config.truncated == "keep")) & is_kept_B[:, None]
-        rewards_BG += overlong_penalty(generation.length_BG, config.max_new_tokens, config.overlong_buffer)
-        mask_BN = (completion_mask(generation) * counts_BG[..., None]).reshape(-1, N)
-        logp_sampler_BN = generation.logp_BGN.reshape(-1, N)
-        return GRPOBatch(
-            tokens=tokens,
-            mask_BN=mask_BN,
-            advantage_B=ADVANTAGES[config.advantage](rewards_BG, counts_BG.astype(jnp.float32)).reshape(-1),
-            logp_old_BN=logp_old_BN,
-            logp_ref_BN=logp_ref_BN,
-            logp_sampler_BN=logp_sampler_BN,
-            weights_BN=importance_weights(logp_old_BN - logp_sampler_BN, mask_BN, config),
-            routes_BTLK=routes,
-        )
-
-    return jax.jit(prepare, out_shardings=layout.batch())
+    return jax.jit(compute)
 
 
 @functools.cache
-def grpo_step(layout: Layout, model: ModelConfig, config: RLConfig):
-    """(TrainState, GRPOBatch, indices, temperature) -> (TrainState, metrics): one update on the rows at `indices`.
+def prepare_batch(layout: Layout, model: ModelConfig, config: RLConfig):
+    """(RLState, PackedOutputs, temperature) -> (GRPOBatch, metrics). The packed outputs are donated.
 
-    The state is donated.
+    Adds the log-probabilities of the outputs under the policy and under the reference, both from the trainer's own
+    forward pass: the first ratio is exactly 1 whatever the sampler's rounding.
     """
     model = on_platform(layout, model)
-    optimizer = make_optimizer(config.optimizer, model, config.steps * config.minibatches)
-    schedule = learning_rate(config.optimizer, config.steps * config.minibatches)
+
+    def prepare(state: RLState, packed: PackedOutputs, temperature):
+        N, train = config.max_new_tokens, state.train
+        logp_old_BN, _, _ = score(train.params, train.router_bias, packed, N, temperature, model, packed.routes_BTLK)
+        logp_ref_BN, _, _ = score(state.reference, state.reference_router_bias, packed, N, temperature, model)
+        logp_sampler_BN, mask_BN = by_output(packed.logp_sampler_BT, packed, N), output_mask(packed, N)
+        weights_BN = importance_weights(logp_old_BN - logp_sampler_BN, mask_BN, config)
+        metrics = sampler_gap(logp_old_BN, logp_sampler_BN, mask_BN, weights_BN)
+        if config.old_logprobs == "sampler":
+            logp_old_BN = logp_sampler_BN
+        advantage_B = packed.advantage_BJ.reshape(-1)
+        return GRPOBatch(packed, mask_BN, advantage_B, logp_old_BN, logp_ref_BN, weights_BN), metrics
+
+    return jax.jit(prepare, donate_argnums=1, out_shardings=(layout.batch(), layout.replicated()))
+
+
+@functools.cache
+def grpo_gradients(layout: Layout, model: ModelConfig, config: RLConfig):
+    """(params, router_bias, GRPOBatch, temperature) -> Gradients of the microbatch."""
+    model = on_platform(layout, model)
 
     def loss(params, router_bias, batch: GRPOBatch, temperature):
-        N = batch.mask_BN.shape[1]
         # Recomputing the forward pass in the backward one saves memory, and keeps XLA from fusing it otherwise than in
         # `prepare_batch`: the first ratio is 1 to the last bit, where it was within 2e-5.
         rematerialised = jax.checkpoint(score, static_argnums=(3, 5))
-        logp_BN, entropy_BN, load = rematerialised(
-            params, router_bias, batch.tokens, N, temperature, model, batch.routes_BTLK
+        logp_BN, entropy_BN, hidden = rematerialised(
+            params, router_bias, batch.packed, config.max_new_tokens, temperature, model, batch.packed.routes_BTLK
         )
-        logp_old_BN = batch.logp_old_BN if config.old_logprobs == "trainer" else batch.logp_sampler_BN
-        total, metrics = grpo_loss(
-            logp_BN, logp_old_BN, batch.logp_ref_BN, batch.advantage_B, batch.mask_BN, config, batch.weights_BN
+        part, metrics = grpo_loss(
+            logp_BN, batch.logp_old_BN, batch.logp_ref_BN, batch.advantage_B, batch.mask_BN, config, batch.weights_BN
         )
-        metrics |= {
-            "entropy": token_mean(entropy_BN, batch.mask_BN),
-            **busiest_expert(load),
-        }
-        return total.total / jnp.maximum(total.weight, 1), (metrics, load)
+        metrics["entropy"] = token_mean(entropy_BN, batch.mask_BN)
+        total, load, modules = part.total, hidden.load, Mean(jnp.zeros(()), jnp.zeros(()))
+        if model.num_nextn_predict_layers and config.optimizer.mtp != "off":
+            # The modules learn to draft what this policy draws; nothing that it draws with learns from them.
+            detached, hidden = jax.lax.stop_gradient((params, hidden))
+            detached = detached | {"mtp": params["mtp"]}
+            losses, mtp_load_KE = mtp_losses(
+                detached, router_bias, hidden, batch.packed.tokens, model, batch.packed.is_new_BT
+            )
+            metrics["mtp_loss"] = modules = pooled(losses)
+            if config.optimizer.mtp == "train":
+                total += config.mtp_loss_weight * modules.total
+                load = load | {"mtp": mtp_load_KE}
+        return total, (part.weight, modules.weight, metrics, load)
 
-    def step(state: TrainState, batch: GRPOBatch, indices, temperature):
-        minibatch = jax.tree.map(lambda x: x[indices], batch)
-        minibatch = jax.lax.with_sharding_constraint(minibatch, layout.batch())  # a gather alone would replicate it
-        grads, (metrics, load) = jax.grad(loss, has_aux=True)(state.params, state.router_bias, minibatch, temperature)
-        metrics |= {"grad_norm": Max(optax.global_norm(grads)), "learning_rate": Max(schedule(state.step))}
-        return _apply_updates(optimizer, model, config.optimizer, state, grads, load), metrics
+    def compute(params, router_bias, batch: GRPOBatch, temperature):
+        sums, parts = jax.grad(loss, has_aux=True)(params, router_bias, batch, temperature)
+        return Gradients(jax.tree.map(lambda x: x.astype(jnp.float32), sums), *parts)
+
+    everywhere: Any = layout.replicated()
+    shardings = Gradients(layout.params(model), everywhere, everywhere, everywhere, everywhere)
+    return jax.jit(compute, out_shardings=shardings)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def add_gradients(a: Gradients, b: Gradients) -> Gradients:
+    """Those of two microbatches together. The first is donated."""
+    added = jax.tree.map(jnp.add, replace(a, metrics={}), replace(b, metrics={}))
+    return replace(added, metrics=merge_metrics(a.metrics, b.metrics))
+
+
+@functools.cache
+def grpo_update(layout: Layout, model: ModelConfig, config: RLConfig):
+    """(TrainState, Gradients of a minibatch) -> (TrainState, metrics). The state is donated."""
+    updates = config.steps * config.updates
+    optimizer = make_optimizer(config.optimizer, model, updates, detached_mtp=True)
+    schedule = learning_rate(config.optimizer, updates)
+
+    def update(state: TrainState, gradients: Gradients):
+        def mean(path, total, weight):
+            divisor = gradients.mtp_weight if path[0].key == "mtp" else gradients.weight
+            return (total / jnp.maximum(divisor, 1)).astype(weight.dtype)
+
+        grads = jax.tree_util.tree_map_with_path(mean, gradients.sums, state.params)
+        state, norms = _apply_updates(optimizer, model, config.optimizer, state, grads, gradients.load)
+        return state, gradients.metrics | norms | {"learning_rate": Max(schedule(state.step - 1))}
 
     shardings = train_state_shardings(layout, model, config.optimizer)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, layout.replicated()))
-
-
-@jax.jit
-def sampler_gap(batch: GRPOBatch) -> dict[str, Mean | Max]:
-    """|sampler's - trainer's log-probability| over the sampled tokens: what a wrong cache or temperature would show.
-
-    And KL(sampler || trainer), by the k3 estimator.
-    """
-    gap_BN = (batch.logp_old_BN - batch.logp_sampler_BN) * batch.mask_BN
-    return {
-        "sampler_gap": token_mean(jnp.abs(gap_BN), batch.mask_BN),
-        "sampler_gap_max": Max(jnp.abs(gap_BN).max()),
-        "sampler_kl": token_mean(jnp.exp(gap_BN) - gap_BN - 1, batch.mask_BN),
-        "importance_weight": token_mean(batch.weights_BN, batch.mask_BN),
-    }
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, layout.replicated()))
 
 
 @jax.jit

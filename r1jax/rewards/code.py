@@ -59,6 +59,8 @@ class CodeReward:
     A value is None when the sandbox failed, and `failures` counts why: that is nothing the program did.
     """
 
+    overlaps = True
+
     def __init__(self, sandbox: Sandbox, workers: int | None = None) -> None:
         self.sandbox = sandbox
         self.workers = workers or os.cpu_count() or 1

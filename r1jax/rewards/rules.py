@@ -14,6 +14,8 @@ RewardFunction = Callable[[Sample], float | None]
 class Grader(Protocol):
     """A reward that is quicker on many samples at once, such as one with processes of its own."""
 
+    overlaps: bool  # whether it may grade while the devices draw; not, when it needs them itself
+
     def grade(self, samples: Sequence[Sample]) -> list[float | None]: ...
 
 
@@ -29,6 +31,11 @@ class Reward:
         if isinstance(self.function, Grader):
             return self.function.grade(samples)
         return [self.function(sample) for sample in samples]
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether it may grade while the devices draw other outputs."""
+        return not isinstance(self.function, Grader) or self.function.overlaps
 
 
 @dataclass(frozen=True)
@@ -105,3 +112,21 @@ def grade(rewards: Mapping[str, Reward], samples: Sequence[Sample]) -> list[Samp
 def total(rewards: Mapping[str, Reward], values: Mapping[str, float | None]) -> float:
     """The weighted sum that RL maximises; what does not apply adds nothing."""
     return sum(reward.weight * (values[name] or 0.0) for name, reward in rewards.items())
+
+
+def unverified(rewards: Mapping[str, Reward], samples: Sequence[Sample]) -> list[bool]:
+    """Whether a verifier that counts failed on a sample of a group: it has no value, though others of the group do."""
+    verifiers = [
+        name
+        for name, reward in rewards.items()
+        if reward.weight and isinstance(reward.function, Grader) and any(s.rewards[name] is not None for s in samples)
+    ]
+    return [any(sample.rewards[name] is None for name in verifiers) for sample in samples]
+
+
+def totals(rewards, samples):
+    return [total(rewards, s.rewards) for s in samples]
+
+
+def failure_counts(rewards):
+    return {}

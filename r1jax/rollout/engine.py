@@ -4,11 +4,12 @@ Prompts are run once, whatever the group size, and copied on the device into a s
 is refilled from the queue between rounds of decoding, so that the cost follows the tokens that are really generated.
 """
 
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -27,8 +28,9 @@ from r1jax.parallel.memory import (
 )
 from r1jax.sampling.decode import Emitted, Prefilled, Slots, places
 from r1jax.sampling.draw import DrawSettings
-from r1jax.types import Generation, Params, Prompts
+from r1jax.types import Params
 
+T = TypeVar("T")
 SMALLEST_BUCKET = 128  # prompts are padded to powers of two from here on, and so is what is looked at of the cache
 
 
@@ -68,6 +70,7 @@ class Counts:
     steps: int = 0  # model steps of all slots at once
     drafted: int = 0  # tokens that the multi-token-prediction module proposed
     accepted: int = 0  # of them, those that the model drew as well
+    device_seconds: float = 0.0  # in calls to the devices and waiting for them
 
 
 @dataclass
@@ -95,6 +98,12 @@ class RolloutEngine:
     def slots(self) -> int:
         """As configured, rounded up so that devices share them evenly."""
         return self.layout.round_up(self.config.slots)
+
+    @property
+    def routes_shape(self) -> tuple[int, int] | None:
+        """Layers with experts, and experts of a token, where outputs come with their routes."""
+        layers = self.model.num_hidden_layers - self.model.first_k_dense_replace
+        return (layers, self.model.num_experts_per_tok) if self.config.routing_replay else None
 
     @property
     def max_programs(self) -> int:
@@ -125,6 +134,25 @@ class RolloutEngine:
         The same key, id and sample index give the same tokens whatever is generated beside them. Raises UsageError for
         a prompt that is empty or too long, RunError when the policy's logits are not finite or memory runs out.
         """
+        rounds = self.rounds(params, router_bias, prompts, key, temperature, ignore_eos=ignore_eos, watch=watch)
+        return Pending(rounds).finish()
+
+    def rounds(
+        self,
+        params: Params,
+        router_bias: dict,
+        prompts: Sequence[tuple[int, list[int]]],
+        key: Any,
+        temperature: float,
+        *,
+        ignore_eos: bool = False,
+        watch: Callable[[Output], None] | None = None,
+        done: Callable[[int, list[Output]], None] | None = None,
+    ) -> Generator[None, None, list[list[Output]]]:
+        """`generate`, which stops after giving the devices a round's work: whoever goes on may have given them more.
+
+        `done` gets each prompt's place and outputs as soon as all of these are complete.
+        """
         self.check(prompts)
         settings = self.settings(temperature, ignore_eos)
         queue = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i][1])))  # neighbours share a bucket
@@ -136,17 +164,20 @@ class RolloutEngine:
                 programs.make_slots(self.layout, self.model, self.config, self.slots, self.width)()
             )
         owners: list[Output | None] = [None] * self.slots
-        finished: list[Output] = []
+        groups: list[list[Output]] = [[] for _ in prompts]
         while queue or ready or any(owners):
             while (queue or ready) and not all(owners):
                 if not ready:
                     ready += self.prefill(params, router_bias, prompts, queue)
                 slots = self.insert(slots, owners, ready, key, settings)
             slots, emitted = self.decode(params, router_bias, slots, owners, prompts, settings)
-            finished += self.collect(emitted, owners, prompts, settings.stop_ids, watch)
-        groups: list[list[Output]] = [[] for _ in prompts]
-        for output in sorted(finished, key=lambda o: o.sample):
-            groups[output.prompt].append(output)
+            yield
+            for output in self.collect(self.fetch(emitted), owners, prompts, settings.stop_ids, watch):
+                group = groups[output.prompt]
+                group.append(output)
+                group.sort(key=lambda o: o.sample)
+                if done and len(group) == self.group_size:
+                    done(output.prompt, group)
         return groups
 
     def check(self, prompts: Sequence[tuple[int, list[int]]]) -> None:
@@ -208,14 +239,20 @@ class RolloutEngine:
         run = programs.decoder(self.layout, self.model, self.config, bucket(filled, self.width))
         is_free_S = np.asarray([owner is None for owner in owners])
         with self.naming(f"what a round of {self.slots} slots takes", "attention scores"):
-            slots, emitted = run(params, router_bias, slots, is_free_S, np.int32(self.max_new_tokens), settings)
-            return slots, jax.device_get(emitted)
+            return run(params, router_bias, slots, is_free_S, np.int32(self.max_new_tokens), settings)
+
+    def fetch(self, emitted: Emitted) -> Emitted:
+        """What a round gave, once it is done."""
+        with self.naming(f"what a round of {self.slots} slots takes", "attention scores"):
+            return jax.device_get(emitted)
 
     @contextmanager
     def naming(self, buffer: str, estimate: str) -> Iterator[None]:
-        """Out of memory becomes an error that says what for."""
+        """Around work of the devices: it is timed, and out of memory becomes an error that says what for."""
+        start = time.perf_counter()
         try:
             yield
+            self.counts.device_seconds += time.perf_counter() - start
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -269,7 +306,12 @@ class RolloutEngine:
     def figures(self) -> dict[str, float]:
         """What a training log says of the rollouts since `counts` was made."""
         c = self.counts
-        figures = {"prompts_run": float(c.prompts), "slots_in_use": (c.tokens - c.accepted) / (c.steps * self.slots)}
+        figures = {
+            "prompts_run": float(c.prompts),
+            "rollout_tokens": float(c.tokens),
+            "seconds_rollout_device": c.device_seconds,
+            "slots_in_use": (c.tokens - c.accepted) / (c.steps * self.slots),
+        }
         return figures | ({"draft_acceptance": c.accepted / c.drafted} if c.drafted else {})
 
     def ends(self, output: Output, done: bool, new: int, stop_ids) -> bool:
@@ -289,6 +331,32 @@ class RolloutEngine:
         if done:
             output.text = self.tokenizer.decode(output.tokens[:-1] if output.finished else output.tokens)
         return done
+
+
+class Pending(Generic[T]):
+    """Work that is done round by round, when somebody asks for a round or for the end."""
+
+    def __init__(self, work: Generator[None, None, T]):
+        self.work: Generator[None, None, T] | None = work
+
+    def advance(self) -> None:
+        """One round; what it raises is raised by `finish`."""
+        if self.work is None:
+            return
+        try:
+            next(self.work)
+        except StopIteration as end:
+            self.work, self.result = None, end.value
+        except RunError as error:
+            self.work, self.result = None, error
+
+    def finish(self) -> T:
+        """What comes out at the end."""
+        while self.work is not None:
+            self.advance()
+        if isinstance(self.result, RunError):
+            raise self.result
+        return self.result
 
 
 def require_possible(model: ModelConfig, config: RolloutConfig, P: int, N: int) -> None:
@@ -317,35 +385,3 @@ def buckets(longest: int) -> list[int]:
 
 def bucket(size: int, longest: int) -> int:
     return next(b for b in buckets(longest) if b >= size)
-
-
-def trainer_arrays(
-    prompts: Sequence[tuple[int, list[int]]], outputs: list[list[Output]], P: int, N: int
-) -> tuple[Prompts, Generation]:
-    """Prompts, padded on the left to P tokens, and outputs, padded on the right to N, as the trainer takes them."""
-    B, G = len(prompts), len(outputs[0])
-    tokens_BP = np.zeros((B, P), np.int32)
-    for row, (_, ids) in zip(tokens_BP, prompts, strict=True):
-        row[P - len(ids) :] = ids
-    length_B = np.asarray([len(ids) for _, ids in prompts], np.int32)
-    tokens_BGN, logp_BGN = np.zeros((B, G, N), np.int32), np.zeros((B, G, N), np.float32)
-    for b, group in enumerate(outputs):
-        for g, output in enumerate(group):
-            tokens_BGN[b, g, : len(output.tokens)] = output.tokens
-            logp_BGN[b, g, : len(output.tokens)] = output.logprobs
-    length_BG = np.asarray([[len(o.tokens) for o in group] for group in outputs], np.int32)
-    finished_BG = np.asarray([[o.finished for o in group] for group in outputs])
-    routes_BGTLK = join_routes(prompts, outputs, P, N) if outputs[0][0].routes else None
-    generation = Generation(tokens_BGN, logp_BGN, length_BG, finished_BG, routes_BGTLK)
-    return Prompts(tokens_BP, length_B, np.asarray([i for i, _ in prompts], np.int32)), generation
-
-
-def join_routes(prompts: Sequence[tuple[int, list[int]]], outputs: list[list[Output]], P: int, N: int) -> np.ndarray:
-    """The experts of each token, [B, G, P + N, L, K], where `sampling.score.join` has the token; -1 at the padding."""
-    B, G, shape = len(prompts), len(outputs[0]), outputs[0][0].routes[0].shape[1:]
-    routes_BGTLK = np.full((B, G, P + N, *shape), -1, np.int16)
-    for b, ((_, ids), group) in enumerate(zip(prompts, outputs, strict=True)):
-        for g, output in enumerate(group):
-            tokens = len(ids) + len(output.tokens)  # what follows a stop string has routes, but is cut off
-            routes_BGTLK[b, g, P - len(ids) : P + len(output.tokens)] = np.concatenate(output.routes)[:tokens]
-    return routes_BGTLK

@@ -1,6 +1,7 @@
 """Reinforcement learning with GRPO and rule-based rewards. To change the loop, copy this file."""
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 
@@ -15,16 +16,19 @@ from r1jax.data.tasks import Task
 from r1jax.errors import RunError
 from r1jax.objectives.metrics import Metrics, merge_metrics
 from r1jax.parallel import programs
-from r1jax.rewards.rules import Reward, total
-from r1jax.rollout.engine import Counts, Output, RolloutEngine, trainer_arrays
-from r1jax.stages.grading import grade_outputs
+from r1jax.parallel.layout import Layout
+from r1jax.parallel.memory import GIB, memory_in_use
+from r1jax.rewards.rules import Reward, failure_counts, totals, unverified
+from r1jax.rollout.engine import Counts, Output, Pending, RolloutEngine
+from r1jax.rollout.packing import Taught, filled, microbatches, row_shape
+from r1jax.stages.grading import Grading
 from r1jax.stages.policy import load_policy
 from r1jax.stages.run import Run
 from r1jax.stages.state import finite_values, restore_onto, split
 from r1jax.telemetry.metrics import MetricsWriter, RowWriter
 from r1jax.telemetry.progress import Stopwatch
 from r1jax.telemetry.statistics import has_signal, spread, summarize
-from r1jax.types import Problem, RLState, Sample, TrainState
+from r1jax.types import GRPOBatch, Params, Problem, RLState, Sample
 
 
 def rl(
@@ -47,8 +51,7 @@ def rl(
 
     lengths = (config.max_prompt_tokens, config.max_new_tokens)
     engine = RolloutEngine(run.layout, model, task.tokenizer, config.rollout, config.group_size, *lengths)
-    prepare = programs.prepare_batch(run.layout, model, config)
-    update = programs.grpo_step(run.layout, model, config)
+    learner = Learner(run.layout, model, config, engine.routes_shape)
     feed = problem_batches(problems, config.questions, run.seed)
     state = start(run, config, model, base)
     store = CheckpointStore(stage.checkpoints)
@@ -59,38 +62,46 @@ def rl(
 
     metrics_writer = MetricsWriter(stage.directory, first + 1)
     sample_log = RowWriter(stage.directory / "samples.jsonl", first + 1)
-    temperature = np.float32(config.temperature)
-    with run.progress.start(name, first, config.steps) as progress:
+    clock, ahead = Stopwatch(), None
+    with run.progress.start(name, first, config.steps) as progress, Grading(rewards) as grading:
+
+        def draw(step: int, params: Params, router_bias: dict) -> Pending[list[Group]]:
+            key = stage.key(step)
+            return Pending(draw_groups(engine, params, router_bias, feed, task, grading, config, key, clock))
+
         for step in range(first + 1, config.steps + 1):
-            clock, position, engine.counts = Stopwatch(), feed.get_state(), Counts()
+            clock.restart()
+            position, is_stale = feed.get_state(), ahead is not None
             try:
-                groups = draw_groups(engine, state.train, feed, task, rewards, config, stage.key(step), clock)
+                with clock("rollout"):
+                    groups = (ahead or draw(step, state.train.params, state.train.router_bias)).finish()
             except RunError as error:
-                if step - 1 > (store.latest_step() or 0):
+                if not config.staleness and step - 1 > (store.latest_step() or 0):
                     store.save(step - 1, *split(state), position, about(model, task.name))
                 store.close()
-                raise RunError(f"{name}, rollout of step {step}: {error}. The state before it is saved") from error
+                kept = "The last checkpoint" if config.staleness else "The state before it"
+                raise RunError(f"{name}, rollout of step {step}: {error}. {kept} is saved") from error
+            values = engine.figures() | {"stale": float(is_stale)}
+            # Nothing is pending in what is saved: the step after it draws with the policy that was saved.
+            saves = step % config.save_every == 0 or step == config.steps
+            ahead = None
+            if config.staleness and not saves:
+                ahead = draw(step + 1, *programs.snapshot((state.train.params, state.train.router_bias)))
 
             with clock("update"):
-                arrays = trainer_arrays([g.asked for g in groups], [g.outputs for g in groups], *lengths)
-                prompts, rollout = run.layout.put_batch(arrays)
-                totals_BG = np.asarray([g.totals for g in groups], np.float32)
-                is_kept_B = np.asarray([g.is_kept for g in groups])
-                batch = prepare(state, prompts, rollout, totals_BG, is_kept_B, temperature)
-                metrics: Metrics = programs.sampler_gap(batch)
-                for indices in minibatches(config, (run.seed, stage.number, step)):
-                    train, update_metrics = update(state.train, batch, indices, temperature)
-                    state = replace(state, train=train)
-                    metrics = merge_metrics(metrics, update_metrics)
+                advantage_BG = weigh(groups, config)
+                minibatches = deal(groups, advantage_BG, config, (run.seed, stage.number, step))
+                state, metrics, values["filled"] = learner.learn(state, minibatches, ahead)
                 state = refresh_reference(state, config, step)
-                values = finite_values(metrics, name, step)
+                values |= finite_values(metrics, name, step)
 
-            values |= figures(groups, engine, clock)
+            values |= figures(groups) | failure_counts(rewards) | times(values, clock)
+            values["memory_gib"] = memory_in_use(run.layout) / GIB
             metrics_writer.write(step, values)
             if step % config.log_samples_every == 0:
-                sample_log.append(step, sample_rows(groups, jax.device_get(batch.advantage_B)))
+                sample_log.append(step, sample_rows(groups, advantage_BG))
             progress.step(step, {shown: values[shown] for shown in SHOWN if shown in values})
-            if step % config.save_every == 0 or step == config.steps:
+            if saves:
                 store.save(step, *split(state), feed.get_state(), about(model, task.name))
     store.close()
     metrics_writer.close()
@@ -105,86 +116,164 @@ SHOWN = ("reward", "accuracy", "response_tokens", "tokens_per_second")
 class Group:
     """A question, its outputs, and what they are worth."""
 
-    asked: tuple[int, list[int]]  # the problem's id, and its prompt
+    prompt: list[int]
     outputs: list[Output]
     samples: list[Sample]
     totals: list[float]  # weighted sums of the rewards
-    teaches: bool  # its rewards differ, so that there are advantages
-    is_kept: bool  # it teaches, or nothing is dropped
+    counts: list[bool]  # whether an output is trained on, and part of the group's mean
+    teaches: bool  # the rewards of those that count differ, so that there are advantages
 
 
 def draw_groups(
     engine: RolloutEngine,
-    train: TrainState,
+    params: Params,
+    router_bias: dict,
     feed: Iterator[list[Problem]],
     task: Task,
-    rewards: Mapping[str, Reward],
+    grading: Grading,
     config: RLConfig,
     key: jax.Array,
     clock: Stopwatch,
-) -> list[Group]:
+) -> Generator[None, None, list[Group]]:
     """A step's rollout, graded. With several sampling rounds, groups without signal give way to other questions'."""
+    engine.counts = Counts()
     kept: list[Group] = []
     spare: list[Group] = []
     for _ in range(config.sampling_rounds):
         questions = next(feed)
-        asked = [(p.id, task.tokenizer.encode(task.prompt(p.question))) for p in questions]
-        with clock("rollout"):
-            outputs = engine.generate(train.params, train.router_bias, asked, key, config.temperature)
-        with clock("rewards"):
-            graded = grade_outputs(questions, outputs, rewards)
-            for question, group, samples in zip(asked, outputs, graded, strict=True):
-                totals = [total(rewards, sample.rewards) for sample in samples]
-                counted = [t for t, s in zip(totals, samples, strict=True) if s.finished or config.truncated == "keep"]
-                teaches = has_signal(counted)
-                is_kept = teaches or config.sampling_rounds == 1
-                (kept if is_kept else spare).append(Group(question, group, samples, totals, teaches, is_kept))
+        prompts = [task.tokenizer.encode(task.prompt(p.question)) for p in questions]
+        outputs = yield from engine.rounds(
+            params,
+            router_bias,
+            [(p.id, prompt) for p, prompt in zip(questions, prompts, strict=True)],
+            key,
+            config.temperature,
+            done=functools.partial(grading.submit, questions),
+        )
+        with clock("rewards"):  # what is left of them
+            graded = grading.collect()
+        for prompt, group, samples in zip(prompts, outputs, graded, strict=True):
+            drawn = judge(prompt, group, samples, grading.rewards, config)
+            (kept if drawn.teaches or config.sampling_rounds == 1 else spare).append(drawn)
         if len(kept) >= config.questions:
             break
-    return (kept + spare)[: config.questions]
+    dropped = [replace(group, counts=[False] * len(group.counts)) for group in spare]
+    return (kept + dropped)[: config.questions]
 
 
-def figures(groups: list[Group], engine: RolloutEngine, clock: Stopwatch) -> dict[str, float]:
-    """What the host knows of a step: rewards, lengths, rollouts, time."""
-    samples, totals = [g.samples for g in groups], [g.totals for g in groups]
+def judge(
+    prompt: list[int], outputs: list[Output], samples: list[Sample], rewards: Mapping[str, Reward], config: RLConfig
+) -> Group:
+    """A graded group. Outputs that a verifier failed on don't count: neither right nor wrong, they pay nothing."""
+    failed = unverified(rewards, samples)
+    counts = [(s.finished or config.truncated == "keep") and not f for s, f in zip(samples, failed, strict=True)]
+    worth = totals(rewards, samples)
+    teaches = has_signal([t for t, c in zip(worth, counts, strict=True) if c])
+    return Group(prompt, outputs, samples, worth, counts, teaches)
+
+
+def weigh(groups: list[Group], config: RLConfig) -> np.ndarray:
+    """Each output's advantage, [B, G]; 0 where it does not count."""
+    rewards_BG = np.asarray([g.totals for g in groups], np.float32)
+    length_BG = np.asarray([[len(o.tokens) for o in g.outputs] for g in groups], np.float32)
+    counts_BG = np.asarray([g.counts for g in groups], np.float32)
+    return np.asarray(programs.advantages(config)(rewards_BG, length_BG, counts_BG))
+
+
+def deal(
+    groups: list[Group], advantage_BG: np.ndarray, config: RLConfig, position: tuple[int, ...]
+) -> list[list[Taught]]:
+    """The rollout's outputs, shuffled and dealt out to the updates; without those that don't count."""
+    outputs = [
+        (Taught(group.prompt, output, float(advantage)), counts)
+        for group, advantage_G in zip(groups, advantage_BG, strict=True)
+        for output, advantage, counts in zip(group.outputs, advantage_G, group.counts, strict=True)
+    ]
+    order = np.random.default_rng(position).permutation(len(outputs))
+    hands = np.array_split(order, config.minibatches)
+    return [[taught for taught, counts in (outputs[i] for i in hand) if counts] for hand in hands]
+
+
+class Learner:
+    """Updates of the policy on a rollout."""
+
+    def __init__(self, layout: Layout, model: ModelConfig, config: RLConfig, routes: tuple[int, int] | None):
+        rows, T, J = row_shape(config)
+        self.layout, self.config, self.routes = layout, config, routes
+        self.shape = layout.round_up(rows), T, J
+        self.prepare = programs.prepare_batch(layout, model, config)
+        self.gradients = programs.grpo_gradients(layout, model, config)
+        self.update = programs.grpo_update(layout, model, config)
+
+    def learn(
+        self, state: RLState, minibatches: list[list[Taught]], ahead: Pending | None = None
+    ) -> tuple[RLState, Metrics, float]:
+        """One update on each minibatch, in each inner epoch; `ahead` goes on by a round with each microbatch.
+
+        Returns the next state, metrics, and the share of the rows' places that hold a token.
+        """
+        temperature = np.float32(self.config.temperature)
+        metrics: Metrics = {}
+        packed = [microbatches(outputs, self.shape, self.routes) for outputs in minibatches]
+        batches: list[list[GRPOBatch]] = [[] for _ in packed]
+        for minibatch, parts in zip(batches, packed, strict=True):
+            for part in parts:
+                batch, gap = self.prepare(state, self.layout.put_batch(part), temperature)
+                minibatch.append(batch)
+                metrics = merge_metrics(metrics, gap)
+        for minibatch in batches * self.config.inner_epochs:
+            total = None
+            for batch in minibatch:
+                gradients = self.gradients(state.train.params, state.train.router_bias, batch, temperature)
+                total = gradients if total is None else programs.add_gradients(total, gradients)
+                if ahead:
+                    ahead.advance()
+            train, update_metrics = self.update(state.train, total)
+            state, metrics = replace(state, train=train), merge_metrics(metrics, update_metrics)
+        return state, metrics, fmean(filled(parts) for parts in packed)
+
+
+def figures(groups: list[Group]) -> dict[str, float]:
+    """What the host knows of a step: rewards, lengths, and how much of it teaches."""
+    samples = [g.samples for g in groups]
     return (
         summarize(samples)
-        | spread(samples, totals)
-        | engine.figures()
-        | clock.figures()
+        | spread(samples, [g.totals for g in groups])
         | {
             "groups_with_signal": fmean(g.teaches for g in groups),
-            "tokens_per_second": engine.counts.tokens / clock.total,
+            "outputs_trained": float(sum(sum(g.counts) for g in groups)),
         }
     )
 
 
-def sample_rows(groups: list[Group], advantage_B: np.ndarray) -> list[dict]:
+def times(values: dict[str, float], clock: Stopwatch) -> dict[str, float]:
+    """Seconds by phase, and the share of them in which the devices had nothing to do."""
+    busy = values["seconds_rollout_device"] + clock.seconds["update"]
+    return clock.figures() | {
+        "tokens_per_second": values["rollout_tokens"] / clock.total,
+        "device_idle": max(0.0, 1 - busy / clock.total),
+    }
+
+
+def sample_rows(groups: list[Group], advantage_BG: np.ndarray) -> list[dict]:
     """What the sample log has of a step: every output with its rewards and advantage."""
     samples = [sample for group in groups for sample in group.samples]
-    return [asdict(s) | {"advantage": float(a)} for s, a in zip(samples, advantage_B, strict=True)]
+    return [asdict(s) | {"advantage": float(a)} for s, a in zip(samples, advantage_BG.ravel(), strict=True)]
 
 
 def start(run: Run, config: RLConfig, model: ModelConfig, base: epath.Path) -> RLState:
     """A fresh optimizer on the base policy, which is also the first reference."""
     policy = load_policy(base, run.layout, model)
-    reference, reference_router_bias = programs.snapshot((policy.params, policy.router_bias))
     train = programs.start_training(run.layout, model, config.optimizer)(policy.params, policy.router_bias)
+    reference, reference_router_bias = programs.snapshot((train.params, train.router_bias))
     reference_step = jax.device_put(np.int32(0), run.layout.replicated())
     return RLState(train, reference, reference_router_bias, reference_step)
 
 
-def minibatches(config: RLConfig, position: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Row indices of each update: the rollout's outputs, shuffled and dealt out once."""
-    outputs = config.questions * config.group_size
-    order = np.random.default_rng(position).permutation(outputs).astype(np.int32)
-    yield from order.reshape(config.minibatches, -1)
-
-
 def refresh_reference(state: RLState, config: RLConfig, step: int) -> RLState:
     """Every `reference_refresh_updates` updates the reference becomes the latest policy (R1 supplement)."""
-    updates, every = step * config.minibatches, config.reference_refresh_updates
-    if updates // every == (updates - config.minibatches) // every:
+    updates, every = step * config.updates, config.reference_refresh_updates
+    if updates // every == (updates - config.updates) // every:
         return state
     params, bias, updates_done = programs.snapshot((state.train.params, state.train.router_bias, state.train.step))
     return replace(state, reference=params, reference_router_bias=bias, reference_step=updates_done)

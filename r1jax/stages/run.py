@@ -152,19 +152,22 @@ def check_batches(layout: Layout, *configs: Any) -> None:
             layout.require_batch(name, size)
 
 
-# What decides how fast rollouts are and how much memory they take, and not which tokens they give: whoever ran out of
-# memory may set it lower, and go on.
-COSTS = ("slots", "steps_per_round", "prefill_rows", "prefill_chunk", "speculative", "mesh")
+# What decides how fast a step is and how much memory it takes, not which tokens rollouts give nor, but for rounding,
+# what is learnt from them: whoever ran out of memory may set it lower, and go on.
+ROLLOUT_COSTS = ("slots", "steps_per_round", "prefill_rows", "prefill_chunk", "speculative", "mesh")
+UPDATE_COSTS = ("row_tokens", "microbatch_rows")
 
 
 def without_costs(stage_config: dict) -> dict:
     """A stage's config as JSON, without what may change while it runs."""
-    return {
-        key: value | {"rollout": {k: v for k, v in value["rollout"].items() if k not in COSTS}}
-        if isinstance(value, dict) and "rollout" in value
-        else value
-        for key, value in stage_config.items()
-    }
+
+    def one(value: Any) -> Any:
+        if not isinstance(value, dict) or "rollout" not in value:
+            return value
+        rollout = {name: v for name, v in value["rollout"].items() if name not in ROLLOUT_COSTS}
+        return {name: v for name, v in value.items() if name not in UPDATE_COSTS} | {"rollout": rollout}
+
+    return {key: one(value) for key, value in stage_config.items()}
 
 
 def check_rollouts(layout: Layout, config: Any, *, memory: bool = True) -> None:

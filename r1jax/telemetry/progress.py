@@ -65,11 +65,16 @@ class Stopwatch:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
+    def restart(self) -> None:
+        self.seconds = {}
+
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
+        """A phase within another one counts in itself alone."""
+        start, counted = time.perf_counter(), self.total
         yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        own = time.perf_counter() - start - (self.total - counted)
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + own
 
     @property
     def total(self) -> float:
