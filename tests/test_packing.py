@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax.config import OptimizerConfig, RLConfig, RolloutConfig
+from r1jax.config import MeshConfig, OptimizerConfig, RLConfig, RolloutConfig
 from r1jax.model.spec import init_params, init_router_bias
 from r1jax.objectives.grpo import grpo_loss
 from r1jax.parallel import programs
+from r1jax.parallel.layout import make_layout
 from r1jax.rollout.engine import Output
 from r1jax.rollout.packing import Taught, best_fit, filled, microbatches
+from tests.test_parallel import placed
 from tests.unpacked import (
     Generation,
     Prompts,
@@ -202,14 +204,11 @@ def without_mtp(tree: dict) -> dict:
 
 def test_outputs_that_do_not_divide_into_minibatches_or_devices(model, policy, rollout):
     """8 devices, microbatches of 8 rows, 7 outputs: the same update as on one device."""
-    from r1jax.config import MeshConfig
-    from r1jax.parallel.layout import make_layout
-
     outputs = taught(*rollout)[:7]
     after = []
     for layout in (make_layout(MeshConfig(data=1), jax.devices()[:1]), make_layout(MeshConfig(data=4, fsdp=2))):
         config = rl_config(microbatch_rows=3)
-        state = fresh_state(layout, model, policy, config)
+        state = fresh_state(layout, model, placed(layout, model, policy), config)
         batches, _ = prepared(layout, model, config, state, outputs)
         total = gradients(layout, model, config, state.train, batches)
         after.append(jax.device_get(total.sums))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import time
 from collections import Counter
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 from etils import epath
 
 from r1jax.cli import load_experiment
-from r1jax.config import EvaluateConfig, RolloutConfig
+from r1jax.config import EvaluateConfig, OptimizerConfig, RolloutConfig
 from r1jax.data.feeds import Records, ensure_records
 from r1jax.data.tasks import TASKS
 from r1jax.errors import RunError, UsageError
@@ -227,7 +228,7 @@ def test_evaluation_is_repeatable_and_writes_its_samples(in_process):
 def test_numbers_that_are_not_finite_stop_the_run(in_process):
     run, config, corpus, _ = in_process
     hot = dataclasses.replace(config.pretrain.optimizer, learning_rate=1e38)
-    with pytest.raises(RunError, match=r"pretrain: .*loss.* not finite at step 2"):
+    with pytest.raises(RunError, match=r"pretrain: update_norm not finite at step 1: the last checkpoint is good"):
         pretrain(
             run,
             "pretrain",
@@ -336,3 +337,88 @@ def test_the_sample_log_says_what_each_output_was_worth(in_process):
         expected | {"sampler_kl", "clip_fraction_low", "ratio_max", "slots_in_use", "seconds_rollout"}
         <= rows[-1].keys()
     )
+
+
+def test_one_step_off_policy_learns_from_the_policy_before(in_process):
+    """Stale rollouts are those that are not behind a checkpoint; they are weighed, and resuming gives the same bits."""
+    changes = dict(steps=6, save_every=3, staleness=1, importance="token", optimizer=hot(in_process))
+    rows, whole = run_rl(in_process, "whole", {"varied": VARIED}, **changes)
+    assert [row["stale"] for row in rows] == [0, 1, 1, 0, 1, 1]
+    for row in rows:  # only a stale rollout differs from what the trainer would draw
+        assert (row["sampler_gap_max"] > 1e-3) == (row["stale"] == 1)
+        assert (abs(row["importance_weight"] - 1) > 1e-5) == (row["stale"] == 1)
+        assert row["ratio_deviation_max"] < 0.5
+    shutil.copytree(whole, whole.parent / "cut")
+    config = whole.parent / "cut" / "config.json"
+    assert config.exists()
+    shutil.rmtree(whole.parent / "cut" / "checkpoints" / "6")
+    (whole.parent / "cut" / "complete.json").unlink()
+    again, cut = run_rl(in_process, "cut", {"varied": VARIED}, **changes)
+    kept = ("step", "loss", "reward", "grad_norm", "importance_weight", "stale")
+    assert [{k: row[k] for k in kept} for row in again] == [{k: row[k] for k in kept} for row in rows]
+    a, b = (contents(epath.Path(d) / "checkpoints" / "6") for d in (whole, cut))
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+VARIED = Reward(lambda sample: sum(sample.tokens) % 97 / 97, 1.0)
+
+
+def hot(in_process) -> OptimizerConfig:
+    """A learning rate at which one update shows in the log-probabilities."""
+    return dataclasses.replace(in_process[1].rl.optimizer, learning_rate=1e-2, warmup_steps=0)
+
+
+def test_inner_epochs_train_on_each_minibatch_again(in_process):
+    once, _ = run_rl(in_process, "once", {"varied": VARIED}, steps=1, optimizer=hot(in_process))
+    twice, directory = run_rl(
+        in_process, "twice", {"varied": VARIED}, steps=1, inner_epochs=2, optimizer=hot(in_process)
+    )
+    step = next(x for n, x in contents(epath.Path(directory) / "checkpoints" / "1").items() if n.endswith("['step']"))
+    assert step == 4
+    assert twice[0]["reward"] == once[0]["reward"]
+    assert twice[0]["ratio_deviation_max"] > once[0]["ratio_deviation_max"] > 0  # the second minibatch is off-policy
+
+
+class Slow:
+    """A verifier of 20 ms an output, which fails on odd lengths of one group in two, and counts what it saw."""
+
+    overlaps = True
+
+    def __init__(self) -> None:
+        self.graded_while_drawing = 0
+        self.engine_is_busy = False
+
+    def grade(self, samples):
+        time.sleep(0.02 * len(samples))
+        self.graded_while_drawing += self.engine_is_busy
+        return [None if len(s.tokens) % 2 and s.problem.id % 2 else 0.5 + sum(s.tokens) % 7 / 7 for s in samples]
+
+
+def test_rewards_run_beside_rollouts_and_failures_pay_nothing(in_process, monkeypatch):
+    verifier = Slow()
+    rounds = rl_stage.RolloutEngine.rounds
+
+    def watched(self, *arguments, **options):
+        verifier.engine_is_busy = True
+        result = yield from rounds(self, *arguments, **options)
+        verifier.engine_is_busy = False
+        return result
+
+    monkeypatch.setattr(rl_stage.RolloutEngine, "rounds", watched)
+    run, config, *_ = in_process
+    rollout = dataclasses.replace(config.rl.rollout, slots=2, steps_per_round=1)
+    rows, directory = run_rl(
+        in_process, "beside", {"verified": Reward(verifier, 1.0)}, rollout=rollout, log_samples_every=1, steps=2
+    )
+    assert verifier.graded_while_drawing >= 4
+    samples = read_metrics(directory / "samples.jsonl")
+    failed = [s for s in samples if s["rewards"]["verified"] is None]
+    assert failed
+    for s in failed:
+        group = [o for o in samples if (o["step"], o["problem"]["id"]) == (s["step"], s["problem"]["id"])]
+        if any(o["rewards"]["verified"] is not None for o in group):
+            assert s["advantage"] == 0
+    assert all(row["outputs_trained"] <= 16 for row in rows)
+    assert any(row["outputs_trained"] < 16 for row in rows)
+    assert all(0 <= row["device_idle"] < 1 for row in rows)
