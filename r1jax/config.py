@@ -351,3 +351,18 @@ class EvaluateConfig:
             raise ValueError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
         if not 0 < self.k <= self.samples:
             raise ValueError(f"k is {self.k}, expected 1 to samples ({self.samples})")
+
+
+@dataclass(frozen=True)
+class JsonlConfig:
+    """A file of problems, a JSON object a line; `gin_configs/data/` has the columns of published ones."""
+
+    path: str
+    question: str = "question"  # the column of the question
+    answer: str = "answer"  # the column that has the answer
+    answer_form: str = "plain"  # the whole column; "hashes": what follows its last ####; "boxed": in its last \boxed{}
+    language: str = "en"
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require_choice(self, "answer_form", ("plain", "hashes", "boxed"))

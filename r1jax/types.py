@@ -20,10 +20,11 @@ Params = Any  # a pytree of arrays, shaped by model/spec.py
 class Problem:
     """A question with a verifiable answer."""
 
-    id: int  # position in its split; keys the sampler's randomness
+    id: int  # its place among the problems it is read with; keys the sampler's randomness
     question: str
     answer: str
     language: str  # the language that the question is asked in
+    source: str = ""  # the task it is from; rewards are chosen by it
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 import ast
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from r1jax import config as configs
 from r1jax.cli import gin_path, load_experiment
+from r1jax.data.jsonl import read_problems
 from r1jax.errors import UsageError
 from r1jax.gin_config import read_config
 
@@ -116,7 +118,7 @@ def test_every_experiment_reads_its_gin_files(path):
 def test_every_gin_file_is_used_by_an_experiment():
     used = {f for p in ROOT.glob("experiments/[!_]*.py") for f in load_experiment(p.stem).GIN_FILES}
     files = {str(p.relative_to(ROOT / "gin_configs")) for p in ROOT.glob("gin_configs/**/*.gin")}
-    choices = ("model/", "algorithm/")  # one of each; the others are tested one by one
+    choices = ("model/", "algorithm/", "data/")  # one of each; the others are tested one by one
     assert {file for file in files if not file.startswith(choices)} <= used <= files
 
 
@@ -129,6 +131,33 @@ def test_every_model_preset_builds(path):
         if field.default is dataclasses.MISSING:
             assert f"ModelConfig.{field.name} = " in bound
     assert model.vocab_size > 0
+
+
+PUBLISHED = {  # a line of each, and its answer
+    "gsm8k": ({"question": "2 * 600?", "answer": "2 * 600 = <<2*600=1200>>1,200\n#### 1,200"}, "1200"),
+    "math": ({"problem": "?", "level": 1, "solution": r"$\boxed{1}$, so $\boxed{\frac{1}{2}}$."}, r"\frac{1}{2}"),
+    "math_500": ({"problem": "?", "solution": r"$\boxed{3}$", "answer": "3", "level": 2}, "3"),
+    "aime": ({"ID": "2024-I-4", "Problem": "?", "Solution": "…", "Answer": 116}, "116"),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class WithFile:
+    train: configs.JsonlConfig
+
+
+def test_there_is_a_line_of_every_published_file():
+    assert {path.stem for path in ROOT.glob("gin_configs/data/*.gin")} == PUBLISHED.keys()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_data_preset_reads_its_file(tmp_path, name):
+    line, answer = PUBLISHED[name]
+    (tmp_path / "problems.jsonl").write_text(json.dumps(line) + "\n")
+    bindings = [f"train/JsonlConfig.path = '{tmp_path / 'problems.jsonl'}'"]
+    config = read_config(WithFile, [gin_path(f"data/{name}.gin")], bindings).train
+    (problem,) = read_problems(config, name)
+    assert (problem.answer, problem.source) == (answer, name)
 
 
 def test_the_worked_fork_is_short():

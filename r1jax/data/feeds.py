@@ -11,6 +11,7 @@ import grain
 import numpy as np
 from etils import epath
 
+from r1jax.data.sources import Source, fingerprint
 from r1jax.errors import RunError
 from r1jax.types import Problem, TokenBatch
 
@@ -19,19 +20,28 @@ NO_THREADS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # records
 
 @dataclass(frozen=True)
 class Records:
-    """A number of examples of one split of a seqio task."""
+    """A number of examples of one split: of a seqio task, or of a mixture of sources, which `task` is the name of."""
 
     task: str
     split: str
     examples: int
+    sources: tuple[Source, ...] = ()
+
+    def file_name(self, seed: int) -> str:
+        """Two that differ in anything have two names. Raises UsageError when a source can't be read."""
+        name = f"{self.task}-{self.split}-seed{seed}-{self.examples}"
+        if self.sources:
+            name += f"-{fingerprint(self.sources):08x}"
+        return f"{name}.array_record"
 
 
 def ensure_records(wanted: Sequence[Records], seed: int, folder: epath.Path) -> list[epath.Path]:
     """Paths of ArrayRecords with the wanted examples; what is not there yet is made.
 
-    It is made in a process of its own, so that TensorFlow's memory and threads don't stay with the run.
+    It is made in a process of its own, so that TensorFlow's memory and threads don't stay with the run. Raises
+    UsageError, before that, for a file with a line that is no problem.
     """
-    paths = [folder / f"{r.task}-{r.split}-seed{seed}-{r.examples}.array_record" for r in wanted]
+    paths = [folder / r.file_name(seed) for r in wanted]
     missing = [
         {**asdict(r), "seed": seed, "path": str(p)} for r, p in zip(wanted, paths, strict=True) if not p.exists()
     ]
@@ -76,7 +86,7 @@ def token_batch(packed: dict[str, np.ndarray]) -> TokenBatch:
 
 
 def problem(record: dict) -> Problem:
-    return Problem(record["id"], record["question"], record["answer"], record["language"])
+    return Problem(**record)
 
 
 def problem_batches(path: epath.Path, questions: int, seed: int) -> grain.DatasetIterator:

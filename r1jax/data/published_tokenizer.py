@@ -65,6 +65,10 @@ class PublishedTokenizer:
     def size(self) -> int:
         return self.codec.size
 
+    @property
+    def begins_with_bos(self) -> bool:
+        return self.bos_id is not None and self.config.get("add_bos_token", bool(self.codec.bos))
+
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone; special tokens that are written out in it become their ids."""
         return self.codec.encode(text)
@@ -76,8 +80,8 @@ class PublishedTokenizer:
         """The question in the chat template; without one, after what the config says that texts begin with."""
         if self.template is not None:
             return self.encode(self.chat([{"role": "user", "content": question}]))
-        begins = self.config.get("add_bos_token", bool(self.codec.bos))
-        return ([self.bos_id] if begins and self.bos_id is not None else []) + self.encode(question)
+        ids = self.encode(question)
+        return [self.bos_id, *ids] if self.begins_with_bos and self.bos_id is not None else ids
 
     def chat(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True, **variables: Any) -> str:
         """Messages in the chat template, in a sandbox. Raises UsageError where there is none, or it refuses them."""

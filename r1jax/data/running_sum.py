@@ -83,7 +83,7 @@ def problems(split: str, seed: int) -> Iterator[Problem]:
         language = rng.choice(("en", "es"))
         drawn = draw_sum(rng, 4, 6, held_out=split == "test")
         question = f"{TRANSLATE[language]['compute']} {drawn.expression()}"
-        yield Problem(index, question, str(drawn.answer), language)
+        yield Problem(index, question, str(drawn.answer), language, "running_sum")
         index += 1
 
 

@@ -1,22 +1,26 @@
-"""The demo's generators as seqio sources and tasks, their output on disk, where Grain reads it, and SentencePiece.
+"""Corpora and problems as seqio tasks and mixtures, their examples on disk, where Grain reads them, and SentencePiece.
 
 The only file that imports seqio: it brings TensorFlow, many seconds and 0.8 GB. Import it where data has to be made.
 """
 
+import dataclasses
 import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import seqio
 import tensorflow as tf
 from array_record.python import array_record_module
 from etils import epath
 
+from r1jax.config import JsonlConfig
 from r1jax.data import running_sum
+from r1jax.data.sources import GENERATORS, Source
 from r1jax.data.tokenizer import WordTokenizer
 from r1jax.errors import UsageError
+from r1jax.types import Problem
 
 
 class WordVocabulary(seqio.Vocabulary):
@@ -91,17 +95,6 @@ def _corpus_source(split: str, shuffle_files: bool = False, seed: int | None = N
     return blocks.unbatch().map(lambda text: {"inputs": text})
 
 
-def _problem_source(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
-    del shuffle_files
-    return tf.data.Dataset.from_generator(
-        lambda: (vars(p) | {"inputs": running_sum.prompt(p.question)} for p in running_sum.problems(split, seed or 0)),
-        output_signature={
-            "id": tf.TensorSpec((), tf.int32),
-            **{name: tf.TensorSpec((), tf.string) for name in ("question", "answer", "language", "inputs")},
-        },
-    )
-
-
 VOCABULARY = WordVocabulary(running_sum.TOKENIZER)
 
 seqio.TaskRegistry.add(
@@ -110,28 +103,77 @@ seqio.TaskRegistry.add(
     preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
     output_features={"inputs": seqio.Feature(VOCABULARY, add_eos=True)},
 )
-seqio.TaskRegistry.add(
-    "running_sum_problems",
-    source=seqio.FunctionDataSource(_problem_source, splits=("train", "test")),
-    preprocessors=[seqio.preprocessors.tokenize],
-    output_features={"inputs": seqio.Feature(VOCABULARY, add_eos=False)},
-)
+
+# Problems stay text: the stage that asks them knows the tokenizer and the template.
+PROBLEM = {
+    field.name: seqio.Feature(
+        seqio.PassThroughVocabulary(0), add_eos=False, rank=0, dtype=tf.int32 if field.name == "id" else tf.string
+    )
+    for field in dataclasses.fields(Problem)
+}
 
 
-def write_records(task: str, split: str, examples: int, seed: int, path: epath.Path) -> None:
-    """The first `examples` of a seqio task as an ArrayRecord of JSON objects. The file appears when it is whole."""
+def add_problems(name: str, source: Source, splits: tuple[str, ...]) -> None:
+    """Registers a source of problems as a seqio task."""
+
+    def dataset(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
+        del shuffle_files
+        return tf.data.Dataset.from_generator(
+            lambda: map(vars, source.problems(split, seed or 0)),
+            output_signature={field: tf.TensorSpec((), feature.dtype) for field, feature in PROBLEM.items()},
+        )
+
+    seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(dataset, splits=splits),
+        preprocessors=[],
+        output_features=PROBLEM,
+    )
+
+
+for generator in GENERATORS:
+    add_problems(f"{generator}_problems", Source(generator), ("train", "test"))
+
+
+def add_mixture(name: str, split: str, sources: Sequence[Source]) -> None:
+    """Registers sources, and a mixture that draws from them by their rates; a file begins again at its end."""
+    names = [f"{name}.{source.name}.{i}" for i, source in enumerate(sources)]  # two files may be of one source
+    for task, source in zip(names, sources, strict=True):
+        add_problems(task, source, (split,))
+    seqio.MixtureRegistry.add(name, [(task, source.rate) for task, source in zip(names, sources, strict=True)])
+
+
+def write_records(
+    task: str, split: str, examples: int, seed: int, path: epath.Path, sources: Sequence[Source] = ()
+) -> None:
+    """The first `examples` of a task or mixture as an ArrayRecord of JSON objects. The file appears when it is whole.
+
+    A record's id is its place in the file. Ids key the sampler's randomness, and those of a mixture's sources overlap:
+    two problems of one id would be answered with the same noise, and a problem that comes again in the same words.
+    """
+    if sources:
+        task = path.stem.replace("-", "_")  # the mixture as it is here, of this seed and these files
+        add_mixture(task, split, sources)
     dataset = seqio.get_mixture_or_task(task).get_dataset(
         sequence_length=None, split=split, shuffle=False, seed=seed, trim_output_features=False
     )
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+    try:
+        writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+        for place, row in enumerate(_examples(dataset.take(examples))):
+            writer.write(json.dumps(row | {"id": place}).encode())
+        writer.close()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _examples(dataset: tf.data.Dataset) -> Iterator[dict]:
     # In blocks, as in the source: one crossing for each example would take most of the time.
-    for block in dataset.take(examples).ragged_batch(1000):
+    for block in dataset.ragged_batch(1000):
         columns = {name: _rows(column) for name, column in block.items()}
         for values in zip(*columns.values(), strict=True):
-            writer.write(json.dumps(dict(zip(columns, values, strict=True))).encode())
-    writer.close()
-    partial.replace(path)
+            yield dict(zip(columns, values, strict=True))
 
 
 def _rows(column: tf.Tensor | tf.RaggedTensor) -> list:
@@ -144,6 +186,12 @@ def _blocks(texts: Iterator[str], size: int = 1000) -> Iterator[list[str]]:
         yield block
 
 
+def read_source(fields: dict) -> Source:
+    """A source as it came through JSON."""
+    return Source(**fields | {"file": JsonlConfig(**fields["file"]) if fields["file"] else None})
+
+
 if __name__ == "__main__":  # r1jax/data/feeds.py: TensorFlow's memory and threads end with this process
     for request in json.loads(sys.argv[1]):
-        write_records(**request | {"path": epath.Path(request["path"])})
+        sources = [read_source(fields) for fields in request["sources"]]
+        write_records(**request | {"path": epath.Path(request["path"]), "sources": sources})

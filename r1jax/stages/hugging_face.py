@@ -25,9 +25,9 @@ from r1jax.checkpoint.published_config import from_published, to_published
 from r1jax.checkpoint.safetensors_files import INDEX, SINGLE, SafetensorsFiles, open_safetensors
 from r1jax.config import ModelConfig
 from r1jax.data.published_tokenizer import load_tokenizer, read_json
-from r1jax.data.tasks import get_task
 from r1jax.errors import RunError, UsageError
 from r1jax.model.spec import count_params
+from r1jax.stages.policy import find_task
 from r1jax.telemetry.files import write_whole
 from r1jax.telemetry.progress import Progress
 
@@ -127,7 +127,7 @@ def export_hf(source: epath.Path, dest: epath.Path, *, progress: Progress) -> No
     require_free(dest)
     store, step = checkpoint.find(source)
     model, task = checkpoint.read_about(store, step)
-    tokenizer = get_task(task).tokenizer if task else load_tokenizer(store.directory.parent / "tokenizer")
+    _, tokenizer = find_task(store.directory.parent, task)
     bos_id, eos_id = (None, None) if tokenizer is None else (tokenizer.bos_id, tokenizer.eos_id)
     config = to_published(model, bos_id=bos_id, eos_id=eos_id)
     partial = dest.with_name(dest.name + ".partial")

@@ -8,7 +8,7 @@ from etils import epath
 from r1jax.checkpoint import store as checkpoint
 from r1jax.config import ModelConfig
 from r1jax.data.published_tokenizer import PublishedTokenizer, load_tokenizer
-from r1jax.data.tasks import Task, get_task
+from r1jax.data.tasks import TASKS, Task, text_task
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UsageError
 from r1jax.parallel.layout import Layout
@@ -21,7 +21,7 @@ from r1jax.types import Params
 class Policy:
     model: ModelConfig
     tokenizer: Tokenizer | None  # None: it was imported without one
-    task: Task | None  # None: it was imported
+    task: Task | None  # None: it was imported, or its task is not known here
     params: Params
     router_bias: dict
 
@@ -32,8 +32,8 @@ class Policy:
         return self.tokenizer.encode(self.task.prompt(question)) if self.task else self.tokenizer.prompt(question)
 
     def converse(self, messages: list[dict[str, str]]) -> list[int]:
-        """The ids of a conversation; without a chat template, of its last question alone."""
-        if isinstance(self.tokenizer, PublishedTokenizer) and self.tokenizer.template is not None:
+        """The ids of a conversation; without a chat template, or trained on a task's, of its last question alone."""
+        if self.task is None and isinstance(self.tokenizer, PublishedTokenizer) and self.tokenizer.template is not None:
             return self.tokenizer.encode(self.tokenizer.chat(messages))
         return self.ask(messages[-1]["content"])
 
@@ -55,9 +55,15 @@ def load_policy(path: epath.Path, layout: Layout, model: ModelConfig | None = No
     if changed:
         raise UsageError(f"the base {path} is another model: {'; '.join(changed)}. Set ModelConfig as it was")
     item = store.restore_policy(step, policy_target(model, layout))
-    task = get_task(task_name) if task_name else None
-    tokenizer = task.tokenizer if task else load_tokenizer(store.directory.parent / "tokenizer")
+    task, tokenizer = find_task(store.directory.parent, task_name)
     return Policy(model, tokenizer, task, item["params"], item["router_bias"])
+
+
+def find_task(stage: epath.Path, name: str | None) -> tuple[Task | None, Tokenizer | None]:
+    """The task that a checkpoint names, and its tokenizer: a published one lies beside it. None: none is known."""
+    directory = stage / "tokenizer"
+    task = text_task(name, directory) if name and directory.exists() else TASKS.get(name or "")
+    return task, task.tokenizer if task else load_tokenizer(directory)
 
 
 def policy_target(model: ModelConfig, layout: Layout) -> dict:

@@ -30,6 +30,7 @@ def pretrain(
     stage = run.stage(name, "pretrain", pretrain=config, model=model, task=task.name, corpus=run.relative(corpus))
     if stage.result() is not None:
         return stage.directory
+    task.save_tokenizer(stage.directory)
 
     step_program = programs.pretrain_step(run.layout, model, config)
     feed = packed_batches(corpus, config.batch_size, config.sequence_length, run.seed)
