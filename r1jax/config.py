@@ -114,6 +114,7 @@ class ModelConfig:
     scoring_func: str = "sigmoid"  # affinity of a token to an expert: V3; "softmax": V2
     topk_method: str = "noaux_tc"  # see model/moe.py: V3; "group_limited_greedy": V2; "greedy": V2-Lite
     tie_word_embeddings: bool = False
+    scalar_head: bool = False  # a reward model: a score for a whole sequence, and no logits
     max_position_embeddings: int = 4096  # longest sequence that the model may be given
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
@@ -135,6 +136,11 @@ class ModelConfig:
             raise ValueError(f"rope_theta is {self.rope_theta}, expected more than 1")
         if self.num_nextn_predict_layers < 0:
             raise ValueError(f"num_nextn_predict_layers is {self.num_nextn_predict_layers}, expected 0 or more")
+        if self.scalar_head and self.num_nextn_predict_layers:
+            raise ValueError(
+                f"a model with scalar_head predicts no tokens: num_nextn_predict_layers is"
+                f" {self.num_nextn_predict_layers}, expected 0"
+            )
         require_choice(self, "scoring_func", ("sigmoid", "softmax"))
         require_choice(self, "topk_method", ("noaux_tc", "group_limited_greedy", "greedy"))
         require_choice(self, "param_dtype", ("float32", "bfloat16"))
