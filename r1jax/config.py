@@ -315,6 +315,31 @@ class RLConfig:
 
 
 @dataclass(frozen=True)
+class RewardModelConfig:
+    """A reward model on judged responses (R1, supplement; there the learning rate is 6e-6, and max_tokens 8192)."""
+
+    optimizer: OptimizerConfig
+    kind: str  # "pairwise": chosen above rejected, reads summaries; "pointwise": safe or not, reads whole responses
+    max_tokens: int  # of question and response; what is longer is not cut, but counts in nothing
+    batch_size: int = 256  # pairs, or single responses
+    epochs: int = 1
+    held_out: float = 0.05  # share of the questions that is only measured on
+    log_every: int = 10
+    save_every: int = 100
+
+    def batch_sizes(self) -> dict[str, int]:
+        """What the mesh's batch axes have to divide."""
+        return {"RewardModelConfig.batch_size": self.batch_size}
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require_choice(self, "kind", ("pairwise", "pointwise"))
+        require_positive(self, "max_tokens", "batch_size", "epochs", "log_every", "save_every")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out is {self.held_out}, expected a share between 0 and 1")
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     rollout: RolloutConfig
     problems: int

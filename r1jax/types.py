@@ -4,6 +4,7 @@ B batch (or question)  G group (outputs of one question)  T query tokens  S cach
 N new tokens, or the no-position head size in attention   D model  H heads  V vocabulary  L layers  E experts
 K chosen experts  F feed-forward  Q query rank  C latent rank  R rotary  U value  X latent + rotary (C + R)
 M all of a query or key head (N + R)  W no-position key and value of a head (N + U)
+J judgements (pairs, or single responses)
 """
 
 from collections.abc import Mapping
@@ -78,6 +79,15 @@ class GRPOBatch:
     logp_sampler_BN: Array  # float32
     weights_BN: Array  # float32, of importance
     routes_BTLK: Array | None = None  # int16: the experts that the policy's forward pass takes; -1: its router chooses
+
+
+@struct.dataclass
+class JudgedBatch:
+    """Questions with whole responses, padded on the right. Pairs are neighbours: chosen, rejected, chosen, …"""
+
+    tokens_BT: Array  # int32
+    length_B: Array  # int32; 0: the row is padding, and counts in nothing
+    is_good_B: Array  # float32: 1 chosen or safe, 0 rejected or unsafe
 
 
 @struct.dataclass
