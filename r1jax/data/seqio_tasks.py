@@ -7,14 +7,14 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import seqio
 import tensorflow as tf
 from array_record.python import array_record_module
 from etils import epath
 
-from r1jax.data import running_sum
+from r1jax.data import chat, running_sum
 from r1jax.data.tokenizer import WordTokenizer
 from r1jax.errors import UsageError
 
@@ -116,6 +116,23 @@ seqio.TaskRegistry.add(
     preprocessors=[seqio.preprocessors.tokenize],
     output_features={"inputs": seqio.Feature(VOCABULARY, add_eos=False)},
 )
+
+
+def _add_judged(name: str, generate: Callable[[int], Iterator[dict]], columns: dict[str, tf.DType]) -> None:
+    """A task of judged responses, as text: what is read of them, and so their tokens, is the reward model's choice."""
+
+    def source(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
+        del split, shuffle_files
+        signature = {column: tf.TensorSpec((), dtype) for column, dtype in columns.items()}
+        return tf.data.Dataset.from_generator(lambda: generate(seed or 0), output_signature=signature)
+
+    seqio.TaskRegistry.add(
+        name, source=seqio.FunctionDataSource(source, splits=("train",)), preprocessors=[], output_features={}
+    )
+
+
+_add_judged("chat_preferences", chat.preferences, dict.fromkeys(("question", "chosen", "rejected"), tf.string))
+_add_judged("chat_safety", chat.marked_responses, {"question": tf.string, "response": tf.string, "safe": tf.bool})
 
 
 def write_records(task: str, split: str, examples: int, seed: int, path: epath.Path) -> None:
