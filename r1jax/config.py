@@ -114,6 +114,7 @@ class ModelConfig:
     scoring_func: str = "sigmoid"  # affinity of a token to an expert: V3; "softmax": V2
     topk_method: str = "noaux_tc"  # see model/moe.py: V3; "group_limited_greedy": V2; "greedy": V2-Lite
     tie_word_embeddings: bool = False
+    scalar_head: bool = False  # a reward model: a score for a whole sequence, and no logits
     max_position_embeddings: int = 4096  # longest sequence that the model may be given
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
@@ -135,6 +136,11 @@ class ModelConfig:
             raise ValueError(f"rope_theta is {self.rope_theta}, expected more than 1")
         if self.num_nextn_predict_layers < 0:
             raise ValueError(f"num_nextn_predict_layers is {self.num_nextn_predict_layers}, expected 0 or more")
+        if self.scalar_head and self.num_nextn_predict_layers:
+            raise ValueError(
+                f"a model with scalar_head predicts no tokens: num_nextn_predict_layers is"
+                f" {self.num_nextn_predict_layers}, expected 0"
+            )
         require_choice(self, "scoring_func", ("sigmoid", "softmax"))
         require_choice(self, "topk_method", ("noaux_tc", "group_limited_greedy", "greedy"))
         require_choice(self, "param_dtype", ("float32", "bfloat16"))
@@ -333,6 +339,31 @@ class RLConfig:
             raise ValueError(f"overlong_buffer is {self.overlong_buffer}, expected 0 to max_new_tokens")
         if self.clip_low <= 0 or self.clip_high <= 0:
             raise ValueError(f"clip_low {self.clip_low} and clip_high {self.clip_high}: expected more than 0")
+
+
+@dataclass(frozen=True)
+class RewardModelConfig:
+    """A reward model on judged responses (R1, supplement; there the learning rate is 6e-6, and max_tokens 8192)."""
+
+    optimizer: OptimizerConfig
+    kind: str  # "pairwise": chosen above rejected, reads summaries; "pointwise": safe or not, reads whole responses
+    max_tokens: int  # of question and response; what is longer is not cut, but counts in nothing
+    batch_size: int = 256  # pairs, or single responses
+    epochs: int = 1
+    held_out: float = 0.05  # share of the questions that is only measured on
+    log_every: int = 10
+    save_every: int = 100
+
+    def batch_sizes(self) -> dict[str, int]:
+        """What the mesh's batch axes have to divide."""
+        return {"RewardModelConfig.batch_size": self.batch_size}
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require_choice(self, "kind", ("pairwise", "pointwise"))
+        require_positive(self, "max_tokens", "batch_size", "epochs", "log_every", "save_every")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out is {self.held_out}, expected a share between 0 and 1")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ B batch (or question)  G group (outputs of one question)  T query tokens  S cach
 N new tokens, or the no-position head size in attention   D model  H heads  V vocabulary  L layers  E experts
 K chosen experts  F feed-forward  Q query rank  C latent rank  R rotary  U value  X latent + rotary (C + R)
 M all of a query or key head (N + R)  W no-position key and value of a head (N + U)
+J judgements (pairs, or single responses)
 """
 
 from collections.abc import Mapping
@@ -81,6 +82,15 @@ class Gradients:
     mtp_weight: Array  # what that of its multi-token-prediction modules is divided by
     metrics: Any
     load: dict[str, Array]  # of experts, by stack
+
+
+@struct.dataclass
+class JudgedBatch:
+    """Questions with whole responses, padded on the right. Pairs are neighbours: chosen, rejected, chosen, …"""
+
+    tokens_BT: Array  # int32
+    length_B: Array  # int32; 0: the row is padding, and counts in nothing
+    is_good_B: Array  # float32: 1 chosen or safe, 0 rejected or unsafe
 
 
 @struct.dataclass

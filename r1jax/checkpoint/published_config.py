@@ -15,7 +15,9 @@ DEFAULTS = {
 # Keys that change the computation, with the only value that this model has.
 REQUIRED = {"hidden_act": "silu", "attention_bias": False, "moe_layer_freq": 1, "rope_interleave": True}
 FAMILIES = "DeepSeek-V3 is sigmoid and noaux_tc; V2 is softmax, greedy or group_limited_greedy, without norm_topk_prob"
-OURS = ("rope_scaling", "param_dtype", "dtype", "experts", "attention")  # not copied by name
+OURS = ("rope_scaling", "scalar_head", "param_dtype", "dtype", "experts", "attention")  # not copied by name
+
+SCORED = "ForSequenceClassification"  # what transformers calls a reward model: one label, a linear head
 
 
 def from_published(config: dict[str, Any], *, mtp: bool) -> ModelConfig:
@@ -39,7 +41,8 @@ def from_published(config: dict[str, Any], *, mtp: bool) -> ModelConfig:
         raise UsageError(f"config.json: no '{missing[0]}'")
     try:
         values = {field.name: given[field.name] for field in ours if field.name in given}
-        model = ModelConfig(**values, rope_scaling=rope_scaling(old or new))
+        is_scored = any(name.endswith(SCORED) for name in config.get("architectures") or ())
+        model = ModelConfig(**values, rope_scaling=rope_scaling(old or new), scalar_head=is_scored)
     except ValueError as error:
         raise UsageError(f"config.json: {error}") from error
     if family(model) != kind:
@@ -89,8 +92,11 @@ def to_published(model: ModelConfig, *, bos_id: int | None, eos_id: int | None) 
             f"a model with scoring_func '{model.scoring_func}', topk_method '{model.topk_method}' and norm_topk_prob"
             f" {model.norm_topk_prob} has no published form: {FAMILIES}"
         )
-    architecture = {"deepseek_v3": "DeepseekV3ForCausalLM", "deepseek_v2": "DeepseekV2ForCausalLM"}[kind]
+    name = {"deepseek_v3": "DeepseekV3", "deepseek_v2": "DeepseekV2"}[kind]
+    architecture = name + (SCORED if model.scalar_head else "ForCausalLM")
     config: dict[str, Any] = {"architectures": [architecture], "model_type": kind}
+    if model.scalar_head:
+        config["id2label"] = {"0": "score"}
     config |= {name: value for name, value in asdict(model).items() if name not in OURS}
     if model.initializer_range is None:
         del config["initializer_range"]

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import seqio
 import tensorflow as tf
@@ -16,7 +16,7 @@ from array_record.python import array_record_module
 from etils import epath
 
 from r1jax.config import JsonlConfig
-from r1jax.data import running_sum
+from r1jax.data import chat, running_sum
 from r1jax.data.sources import GENERATORS, Source
 from r1jax.data.tokenizer import WordTokenizer
 from r1jax.errors import UsageError
@@ -141,6 +141,23 @@ def add_mixture(name: str, split: str, sources: Sequence[Source]) -> None:
     for task, source in zip(names, sources, strict=True):
         add_problems(task, source, (split,))
     seqio.MixtureRegistry.add(name, [(task, source.rate) for task, source in zip(names, sources, strict=True)])
+
+
+def add_judged(name: str, generate: Callable[[int], Iterator[dict]], columns: dict[str, tf.DType]) -> None:
+    """A task of judged responses, as text: what is read of them, and so their tokens, is the reward model's choice."""
+
+    def source(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
+        del split, shuffle_files
+        signature = {column: tf.TensorSpec((), dtype) for column, dtype in columns.items()}
+        return tf.data.Dataset.from_generator(lambda: generate(seed or 0), output_signature=signature)
+
+    seqio.TaskRegistry.add(
+        name, source=seqio.FunctionDataSource(source, splits=("train",)), preprocessors=[], output_features={}
+    )
+
+
+add_judged("chat_preferences", chat.preferences, dict.fromkeys(("question", "chosen", "rejected"), tf.string))
+add_judged("chat_safety", chat.marked_responses, {"question": tf.string, "response": tf.string, "safe": tf.bool})
 
 
 def write_records(

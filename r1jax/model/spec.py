@@ -6,7 +6,7 @@ all derive from it.
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,10 @@ class ParamSpec:
     fan_in: int  # numbers that each output sums over; 0 marks a norm's weight, which starts at 1
     published: str  # its name in published checkpoints; within a layer, what follows "model.layers.N."
     inputs: int = 0  # leading dimensions that are a matrix's inputs: published as [outputs, inputs]; 0: as it is
+    zeros: bool = False  # starts at zero instead of being drawn
 
     def stacked(self, layers: int) -> "ParamSpec":
-        return ParamSpec((layers, *self.shape), ("layers", *self.axes), self.fan_in, self.published, self.inputs)
+        return replace(self, shape=(layers, *self.shape), axes=("layers", *self.axes))
 
 
 def is_spec(x) -> bool:
@@ -118,7 +119,10 @@ def param_specs(c: ModelConfig) -> dict:
         "norm_D": _norm(D, "model.norm.weight"),
         **{name: _stack(blocks[name], len(layers)) for name, layers in stack_layers(c).items()},
     }
-    if not c.tie_word_embeddings:
+    if c.scalar_head:
+        # At zero nothing is preferred before a judgement was seen: the loss starts at ln 2, with nothing to unlearn.
+        specs["score_D1"] = ParamSpec((D, 1), ("embed", "score"), D, "score.weight", 1, zeros=True)
+    elif not c.tie_word_embeddings:
         specs["head_DV"] = ParamSpec((D, V), ("embed", "vocab"), D, "lm_head.weight", 1)
     return specs
 
@@ -140,6 +144,8 @@ def init_params(key: Array, config: ModelConfig) -> Params:
     def init(path, spec: ParamSpec) -> Array:
         if spec.fan_in == 0:
             return jnp.ones(spec.shape, config.param_dtype)
+        if spec.zeros:
+            return jnp.zeros(spec.shape, config.param_dtype)
         tensor_key = jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
         std = spec.fan_in**-0.5 if fixed_std is None else fixed_std
         return (std * jax.random.normal(tensor_key, spec.shape, jnp.float32)).astype(config.param_dtype)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from r1jax.config import ModelConfig
+from r1jax.errors import UsageError
 from r1jax.model.attention import attend_absorbed, attend_expanded
 from r1jax.model.layers import feed_forward, rms_norm
 from r1jax.model.moe import moe
@@ -79,7 +80,9 @@ def forward(
 
 
 def head(params: Params) -> Array:
-    """The output head [D, V]: the embedding, where they are tied."""
+    """The output head [D, V]: the embedding, where they are tied. Raises UsageError for a reward model."""
+    if "score_D1" in params:
+        raise UsageError("this is a reward model (ModelConfig.scalar_head): it scores texts, and writes none")
     return params["head_DV"] if "head_DV" in params else params["embed_VD"].T
 
 

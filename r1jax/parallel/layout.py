@@ -25,6 +25,7 @@ class Rules:
     lora: str | None = None
     head: str | None = None
     router: str | None = None
+    score: str | None = None
     concat: str | None = None
     norm: str | None = None
     layers: str | None = None

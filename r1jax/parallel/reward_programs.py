@@ -1,0 +1,59 @@
+"""The jitted programs of reward models, on the mesh and with the state of all others (`programs.py`)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from r1jax.config import ModelConfig, OptimizerConfig, RewardModelConfig
+from r1jax.model.spec import init_params
+from r1jax.objectives.metrics import Max
+from r1jax.objectives.optimizer import learning_rate, make_optimizer
+from r1jax.objectives.reward_model import response_scores, reward_model_loss
+from r1jax.parallel.layout import Layout
+from r1jax.parallel.programs import _apply_updates, on_platform, train_state_shardings
+from r1jax.types import JudgedBatch, TrainState
+
+
+@functools.cache
+def start_reward_model(layout: Layout, model: ModelConfig, config: OptimizerConfig):
+    """(trunk of a policy, router_bias) -> TrainState at step 0, with a scalar head. The arguments are donated."""
+    optimizer = make_optimizer(config, model, 1)
+
+    def start(trunk, router_bias):
+        params = init_params(jax.random.key(0), model) | trunk  # XLA drops what the trunk replaces
+        return TrainState(jnp.int32(0), params, optimizer.init(params), router_bias)
+
+    return jax.jit(start, out_shardings=train_state_shardings(layout, model, config), donate_argnums=(0, 1))
+
+
+@functools.cache
+def reward_model_step(layout: Layout, model: ModelConfig, config: RewardModelConfig, steps: int):
+    """(TrainState, JudgedBatch) -> (TrainState, metrics). The state is donated."""
+    model = on_platform(layout, model)
+    optimizer = make_optimizer(config.optimizer, model, steps)
+    schedule = learning_rate(config.optimizer, steps)
+
+    def step(state: TrainState, batch: JudgedBatch):
+        loss = functools.partial(reward_model_loss, config=model, kind=config.kind)
+        grads, (metrics, load) = jax.grad(loss, has_aux=True)(state.params, state.router_bias, batch)
+        metrics |= {"grad_norm": Max(optax.global_norm(grads)), "learning_rate": Max(schedule(state.step))}
+        return _apply_updates(optimizer, model, config.optimizer, state, grads, load), metrics
+
+    shardings = train_state_shardings(layout, model, config.optimizer)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, layout.replicated()))
+
+
+@functools.cache
+def reward_model_metrics(layout: Layout, model: ModelConfig, kind: str):
+    """(params, router_bias, JudgedBatch) -> metrics, of a batch that is not learnt from."""
+    loss = functools.partial(reward_model_loss, config=on_platform(layout, model), kind=kind)
+    return jax.jit(lambda *arguments: loss(*arguments)[1][0], out_shardings=layout.replicated())
+
+
+@functools.cache
+def reward_scores(layout: Layout, model: ModelConfig):
+    """(params, router_bias, tokens [B, T], lengths [B]) -> scores, float32 [B]; any number where a length is 0."""
+    scores = functools.partial(response_scores, config=on_platform(layout, model))
+    return jax.jit(lambda *arguments: scores(*arguments)[0], out_shardings=layout.replicated())

@@ -1,0 +1,109 @@
+"""Reward models: the policy's trunk with a scalar head, trained on judged responses (R1, supplement)."""
+
+from dataclasses import replace
+
+import grain
+from etils import epath
+
+from r1jax.checkpoint.store import CheckpointStore, about
+from r1jax.config import ModelConfig, RewardModelConfig
+from r1jax.data.judged import count_judgements, judged_batch, judged_records, split_questions
+from r1jax.data.tasks import Task
+from r1jax.errors import UsageError
+from r1jax.model.spec import param_specs, router_bias_specs
+from r1jax.objectives.metrics import Metrics, merge_metrics
+from r1jax.parallel import reward_programs as programs
+from r1jax.stages.policy import load_policy
+from r1jax.stages.run import Run
+from r1jax.stages.state import finite_values, restore_onto, split
+from r1jax.telemetry.metrics import MetricsWriter
+from r1jax.types import TrainState
+
+
+def reward_model(
+    run: Run,
+    name: str,
+    config: RewardModelConfig,
+    model: ModelConfig,
+    base: epath.Path,
+    task: Task,
+    judged: epath.Path,
+) -> epath.Path:
+    """Trains the trunk of the policy in `base`, and a head, on `judged` (an ArrayRecord, see data/judged.py).
+
+    Returns the stage's directory. Its result has accuracy and margin on the questions that were held out.
+    """
+    if config.max_tokens > model.max_position_embeddings:
+        raise UsageError(
+            f"RewardModelConfig.max_tokens is {config.max_tokens}, expected at most"
+            f" ModelConfig.max_position_embeddings ({model.max_position_embeddings})"
+        )
+    inputs = {"base": run.relative(base), "task": task.name, "judged": run.relative(judged)}
+    stage = run.stage(name, "reward_model", reward_model=config, model=model, **inputs)
+    if stage.result() is not None:
+        return stage.directory
+
+    learnt, held_out = split_questions(judged, config.kind, config.held_out)
+    steps = config.epochs * -(-len(learnt) // config.batch_size)
+    feed = judged_records(learnt, config.batch_size, config.epochs, run.seed)
+    # What only predicts tokens is dropped: it would be held, saved and decayed without ever being read.
+    scored = replace(model, scalar_head=True, num_nextn_predict_layers=0)
+    step_program = programs.reward_model_step(run.layout, scored, config, steps)
+    state = start(run, config, model, scored, base)
+    store = CheckpointStore(stage.checkpoints)
+    first = store.latest_step() or 0
+    if first:
+        state, position = restore_onto(store, first, state)
+        feed.set_state(position)
+
+    speaks = about(scored, task.name) | {"reward_model": {"kind": config.kind, "max_tokens": config.max_tokens}}
+    metrics_writer = MetricsWriter(stage.directory, first + 1)
+    with run.progress.start(name, first, steps) as progress:
+        for step in range(first + 1, steps + 1):
+            batch = judged_batch(task, config.kind, next(feed), config.batch_size, config.max_tokens)
+            state, metrics = step_program(state, run.layout.put_batch(batch))
+            saves = step % config.save_every == 0 or step == steps
+            if step % config.log_every == 0 or saves:  # nothing is saved that was not looked at
+                values = with_margin(finite_values(metrics, name, step))
+                metrics_writer.write(step, values)
+                progress.step(step, {shown: values[shown] for shown in ("loss", "accuracy", "margin")})
+            if saves:
+                store.save(step, *split(state), feed.get_state(), speaks)
+    store.close()
+    metrics_writer.close()
+    figures = measure(run, config, scored, state, task, held_out)
+    run.progress.say(f"{name}, held out: " + "  ".join(f"{key} {value:.3g}" for key, value in figures.items()))
+    stage.complete({"steps": steps} | figures)
+    return stage.directory
+
+
+def start(run: Run, config: RewardModelConfig, model: ModelConfig, scored: ModelConfig, base: epath.Path) -> TrainState:
+    """A fresh optimizer on the base policy's trunk, with a head that says nothing yet."""
+    policy = load_policy(base, run.layout, model)
+    trunk = {name: policy.params[name] for name in param_specs(scored) if name in policy.params}
+    router_bias = {name: policy.router_bias[name] for name in router_bias_specs(scored)}
+    return programs.start_reward_model(run.layout, scored, config.optimizer)(trunk, router_bias)
+
+
+def measure(
+    run: Run, config: RewardModelConfig, scored: ModelConfig, state: TrainState, task: Task, held_out: grain.MapDataset
+) -> dict[str, float]:
+    """Accuracy, margin and the like on records that were not learnt from."""
+    metrics_program = programs.reward_model_metrics(run.layout, scored, config.kind)
+    metrics: Metrics = {}
+    too_long = 0
+    for records in held_out.batch(config.batch_size, batch_fn=list):
+        batch = judged_batch(task, config.kind, records, config.batch_size, config.max_tokens)
+        found = metrics_program(state.params, state.router_bias, run.layout.put_batch(batch))
+        metrics = merge_metrics(metrics, found)
+        too_long += len(records) - count_judgements(batch, config.kind)
+    if too_long == len(held_out):
+        raise UsageError(f"all that is held out is longer than RewardModelConfig.max_tokens ({config.max_tokens})")
+    values = with_margin(finite_values(metrics, "held out", int(state.step)))
+    figures = {figure: values[figure] for figure in ("accuracy", "margin", "loss")}
+    return figures | {"held_out": len(held_out), "too_long": too_long}
+
+
+def with_margin(values: dict[str, float]) -> dict[str, float]:
+    """And the mean score of chosen or safe responses - that of rejected or unsafe ones."""
+    return values | {"margin": values["score_good"] - values["score_bad"]}
