@@ -102,7 +102,7 @@ def start_training(layout: Layout, model: ModelConfig, config: OptimizerConfig):
     return jax.jit(start, out_shardings=train_state_shardings(layout, model, config), donate_argnums=(0, 1))
 
 
-def _apply_updates(optimizer, model: ModelConfig, config: OptimizerConfig, state: TrainState, grads, load):
+def apply_updates(optimizer, model: ModelConfig, config: OptimizerConfig, state: TrainState, grads, load):
     """The next state, and what to log of the update."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     if config.mtp != "train" and "mtp" in updates:
@@ -132,7 +132,7 @@ def pretrain_step(layout: Layout, model: ModelConfig, config: PretrainConfig):
             balance_weight=config.balance_loss_weight,
         )
         grads, (metrics, load) = jax.grad(loss, has_aux=True)(state.params, state.router_bias, batch)
-        state, norms = _apply_updates(optimizer, model, config.optimizer, state, grads, load)
+        state, norms = apply_updates(optimizer, model, config.optimizer, state, grads, load)
         return state, metrics | norms | {"learning_rate": Max(schedule(state.step - 1))}
 
     shardings = train_state_shardings(layout, model, config.optimizer)
@@ -308,7 +308,7 @@ def grpo_update(layout: Layout, model: ModelConfig, config: RLConfig):
             return (total / jnp.maximum(divisor, 1)).astype(weight.dtype)
 
         grads = jax.tree_util.tree_map_with_path(mean, gradients.sums, state.params)
-        state, norms = _apply_updates(optimizer, model, config.optimizer, state, grads, gradients.load)
+        state, norms = apply_updates(optimizer, model, config.optimizer, state, grads, gradients.load)
         return state, gradients.metrics | norms | {"learning_rate": Max(schedule(state.step - 1))}
 
     shardings = train_state_shardings(layout, model, config.optimizer)

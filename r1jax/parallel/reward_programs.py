@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from r1jax.config import ModelConfig, OptimizerConfig, RewardModelConfig
 from r1jax.model.spec import init_params
@@ -12,7 +11,7 @@ from r1jax.objectives.metrics import Max
 from r1jax.objectives.optimizer import learning_rate, make_optimizer
 from r1jax.objectives.reward_model import response_scores, reward_model_loss
 from r1jax.parallel.layout import Layout
-from r1jax.parallel.programs import _apply_updates, on_platform, train_state_shardings
+from r1jax.parallel.programs import apply_updates, on_platform, train_state_shardings
 from r1jax.types import JudgedBatch, TrainState
 
 
@@ -22,6 +21,8 @@ def start_reward_model(layout: Layout, model: ModelConfig, config: OptimizerConf
     optimizer = make_optimizer(config, model, 1)
 
     def start(trunk, router_bias):
+        if config.router_bias == "off":
+            router_bias = jax.tree.map(jnp.zeros_like, router_bias)
         params = init_params(jax.random.key(0), model) | trunk  # XLA drops what the trunk replaces
         return TrainState(jnp.int32(0), params, optimizer.init(params), router_bias)
 
@@ -38,8 +39,8 @@ def reward_model_step(layout: Layout, model: ModelConfig, config: RewardModelCon
     def step(state: TrainState, batch: JudgedBatch):
         loss = functools.partial(reward_model_loss, config=model, kind=config.kind)
         grads, (metrics, load) = jax.grad(loss, has_aux=True)(state.params, state.router_bias, batch)
-        metrics |= {"grad_norm": Max(optax.global_norm(grads)), "learning_rate": Max(schedule(state.step))}
-        return _apply_updates(optimizer, model, config.optimizer, state, grads, load), metrics
+        state, norms = apply_updates(optimizer, model, config.optimizer, state, grads, load)
+        return state, metrics | norms | {"learning_rate": Max(schedule(state.step - 1))}
 
     shardings = train_state_shardings(layout, model, config.optimizer)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, layout.replicated()))
