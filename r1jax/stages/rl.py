@@ -15,7 +15,7 @@ from r1jax.data.tasks import Task
 from r1jax.errors import RunError
 from r1jax.objectives.metrics import Metrics, merge_metrics
 from r1jax.parallel import programs
-from r1jax.rewards.rules import Reward, total
+from r1jax.rewards.rules import Reward, totals
 from r1jax.rollout.engine import Counts, Output, RolloutEngine, trainer_arrays
 from r1jax.stages.grading import grade_outputs
 from r1jax.stages.policy import load_policy
@@ -134,11 +134,11 @@ def draw_groups(
         with clock("rewards"):
             graded = grade_outputs(questions, outputs, rewards)
             for question, group, samples in zip(asked, outputs, graded, strict=True):
-                totals = [total(rewards, sample.rewards) for sample in samples]
-                counted = [t for t, s in zip(totals, samples, strict=True) if s.finished or config.truncated == "keep"]
+                sums = totals(rewards, samples)
+                counted = [t for t, s in zip(sums, samples, strict=True) if s.finished or config.truncated == "keep"]
                 teaches = has_signal(counted)
                 is_kept = teaches or config.sampling_rounds == 1
-                (kept if is_kept else spare).append(Group(question, group, samples, totals, teaches, is_kept))
+                (kept if is_kept else spare).append(Group(question, group, samples, sums, teaches, is_kept))
         if len(kept) >= config.questions:
             break
     return (kept + spare)[: config.questions]
