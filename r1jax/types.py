@@ -24,7 +24,7 @@ class Problem:
     question: str
     answer: str
     language: str  # the language that the question is asked in
-    source: str = ""  # which task it is from; rewards are chosen by it
+    source: str = ""  # the task it is from; rewards are chosen by it
 
 
 @dataclass(frozen=True)
