@@ -284,7 +284,7 @@ def score(program: str, tests: object, limits: Limits = LIMITS, layers: frozense
     value = reward(sample(program, tests))
     assert time.monotonic() - started < limits.wall_seconds * len(tests["inputs"]) + SLACK_SECONDS
     assert what_is_left() == before
-    assert not reward.failures
+    assert reward.failures.total() == 0, reward.last_failure
     return value
 
 
@@ -421,7 +421,8 @@ def test_a_sandbox_that_fails_gives_none_and_is_counted(monkeypatch, tmp_path):
     monkeypatch.setattr(sandbox_module, "LAUNCHER", broken)
     right = sample("print(42)", PRINTS_42)
     assert reward.grade([right, SimpleNamespace(problem=problem(PRINTS_42), text="no code")]) == [None, 0.0]
-    assert reward.failures == {"the sandbox failed: no room": 1}
+    assert reward.failures == {"sandbox_failures": 1}
+    assert reward.last_failure == "the sandbox failed: no room"
 
 
 @full

@@ -305,7 +305,7 @@ def test_a_verifier_that_hangs_or_dies_gives_none_and_is_counted():
         assert verifier.verify([question]) == [0.0]
         verifier.workers.seconds = 0.0
         assert verifier.verify([question, (thought("42"), "42")]) == [None, 1.0]
-        assert (verifier.workers.timeouts, verifier.workers.crashes) == (1, 0)
+        assert verifier.failures == {"timeouts": 1, "crashes": 0}
         verifier.workers.seconds = 20.0
         assert verifier.verify([question]) == [0.0]
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-import time
+import threading
 from collections import Counter
 
 import jax
@@ -341,13 +341,13 @@ def test_the_sample_log_says_what_each_output_was_worth(in_process):
 
 def test_one_step_off_policy_learns_from_the_policy_before(in_process):
     """Stale rollouts are those that are not behind a checkpoint; they are weighed, and resuming gives the same bits."""
-    changes = dict(steps=6, save_every=3, staleness=1, importance="token", optimizer=hot(in_process))
+    changes = dict(steps=6, save_every=3, staleness=1, minibatches=1, importance="token", optimizer=hot(in_process))
     rows, whole = run_rl(in_process, "whole", {"varied": VARIED}, **changes)
     assert [row["stale"] for row in rows] == [0, 1, 1, 0, 1, 1]
     for row in rows:  # only a stale rollout differs from what the trainer would draw
         assert (row["sampler_gap_max"] > 1e-3) == (row["stale"] == 1)
         assert (abs(row["importance_weight"] - 1) > 1e-5) == (row["stale"] == 1)
-        assert row["ratio_deviation_max"] < 0.5
+        assert row["ratio_deviation_max"] == 0  # the ratio's denominators are the trainer's own
     shutil.copytree(whole, whole.parent / "cut")
     config = whole.parent / "cut" / "config.json"
     assert config.exists()
@@ -376,42 +376,37 @@ def test_inner_epochs_train_on_each_minibatch_again(in_process):
     )
     step = next(x for n, x in contents(epath.Path(directory) / "checkpoints" / "1").items() if n.endswith("['step']"))
     assert step == 4
-    assert twice[0]["reward"] == once[0]["reward"]
     assert twice[0]["ratio_deviation_max"] > once[0]["ratio_deviation_max"] > 0  # the second minibatch is off-policy
 
 
-class Slow:
-    """A verifier of 20 ms an output, which fails on odd lengths of one group in two, and counts what it saw."""
+class Verifier:
+    """Fails on some outputs, and says when it has graded."""
 
     overlaps = True
 
     def __init__(self) -> None:
-        self.graded_while_drawing = 0
-        self.engine_is_busy = False
+        self.graded = threading.Event()
 
     def grade(self, samples):
-        time.sleep(0.02 * len(samples))
-        self.graded_while_drawing += self.engine_is_busy
-        return [None if len(s.tokens) % 2 and s.problem.id % 2 else 0.5 + sum(s.tokens) % 7 / 7 for s in samples]
+        self.graded.set()
+        return [None if len(s.tokens) % 2 else 0.5 + sum(s.tokens) % 7 / 7 for s in samples]
 
 
 def test_rewards_run_beside_rollouts_and_failures_pay_nothing(in_process, monkeypatch):
-    verifier = Slow()
-    rounds = rl_stage.RolloutEngine.rounds
+    """Each group is graded while the rollout waits for that, and has others to draw."""
+    verifier, rounds = Verifier(), rl_stage.RolloutEngine.rounds
 
-    def watched(self, *arguments, **options):
-        verifier.engine_is_busy = True
-        result = yield from rounds(self, *arguments, **options)
-        verifier.engine_is_busy = False
-        return result
+    def waiting(self, *arguments, done, **options):
+        def done_and_graded(place, outputs):
+            verifier.graded.clear()
+            done(place, outputs)
+            assert verifier.graded.wait(30)
 
-    monkeypatch.setattr(rl_stage.RolloutEngine, "rounds", watched)
-    run, config, *_ = in_process
-    rollout = dataclasses.replace(config.rl.rollout, slots=2, steps_per_round=1)
-    rows, directory = run_rl(
-        in_process, "beside", {"verified": Reward(verifier, 1.0)}, rollout=rollout, log_samples_every=1, steps=2
-    )
-    assert verifier.graded_while_drawing >= 4
+        return rounds(self, *arguments, done=done_and_graded, **options)
+
+    monkeypatch.setattr(rl_stage.RolloutEngine, "rounds", waiting)
+    rewards = {"verified": Reward(verifier, 1.0)}
+    rows, directory = run_rl(in_process, "beside", rewards, log_samples_every=1, steps=2, temperature=2.0)
     samples = read_metrics(directory / "samples.jsonl")
     failed = [s for s in samples if s["rewards"]["verified"] is None]
     assert failed
@@ -419,6 +414,5 @@ def test_rewards_run_beside_rollouts_and_failures_pay_nothing(in_process, monkey
         group = [o for o in samples if (o["step"], o["problem"]["id"]) == (s["step"], s["problem"]["id"])]
         if any(o["rewards"]["verified"] is not None for o in group):
             assert s["advantage"] == 0
-    assert all(row["outputs_trained"] <= 16 for row in rows)
     assert any(row["outputs_trained"] < 16 for row in rows)
     assert all(0 <= row["device_idle"] < 1 for row in rows)

@@ -194,6 +194,6 @@ def grpo_loss(
         "clip_fraction_high": token_mean((ratio_BN > 1 + c.clip_high).astype(jnp.float32), mask_BN),
         "ratio_deviation_max": Max((jnp.abs(ratio_BN - 1) * mask_BN).max()),
         "ratio_max": Max(jnp.where(mask_BN > 0, ratio_BN, 0.0).max()),
-        "ratio_min": Min(jnp.where(mask_BN > 0, ratio_BN, jnp.inf).min()),
+        "ratio_min": Min(jnp.where(mask_BN > 0, ratio_BN, jnp.where(mask_BN.any(), jnp.inf, 1.0)).min()),
     }
     return loss, metrics

@@ -56,7 +56,8 @@ class Tests:
 class CodeReward:
     """A reward: call it with a sample, or `grade` with many, which run side by side.
 
-    A value is None when the sandbox failed, and `failures` counts why: that is nothing the program did.
+    A value is None when the sandbox failed: that is nothing the program did. It is counted in `failures`, and
+    `last_failure` says why.
     """
 
     overlaps = True
@@ -64,7 +65,8 @@ class CodeReward:
     def __init__(self, sandbox: Sandbox, workers: int | None = None) -> None:
         self.sandbox = sandbox
         self.workers = workers or os.cpu_count() or 1
-        self.failures: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter(sandbox_failures=0)
+        self.last_failure = ""
 
     def __call__(self, sample: Answered) -> float | None:
         return self.grade([sample])[0]
@@ -78,7 +80,9 @@ class CodeReward:
         jobs = [(extract_program(sample.text), parse_tests(sample.problem)) for sample in samples]
         with ThreadPoolExecutor(self.workers) as pool:
             results = list(pool.map(lambda job: self.judge(*job), jobs))
-        self.failures.update(result for result in results if isinstance(result, str))
+        errors = [result for result in results if isinstance(result, str)]
+        self.failures["sandbox_failures"] += len(errors)
+        self.last_failure = errors[-1] if errors else self.last_failure
         return [None if isinstance(result, str) else float(result) for result in results]
 
     def judge(self, program: str | None, tests: Tests) -> bool | str:

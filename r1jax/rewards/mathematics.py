@@ -9,6 +9,7 @@ compares decimals with roots and fractions of roots to six places.
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -262,7 +263,7 @@ def same_number(given: Fraction, wanted: Fraction, given_percent: bool, wanted_p
 
 
 class MathVerifier:
-    """Grades responses; holds the processes that do it. `workers.timeouts` and `workers.crashes` count its failures."""
+    """Grades responses; holds the processes that do it."""
 
     overlaps = True
 
@@ -292,6 +293,11 @@ class MathVerifier:
     def grade(self, samples: Sequence[Sample]) -> list[float | None]:
         """The reward of many samples at once, which keeps all processes busy."""
         return self.verify([(sample.text, sample.problem.answer) for sample in samples])
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Each of these cost its questions their verdict: None."""
+        return Counter(timeouts=self.workers.timeouts, crashes=self.workers.crashes)
 
     def close(self) -> None:
         self.workers.close()

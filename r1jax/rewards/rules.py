@@ -3,11 +3,14 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import mean, pstdev
 from typing import Protocol, runtime_checkable
 
+from r1jax.errors import UsageError
 from r1jax.types import Sample
 
 RewardFunction = Callable[[Sample], float | None]
+DEVIATION_EPSILON = 1e-6  # decides only how values that differ by about as much are treated: equal ones give 0
 
 
 @runtime_checkable
@@ -25,12 +28,33 @@ class Reward:
 
     function: RewardFunction | Grader
     weight: float
+    sources: tuple[str, ...] | None = None  # it sees samples of these sources only; None: of all
+    normalise: bool = False  # each group's values to mean 0 and deviation 1, before they are weighted
 
     def grade(self, samples: Sequence[Sample]) -> list[float | None]:
-        """Unweighted."""
-        if isinstance(self.function, Grader):
-            return self.function.grade(samples)
-        return [self.function(sample) for sample in samples]
+        """Unweighted, as they are logged."""
+        seen = [i for i, s in enumerate(samples) if self.sources is None or s.problem.source in self.sources]
+        asked = [samples[i] for i in seen]
+        graded = self.function.grade(asked) if isinstance(self.function, Grader) else map(self.function, asked)
+        values = dict(zip(seen, graded, strict=True))
+        return [values.get(i) for i in range(len(samples))]
+
+    def terms(self, values: Sequence[float | None], counts: Sequence[bool]) -> list[float]:
+        """What a group's values add to its totals; what does not apply, or count, adds to no mean.
+
+        Normalised: (value - mean) / deviation, so that no term drowns another (GDPO, arXiv 2601.05242, without its
+        second normalisation over the batch; population standard deviation).
+        """
+        applicable = [value for value, counted in zip(values, counts, strict=True) if value is not None and counted]
+        centre, scale = 0.0, 1.0
+        if self.normalise and applicable:
+            centre, scale = mean(applicable), pstdev(applicable) + DEVIATION_EPSILON
+        return [0.0 if value is None else self.weight * ((value - centre) / scale) for value in values]
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """How often a verifier gave no verdict, by kind, since it was made; a plain function never fails."""
+        return getattr(self.function, "failures", {})
 
     @property
     def overlaps(self) -> bool:
@@ -78,10 +102,12 @@ def canonical(answer: str) -> str:
 def language_consistency_reward(lexicons: Mapping[str, frozenset[str]]) -> RewardFunction:
     """Words of the problem's language / words of any language, in the thinking (R1, section 2.3.2); 0 without such.
 
-    `lexicons` holds each language's words; words in none of them (numbers, names) don't count.
+    `lexicons` holds each language's words; words in none of them (numbers, names) don't count, and problems in other languages are not judged.
     """
 
-    def reward(sample: Sample) -> float:
+    def reward(sample: Sample) -> float | None:
+        if sample.problem.language not in lexicons:
+            return None
         counts = language_words(sample.text, lexicons)
         return counts[sample.problem.language] / max(sum(counts.values()), 1)
 
@@ -98,9 +124,40 @@ def language_mix_reward(lexicons: Mapping[str, frozenset[str]]) -> RewardFunctio
 
 
 def language_words(response: str, lexicons: Mapping[str, frozenset[str]]) -> dict[str, int]:
-    """How many words of each language the thinking has: what stands before </think>, or all of an untagged response."""
-    words = response.split("</think>")[0].split()
+    """How many words of each language the thinking has."""
+    words = read_thinking(response).split()
     return {language: sum(word in lexicon for word in words) for language, lexicon in lexicons.items()}
+
+
+def read_thinking(response: str) -> str:
+    """What stands before </think>, or all of an untagged response."""
+    return response.partition("</think>")[0]
+
+
+def length_penalty(free: int, longest: int) -> RewardFunction:
+    """-(tokens - free) / (longest - free), within [-1, 0] (DAPO, arXiv 2503.14476, equation 13).
+
+    `RLConfig.overlong_buffer` is the same at the limit of generation; this one is for any length, and by source. It
+    says nothing of what is right: the shortest wrong output has none, so it must weigh less than accuracy.
+    """
+    if not 0 <= free < longest:
+        raise UsageError(f"length_penalty: free is {free} and longest {longest}; expected 0 <= free < longest")
+    return lambda sample: -min(max((len(sample.tokens) - free) / (longest - free), 0.0), 1.0)
+
+
+def repetition_penalty(n: int) -> RewardFunction:
+    """-(1 - different n-grams of tokens / all of them); 0 below n tokens.
+
+    The share that open-r1 makes of the repetition penalty in arXiv 2502.03373, appendix C.2, on tokens for words.
+    """
+    if n < 1:
+        raise UsageError(f"repetition_penalty: n is {n}; expected 1 or more")
+
+    def penalty(sample: Sample) -> float:
+        ngrams = list(zip(*(sample.tokens[i:] for i in range(n)), strict=False))
+        return len(set(ngrams)) / len(ngrams) - 1 if ngrams else 0.0
+
+    return penalty
 
 
 def grade(rewards: Mapping[str, Reward], samples: Sequence[Sample]) -> list[Sample]:
@@ -109,9 +166,18 @@ def grade(rewards: Mapping[str, Reward], samples: Sequence[Sample]) -> list[Samp
     return [replace(s, rewards={name: column[i] for name, column in columns.items()}) for i, s in enumerate(samples)]
 
 
-def total(rewards: Mapping[str, Reward], values: Mapping[str, float | None]) -> float:
-    """The weighted sum that RL maximises; what does not apply adds nothing."""
-    return sum(reward.weight * (values[name] or 0.0) for name, reward in rewards.items())
+def totals(
+    rewards: Mapping[str, Reward], samples: Sequence[Sample], counts: Sequence[bool] | None = None
+) -> list[float]:
+    """The weighted sums that RL maximises, of the samples of one group; `counts`: those in its statistics, or all."""
+    counts = [True] * len(samples) if counts is None else counts
+    terms = [reward.terms([sample.rewards[name] for sample in samples], counts) for name, reward in rewards.items()]
+    return [sum(term[i] for term in terms) for i in range(len(samples))]
+
+
+def failure_counts(rewards: Mapping[str, Reward]) -> dict[str, float]:
+    """Failures of all rewards since the start, for the log: {"accuracy_timeouts": 2.0}."""
+    return {f"{name}_{kind}": float(n) for name, reward in rewards.items() for kind, n in reward.failures.items()}
 
 
 def unverified(rewards: Mapping[str, Reward], samples: Sequence[Sample]) -> list[bool]:
@@ -122,11 +188,3 @@ def unverified(rewards: Mapping[str, Reward], samples: Sequence[Sample]) -> list
         if reward.weight and isinstance(reward.function, Grader) and any(s.rewards[name] is not None for s in samples)
     ]
     return [any(sample.rewards[name] is None for name in verifiers) for sample in samples]
-
-
-def totals(rewards, samples):
-    return [total(rewards, s.rewards) for s in samples]
-
-
-def failure_counts(rewards):
-    return {}

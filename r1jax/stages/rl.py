@@ -49,6 +49,7 @@ def rl(
     if stage.result() is not None:
         return stage.directory
 
+    task.save_tokenizer(stage.directory)
     lengths = (config.max_prompt_tokens, config.max_new_tokens)
     engine = RolloutEngine(run.layout, model, task.tokenizer, config.rollout, config.group_size, *lengths)
     learner = Learner(run.layout, model, config, engine.routes_shape)
@@ -167,7 +168,7 @@ def judge(
     """A graded group. Outputs that a verifier failed on don't count: neither right nor wrong, they pay nothing."""
     failed = unverified(rewards, samples)
     counts = [(s.finished or config.truncated == "keep") and not f for s, f in zip(samples, failed, strict=True)]
-    worth = totals(rewards, samples)
+    worth = totals(rewards, samples, counts)
     teaches = has_signal([t for t, c in zip(worth, counts, strict=True) if c])
     return Group(prompt, outputs, samples, worth, counts, teaches)
 
