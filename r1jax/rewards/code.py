@@ -60,8 +60,6 @@ class CodeReward:
     `last_failure` says why.
     """
 
-    overlaps = True
-
     def __init__(self, sandbox: Sandbox, workers: int | None = None) -> None:
         self.sandbox = sandbox
         self.workers = workers or os.cpu_count() or 1

@@ -265,8 +265,6 @@ def same_number(given: Fraction, wanted: Fraction, given_percent: bool, wanted_p
 class MathVerifier:
     """Grades responses; holds the processes that do it."""
 
-    overlaps = True
-
     def __init__(self, processes: int = 2, seconds: float = 5.0):
         self.workers = Workers("r1jax.rewards.equality:equal", processes, seconds)
 

@@ -17,8 +17,6 @@ DEVIATION_EPSILON = 1e-6  # decides only how values that differ by about as much
 class Grader(Protocol):
     """A reward that is quicker on many samples at once, such as one with processes of its own."""
 
-    overlaps: bool  # whether it may grade while the devices draw; not, when it needs them itself
-
     def grade(self, samples: Sequence[Sample]) -> list[float | None]: ...
 
 
@@ -58,8 +56,8 @@ class Reward:
 
     @property
     def overlaps(self) -> bool:
-        """Whether it may grade while the devices draw other outputs."""
-        return not isinstance(self.function, Grader) or self.function.overlaps
+        """Whether it may grade while the devices draw other outputs; not, if it says that it needs them itself."""
+        return getattr(self.function, "overlaps", True)
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,8 @@ def canonical(answer: str) -> str:
 def language_consistency_reward(lexicons: Mapping[str, frozenset[str]]) -> RewardFunction:
     """Words of the problem's language / words of any language, in the thinking (R1, section 2.3.2); 0 without such.
 
-    `lexicons` holds each language's words; words in none of them (numbers, names) don't count, and problems in other languages are not judged.
+    `lexicons` holds each language's words; words in none of them (numbers, names) don't count. None for a problem in
+    another language.
     """
 
     def reward(sample: Sample) -> float | None:
