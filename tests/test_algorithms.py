@@ -79,13 +79,18 @@ LOSSES = {
 
 
 def numbers():
-    """Ratios on both sides of every bound, of outputs of different lengths."""
+    """Ratios on both sides of every bound, with advantages of both signs, of outputs of different lengths."""
     rng = np.random.default_rng(0)
     lengths = [7, 1, 4, 9, 3, 9]
     logp, ref = -rng.random((6, 9)) * 3, -rng.random((6, 9)) * 3
     old = logp + rng.normal(size=(6, 9)) * 0.5
-    old[2] = logp[2] + rng.normal(size=9) * 1e-4  # within GSPO's bounds
-    return logp, old, ref, rng.normal(size=6), lengths, (np.arange(9) < np.array(lengths)[:, None]).astype(float)
+    old[2:4] = logp[2:4] + rng.normal(size=(2, 9)) * 1e-4  # within GSPO's bounds
+    old[4:] = logp[4:] + rng.normal(size=(2, 9)) * 2  # beyond CISPO's
+    A = np.abs(rng.normal(size=6)) * [1, -1, 1, -1, 1, -1]
+    ratio = np.exp(logp - old)
+    assert all(((ratio < 0.7) & (A[:, None] * sign > 0)).any() for sign in (1, -1))
+    assert all(((ratio > 5) & (A[:, None] * sign > 0)).any() for sign in (1, -1))
+    return logp, old, ref, A, lengths, (np.arange(9) < np.array(lengths)[:, None]).astype(float)
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))

@@ -25,12 +25,13 @@ from r1jax.model.spec import init_params, init_router_bias, param_specs
 from r1jax.model.transformer import forward
 from r1jax.objectives.reward_model import judgement_loss, response_scores, reward_model_loss
 from r1jax.parallel import reward_programs as programs
-from r1jax.rewards.rules import Reward
+from r1jax.rewards.rules import Reward, accuracy_reward
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.stages import reward_model as reward_model_stage
 from r1jax.stages.learned_reward import LearnedReward, sigmoid
 from r1jax.stages.policy import load_policy
 from r1jax.stages.reward_model import reward_model
+from r1jax.stages.rl import rl
 from r1jax.stages.run import open_run
 from r1jax.telemetry.metrics import read_metrics
 from r1jax.telemetry.progress import Progress
@@ -506,3 +507,27 @@ def test_a_reward_model_is_no_base(trained, experiment_config):
     run, directory = trained["pairwise"]
     with pytest.raises(UsageError, match="scalar_head: True there, False now"):
         load_policy(directory, run.layout, experiment_config.model)
+
+
+def test_rl_is_rewarded_by_reward_models_and_by_rules_each_on_its_sources(trained, base, experiment_config, tmp_path):
+    """Rules judge sums, while outputs are drawn; reward models judge all of them, after that, on the run's mesh."""
+    rl_config = dataclasses.replace(
+        experiment_config.rl, steps=2, questions=4, group_size=4, max_new_tokens=12, max_prompt_tokens=24, save_every=2
+    )
+    run = open_run(str(tmp_path / "rl"), "judged", experiment_config, trained["pairwise"][0].layout, Progress(),
+                   summary="", note="")  # fmt: skip
+    [problems] = ensure_records([Records("running_sum_problems", "train", 16)], 0, run.workdir / "data")
+    served = {kind: LearnedReward(run.layout, directory, TASK, rows=8) for kind, (_, directory) in trained.items()}
+    rewards = {
+        "accuracy": Reward(accuracy_reward, 1.0, sources=("countdown",)),
+        "variety": Reward(lambda sample: len(set(sample.tokens)) / 12, 1.0, sources=("running_sum",)),
+        "helpful": Reward(served["pairwise"], 1.0, normalise=True),
+        "safe": Reward(served["pointwise"], 0.5),
+    }
+    directory = rl(run, "rl", rl_config, experiment_config.model, base, TASK, problems, rewards)
+    rows = read_metrics(directory / "metrics.jsonl")
+    for row in rows:
+        assert "accuracy" not in row  # there was no countdown
+        assert 0 < row["helpful"] < 1 and 0 < row["safe"] < 1
+        assert row["variety"] > 0
+        assert row["groups_with_signal"] == 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from r1jax.config import EvaluateConfig, ModelConfig, OptimizerConfig, RLConfig, RolloutConfig
+from r1jax.config import EvaluateConfig, ModelConfig, RLConfig, RolloutConfig
 from r1jax.errors import UsageError
 from r1jax.parallel import programs
 from r1jax.parallel.layout import Layout, rollout_layout
@@ -25,13 +25,16 @@ def bytes_per_device(abstract: Any, shardings: Any) -> int:
     return sum(jax.tree.leaves(jax.tree.map(one, abstract, shardings)))
 
 
-def training_memory(layout: Layout, model: ModelConfig, config: OptimizerConfig) -> dict[str, int]:
-    """What an RL stage holds all the time; what a step computes comes on top."""
-    state = jax.eval_shape(programs.start_training(layout, model, config), *programs.abstract_policy(model))
-    shardings = programs.train_state_shardings(layout, model, config)
+def training_memory(layout: Layout, model: ModelConfig, config: RLConfig) -> dict[str, int]:
+    """What an RL stage holds; what a step computes comes on top."""
+    state = jax.eval_shape(programs.start_training(layout, model, config.optimizer), *programs.abstract_policy(model))
+    shardings = programs.train_state_shardings(layout, model, config.optimizer)
     weights = bytes_per_device(state.params, shardings.params)
     moments = bytes_per_device(state.opt_state, shardings.opt_state)
-    return {"policy": weights, "optimizer": moments, "reference": weights}
+    sums = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "float32"), state.params)
+    held = {"policy": weights, "optimizer": moments, "reference": weights}
+    held["gradients"] = bytes_per_device(sums, shardings.params)
+    return held | ({"policy that draws ahead": weights} if config.staleness else {})
 
 
 def prefill_rows(layout: Layout, config: RolloutConfig, P: int) -> int:
@@ -70,7 +73,7 @@ def stage_memory(layout: Layout, model: ModelConfig, config: RLConfig | Evaluate
     """What a stage with rollouts holds on each device."""
     held = {"policy": bytes_per_device(programs.abstract_policy(model)[0], layout.params(model))}
     if isinstance(config, RLConfig):
-        held = training_memory(layout, model, config.optimizer)
+        held = training_memory(layout, model, config)
     return held | rollout_memory(layout, model, config.rollout, config.max_prompt_tokens, config.max_new_tokens)
 
 

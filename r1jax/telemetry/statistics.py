@@ -25,13 +25,16 @@ def summarize(groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
 
 
 def spread(groups: Sequence[Sequence[Sample]], totals: Sequence[Sequence[float]]) -> dict[str, float]:
-    """What means hide: deviations of each reward, quantiles of the total, lengths by outcome, groups without signal."""
+    """What means hide: deviations and quantiles of each reward and of all, lengths by outcome, groups without signal."""
     samples = [sample for group in groups for sample in group]
     rewards = {name: [v for s in samples if (v := s.rewards[name]) is not None] for name in samples[0].rewards}
-    figures = {f"{name}_std": pstdev(values) for name, values in rewards.items() if values}
-    flat = sorted(value for group in totals for value in group)
-    figures |= {"reward": fmean(flat), "reward_std": pstdev(flat)}
-    figures |= {f"reward_p{percent}": flat[percent * (len(flat) - 1) // 100] for percent in (10, 50, 90)}
+    flat = [value for group in totals for value in group]
+    figures = {"reward": fmean(flat)}
+    for name, values in (rewards | {"reward": flat}).items():
+        if values:
+            ordered = sorted(values)
+            figures[f"{name}_std"] = pstdev(values)
+            figures |= {f"{name}_p{p}": ordered[p * (len(values) - 1) // 100] for p in (10, 50, 90)}
     outcomes = {
         "correct": [len(s.tokens) for s in samples if s.rewards.get("accuracy") == 1],
         "wrong": [len(s.tokens) for s in samples if s.rewards.get("accuracy") == 0],
