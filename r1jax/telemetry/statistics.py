@@ -25,7 +25,7 @@ def summarize(groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
 
 
 def spread(groups: Sequence[Sequence[Sample]], totals: Sequence[Sequence[float]]) -> dict[str, float]:
-    """What means hide: deviations and quantiles of each reward and of all, lengths by outcome, groups without signal."""
+    """What means hide: deviations and quantiles of each reward, lengths by outcome, groups without signal."""
     samples = [sample for group in groups for sample in group]
     rewards = {name: [v for s in samples if (v := s.rewards[name]) is not None] for name in samples[0].rewards}
     flat = [value for group in totals for value in group]
