@@ -25,9 +25,10 @@ class TimedEngine(RolloutEngine):
 
     def decode(self, *arguments):
         start = time.perf_counter()
-        result = super().decode(*arguments)
+        slots, emitted = super().decode(*arguments)
+        emitted = jax.block_until_ready(emitted)
         self.seconds += time.perf_counter() - start
-        return result
+        return slots, emitted
 
 
 def decode_speed(layout, policy, slots: int, context: int) -> float:

@@ -47,14 +47,19 @@ def by_token(low, high, kl, divide):
     return loss
 
 
-def gspo(logp, old, ref, A, lengths):
-    total, gradient = 0.0, np.zeros_like(logp)
-    for i, n in enumerate(lengths):
-        s = np.exp((logp[i, :n] - old[i, :n]).sum() / n)
-        is_cut = (A[i] > 0 and s > 1 + 4e-4) or (A[i] < 0 and s < 1 - 3e-4)
-        total -= min(s * A[i], np.clip(s, 1 - 3e-4, 1 + 4e-4) * A[i]) / len(lengths)
-        gradient[i, :n] = 0 if is_cut else -s * A[i] / n / len(lengths)
-    return total, gradient
+def by_sequence(share):
+    """GSPO; `share(n, lengths)` is what an output of n tokens weighs in the mean."""
+
+    def loss(logp, old, ref, A, lengths):
+        total, gradient = 0.0, np.zeros_like(logp)
+        for i, n in enumerate(lengths):
+            s = np.exp((logp[i, :n] - old[i, :n]).sum() / n)
+            is_cut = (A[i] > 0 and s > 1 + 4e-4) or (A[i] < 0 and s < 1 - 3e-4)
+            total -= min(s * A[i], np.clip(s, 1 - 3e-4, 1 + 4e-4) * A[i]) * share(n, lengths)
+            gradient[i, :n] = 0 if is_cut else -s * A[i] / n * share(n, lengths)
+        return total, gradient
+
+    return loss
 
 
 def cispo(logp, old, ref, A, lengths):
@@ -72,8 +77,9 @@ LOSSES = {
     "dapo": by_token(0.2, 0.28, 0.0, lambda n, lengths: sum(lengths)),
     "dr_grpo": by_token(0.2, 0.2, 0.0, lambda n, lengths: len(lengths) * LONGEST),
     "rloo": by_token(1.0, 1e3, 0.001, lambda n, lengths: len(lengths) * LONGEST),
-    "gspo": gspo,
+    "gspo": by_sequence(lambda n, lengths: n / sum(lengths)),
     "cispo": cispo,
+    "gspo's paper": by_sequence(lambda n, lengths: 1 / len(lengths)),
     "paper": by_token(0.2, 0.2, 0.001, lambda n, lengths: n * len(lengths)),
 }
 
@@ -96,7 +102,9 @@ def numbers():
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_loss_and_gradient_equal_the_papers_loops(name):
     logp, old, ref, A, lengths, mask = numbers()
-    config = preset("grpo" if name == "paper" else name)
+    config = preset({"paper": "grpo", "gspo's paper": "gspo"}.get(name, name))
+    if name == "gspo's paper":
+        config = dataclasses.replace(config, aggregation="sequence_mean")
     if name == "paper":  # the defaults of RLConfig are DeepSeekMath's
         defaults = {f.name: f.default for f in dataclasses.fields(RLConfig)}
         names = ("advantage", "ratio", "objective", "kl_estimator", "aggregation", "clip_low", "clip_high", "kl_coef")
@@ -111,7 +119,7 @@ def test_loss_and_gradient_equal_the_papers_loops(name):
 
 
 def test_every_preset_is_tested():
-    assert set(PRESETS) == LOSSES.keys() - {"paper"}
+    assert set(PRESETS) == LOSSES.keys() - {"paper", "gspo's paper"}
     assert preset("dr_grpo").advantage == "centred"
     assert preset("rloo").advantage == "leave_one_out"
     assert {preset(name).advantage for name in PRESETS} == set(ADVANTAGES)

@@ -26,12 +26,13 @@ TRL = {
     "grpo": dict(loss_type="dapo", epsilon_low=0.2, epsilon_high=0.2, beta=0.001),
     "dapo": dict(loss_type="dapo", epsilon_low=0.2, epsilon_high=0.28),
     "dr_grpo": dict(loss_type="dr_grpo", epsilon_low=0.2, epsilon_high=0.2),
-    "gspo": dict(loss_type="grpo", importance_sampling_level="sequence", epsilon_low=3e-4, epsilon_high=4e-4),
+    "gspo": dict(loss_type="dapo", importance_sampling_level="sequence", epsilon_low=3e-4, epsilon_high=4e-4),
     "cispo": dict(loss_type="cispo", epsilon_high=5.0),
 }
 # A preset changed: ours, and trl's.
 CHANGED = {
     "paper": ("grpo", dict(aggregation="sequence_mean"), dict(loss_type="grpo")),
+    "gspo_paper": ("gspo", dict(aggregation="sequence_mean"), dict(loss_type="grpo")),
     "corrected_kl": ("grpo", dict(kl_correction=True, kl_coef=0.1), dict(use_bias_correction_kl=True, beta=0.1)),
 }
 
