@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.config import OptimizerConfig
+from r1jax.config import OptimizerConfig, PretrainConfig
 from r1jax.model.transformer import later_tokens
 from r1jax.objectives import grpo
-from r1jax.objectives.language_model import cross_entropy
+from r1jax.objectives.language_model import cross_entropy, language_model_loss
 from r1jax.objectives.logprobs import token_logprobs
 from r1jax.objectives.metrics import Max, Mean, merge_metrics
 from r1jax.objectives.optimizer import learning_rate
+from r1jax.parallel import programs
 from r1jax.types import TokenBatch
 from tests.test_sampling import rl_config
 
@@ -144,6 +145,29 @@ def test_token_logprobs_and_entropy_at_a_temperature():
     logp, entropy = token_logprobs(logits, jnp.array([[1]]), temperature=2.0)  # probabilities 1/3 and 2/3
     assert float(logp[0, 0]) == pytest.approx(math.log(2 / 3))
     assert float(entropy[0, 0]) == pytest.approx(-(1 / 3 * math.log(1 / 3) + 2 / 3 * math.log(2 / 3)))
+
+
+@pytest.mark.parametrize(("switch", "moves"), [("train", True), ("freeze", False), ("off", False)])
+def test_draft_modules_learn_from_the_corpus_when_they_are_to(one_device, model, policy, switch, moves):
+    """Frozen or off, neither they nor, through them, the model learns from their loss; weight decay is no exception."""
+    tokens = np.random.default_rng(0).integers(3, 200, (4, 12)).astype(np.int32)
+    batch = TokenBatch(tokens, np.tile(np.arange(12, dtype=np.int32), (4, 1)), np.ones((4, 12), np.int32))
+    optimizer = OptimizerConfig(1e-2, weight_decay=0.1, clip_norm=1e9, mtp=switch)
+    config = PretrainConfig(optimizer, steps=2, batch_size=4, sequence_length=12, documents=1, mtp_loss_weight=1.0)
+    state = programs.start_training(one_device, model, optimizer)(*programs.snapshot(policy))
+    state, metrics = programs.pretrain_step(one_device, model, config)(state, batch)
+    before, after = policy[0], state.params
+
+    def same(a, b) -> bool:
+        return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
+
+    assert same(after["mtp"], before["mtp"]) is not moves
+    assert same(state.router_bias["mtp"], policy[1]["mtp"]) is not moves
+    assert ("mtp_loss" in metrics) is (switch != "off")
+    loss = lambda p: language_model_loss(p, policy[1], batch, model, 1.0, 1e-4, switch)[0]  # noqa: E731
+    main = lambda p: language_model_loss(p, policy[1], batch, model, 0.0, 1e-4, "off")[0]  # noqa: E731
+    embedding, alone = (jax.jit(jax.grad(f))(before)["embed_VD"] for f in (loss, main))
+    assert bool(jnp.allclose(embedding, alone, atol=1e-7)) is not moves
 
 
 def test_targets_stay_within_their_segment():

@@ -53,9 +53,9 @@ def language_model_loss(
     router_bias: dict,
     batch: TokenBatch,
     config: ModelConfig,
-    mtp: str,
     mtp_weight: float,
     balance_weight: float,
+    mtp: str = "train",
 ) -> tuple[Array, tuple[Metrics, dict[str, Array]]]:
     """Mean next-token loss + mtp_weight * mean over modules of their loss (V3, equation 25) + balance loss.
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 
 from r1jax.config import ModelConfig
 from r1jax.model.transformer import forward
-from r1jax.objectives.language_model import busiest_expert
 from r1jax.objectives.metrics import Mean, Metrics
 from r1jax.types import Array, JudgedBatch, Params, TokenBatch
 
@@ -72,4 +71,4 @@ def reward_model_loss(
     """The scalar loss, and (metrics, expert loads by stack)."""
     scores_B, load = response_scores(params, router_bias, batch.tokens_BT, batch.length_B, config)
     loss, metrics = judgement_loss(scores_B, batch, kind)
-    return loss.mean(), (metrics | busiest_expert(load), load)
+    return loss.mean(), (metrics, load)
