@@ -42,10 +42,11 @@ def rl(
     rewards: Mapping[str, Reward],
 ) -> epath.Path:
     """Trains the policy in `base` on `problems` (an ArrayRecord); returns the stage's directory."""
-    weights = {reward: r.weight for reward, r in rewards.items()}
-    stage = run.stage(
-        name, "rl", rl=config, model=model, base=run.relative(base), problems=run.relative(problems), rewards=weights
-    )
+    terms = {
+        reward: {"weight": r.weight, "sources": r.sources, "normalise": r.normalise} for reward, r in rewards.items()
+    }
+    inputs = {"base": run.relative(base), "problems": run.relative(problems)}
+    stage = run.stage(name, "rl", rl=config, model=model, **inputs, rewards=terms)
     if stage.result() is not None:
         return stage.directory
 
