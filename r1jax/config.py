@@ -260,7 +260,7 @@ class RLConfig:
     inner_epochs: int = 1  # times that each minibatch is trained on
     # Outputs are packed into rows, rows into microbatches: gradients add up to those of the minibatch, exactly.
     row_tokens: int | None = None  # None: as many as the longest output with its prompt, and no row holds two
-    microbatch_rows: int | None = None  # run at once; None: a whole minibatch, were each output alone in its row
+    microbatch_rows: int | None = None  # run at once; None: enough for a minibatch of outputs of the longest size
     temperature: float = 1.0
     advantage: str = "group"  # this and the next five: see the tables of objectives/grpo.py, which cite their papers
     ratio: str = "token"
@@ -284,7 +284,6 @@ class RLConfig:
     )
     truncated: str = "keep"  # outputs that the limit cut off; "mask": they count in no sum, mean or deviation
     reference_refresh_updates: int = 400  # the reference becomes the latest policy every so many updates
-    mtp_loss_weight: float = 0.1  # V3, section 4.2: lambda; the modules learn detached, so that it moves nothing else
     format_weight: float = 1.0  # of the format reward; accuracy has weight 1
     save_every: int = 10
     log_samples_every: int = 10  # steps whose outputs are written to samples.jsonl
@@ -303,6 +302,11 @@ class RLConfig:
         require_positive(self, "steps", "questions", "group_size", "minibatches", "max_prompt_tokens")
         require_positive(self, "max_new_tokens", "prompts", "temperature", "reference_refresh_updates", "save_every")
         require_positive(self, "sampling_rounds", "log_samples_every", "importance_limit", "inner_epochs")
+        if self.prompts < self.questions * self.sampling_rounds:
+            raise ValueError(
+                f"prompts is {self.prompts}, expected at least questions * sampling_rounds"
+                f" ({self.questions * self.sampling_rounds}): a step would ask a question twice, with the same answers"
+            )
         if self.minibatches > self.questions * self.group_size:
             raise ValueError(
                 f"minibatches is {self.minibatches}, expected at most questions * group_size"

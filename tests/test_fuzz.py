@@ -14,7 +14,7 @@ from r1jax.data.running_sum import LANGUAGES
 from r1jax.rewards import rules
 from r1jax.rewards.code import CodeReward, extract_program
 from r1jax.rewards.countdown import countdown_reward
-from r1jax.rewards.mathematics import MathVerifier, extract_answer, math_reward
+from r1jax.rewards.mathematics import MathVerifier, extract_answer
 from r1jax.rewards.sandbox import Limits, Sandbox
 from r1jax.rewards.unicode_scripts import script_consistency_reward
 from r1jax.types import Problem, Sample
@@ -33,7 +33,7 @@ PLAIN: dict[str, Callable[[Sample], float | None]] = {
     "script_consistency_reward": script_consistency_reward(),
     "countdown_reward": countdown_reward,
 }
-VERIFIERS = {"MathVerifier", "math_reward", "CodeReward"}  # with processes: below
+VERIFIERS = {"MathVerifier", "CodeReward"}  # with processes: below
 ANSWERS = dict.fromkeys(PLAIN, "16") | {"countdown_reward": json.dumps({"numbers": [3, 5, 2], "target": 16})}
 GOLDS = ["42", r"\frac{1}{2}", r"\sqrt{2}", "[1, 2)", r"\{1, 2\}", "x + 1", "B", "50%"]
 TESTS = json.dumps({"inputs": ["41\n"], "outputs": ["42\n"]})
@@ -124,7 +124,7 @@ def test_mathematics(number):
             samples = [sample(text, GOLDS[i % len(GOLDS)]) for i, text in enumerate(texts[first : first + 250])]
             assert set(verifier.grade(samples)) <= {0.0, 1.0, None}
         assert verifier.failures.total() <= number / 1000
-        assert math_reward(verifier)(sample(texts[0], "42")) in (0.0, 1.0)
+        assert verifier.grade([sample(texts[0], "42")])[0] in (0.0, 1.0)
 
 
 @pytest.mark.parametrize("number", NUMBERS)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from r1jax.errors import RunError
-from r1jax.rewards.mathematics import MathVerifier, decide, explodes, extract_answer, math_reward, number, read
+from r1jax.rewards.mathematics import MathVerifier, decide, explodes, extract_answer, number, read
 from r1jax.rewards.workers import Workers
 from r1jax.types import Problem, Sample
 from tests.conftest import ROOT
@@ -296,13 +296,13 @@ def test_reward_of_a_sample_and_of_a_batch(verifier):
         for i, answer in enumerate(("42", "43", "6 * 7"))
     ]
     assert verifier.grade(samples) == [1, 0, 0]
-    assert [math_reward(verifier)(sample) for sample in samples] == [1, 0, 0]
+    assert [verifier.grade([sample])[0] for sample in samples] == [1, 0, 0]
 
 
 def test_a_verifier_that_hangs_or_dies_gives_none_and_is_counted():
-    question = (thought(r"\sqrt{3}"), r"\sqrt{2}")
+    slow = " + ".join(rf"\frac{{\sqrt{{{n}}}}}{{{n + 1}}}" for n in range(2, 40))  # a tenth of a second and more
+    question = (thought(slow), r"\sqrt{2}")
     with MathVerifier(processes=1, seconds=20.0) as verifier:
-        assert verifier.verify([question]) == [0.0]
         verifier.workers.seconds = 0.0
         assert verifier.verify([question, (thought("42"), "42")]) == [None, 1.0]
         assert verifier.failures == {"timeouts": 1, "crashes": 0}

@@ -146,14 +146,25 @@ WRITING = [  # thinking, language, share of its words
     ("足すと", "zh", 1 / 3),
     ("二 + 三 = 5, x = y", "zh", 1.0),  # numbers and variables are no words
     (r"因为 \frac{\alpha}{\sqrt{2}} \leq 3", "zh", 1.0),  # nor are LaTeX commands,
-    ("先写 `print` 再写\n```python\nfor i in range(3): pass\n```\n好", "zh", 1.0),  # nor is code
+    (
+        "先写 `print` 再写\n```python\nfor i in range(3): pass\n```\n好",
+        "zh",
+        5 / 11,
+    ),  # code is: thinking could hide there
+    ("```\nfirst we add the numbers\n``` 好", "zh", 1 / 6),
+    ("`first we add the numbers` 好", "zh", 1 / 6),
+    ("<first> <we> <add> 好", "zh", 1 / 4),
+    (r"\first \we \add 好", "zh", 1 / 4),
+    ("f-i-r-s-t 好 f i r s t", "zh", 1 / 3),
+    ("```先加再减``` so", "en", 1 / 5),
+    ("let 𝑥 in ℝ with µ", "en", 1.0),
     ("well ``` 好好好", "zh", 3 / 4),  # a fence without an end hides nothing
     ("", "en", 0.0),
     ("   \n", "zh", 0.0),
     ("2 + 3 = 5", "en", 0.0),
     (r"\alpha \beta", "en", 0.0),
-    ("```all of it```", "en", 0.0),
-    ("a b c d", "en", 0.0),
+    ("``` ```", "en", 0.0),
+    ("a b c", "en", 0.0),
     ("!?。，", "zh", 0.0),
     ("🙂🙂", "zh", 0.0),
     ("½ Ⅳ ② ²³", "en", 0.0),
@@ -161,7 +172,8 @@ WRITING = [  # thinking, language, share of its words
     ("\ud800\ud800", "en", 0.0),
     ("\ue000\ue000", "zh", 0.0),  # letters of nobody
     ("wе аdd", "en", 0.0),  # Cyrillic look-alikes
-    ("𝐰𝐞 𝐚𝐝𝐝", "en", 0.0),  # mathematical letters
+    ("𝐰𝐞 𝐚𝐝𝐝", "zh", 0.0),  # mathematical letters are letters
+    ("𝐰𝐞 𝐚𝐝𝐝", "en", 1.0),
     ("ｗｅ　ａｄｄ", "en", 1.0),  # wide ones are the same letters
     ("⼀⼆", "zh", 0.0),  # radicals are signs
     ("ελληνικά", "en", 0.0),
@@ -445,3 +457,43 @@ def test_a_grader_sees_all_samples_of_a_step_at_once():
         groups = grade_outputs(problems, outputs, {"accuracy": rules.Reward(verifier, 1.0)})
         assert verifier.failures == {"timeouts": 0, "crashes": 0}
     assert [[s.rewards["accuracy"] for s in group] for group in groups] == [[1, 0], [1, 0]]
+
+
+class Verdicts:
+    """A verifier that says what it is told to."""
+
+    def __init__(self, *values, **failures):
+        self.values, self.failures = values, failures
+
+    def grade(self, samples):
+        return list(self.values[: len(samples)])
+
+
+def of(source: str) -> Sample:
+    return Sample(Problem(0, "q", rules.parse(GOOD).answer, "en", source), GOOD, [1], True, {})
+
+
+def test_what_a_verifier_failed_on_counts_in_nothing_even_a_whole_group():
+    rewards = {"accuracy": rules.Reward(Verdicts(None, None), 1.0), "format": rules.Reward(rules.format_reward, 0.2)}
+    group = rules.grade(rewards, [sample(GOOD), sample("2")])
+    assert rules.unverified(rewards, group) == [True, True]
+    other = {"accuracy": rules.Reward(Verdicts(None, None), 1.0, sources=("elsewhere",))}
+    assert rules.unverified(other, rules.grade(other, [sample(GOOD)])) == [False]  # it was not asked
+    watched = {"accuracy": rules.Reward(Verdicts(None), 0.0)}
+    assert rules.unverified(watched, rules.grade(watched, [sample(GOOD)])) == [False]
+    plain = {"accuracy": rules.Reward(lambda s: None, 1.0)}
+    assert rules.unverified(plain, rules.grade(plain, [sample(GOOD)])) == [False]  # a function's None: does not apply
+
+
+def test_one_reward_by_source():
+    reward = rules.by_source({"sums": rules.accuracy_reward, "proofs": Verdicts(0.5, None, timeouts=2)}, 1.0)
+    group = [of("sums"), of("proofs"), of("other"), of("proofs")]
+    assert reward.grade(group) == [1.0, 0.5, None, None]
+    assert reward.failures == {"timeouts": 2}
+    graded = rules.grade({"accuracy": reward}, group)
+    assert rules.unverified({"accuracy": reward}, graded) == [False, False, False, True]
+
+
+def test_rounding_is_no_difference():
+    near = {"helpful": rules.Reward(Verdicts(0.5, 0.5 + 6e-8), 1.0, normalise=True)}
+    assert rules.totals(near, rules.grade(near, [sample(GOOD), sample(GOOD)])) == [0, 0]

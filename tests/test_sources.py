@@ -87,7 +87,9 @@ ANSWERS = [  # form, text, answer
 ]
 
 
-@pytest.mark.parametrize(("form", "text", "answer"), ANSWERS, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize(
+    ("form", "text", "answer"), ANSWERS, ids=lambda value: getattr(value, "__name__", repr(value)[:30])
+)
 def test_forms_of_answers(form, text, answer):
     assert form(text) == answer
 

@@ -195,7 +195,9 @@ def test_logits_that_are_not_finite_stop_the_run_with_the_state_saved(in_process
         return rounds(self, params, *others, **options)
 
     monkeypatch.setattr(rl_stage.RolloutEngine, "rounds", failing)
-    with pytest.raises(RunError, match=r"rollout of step 3: .*not finite: prompt \d+, sample 0, token 0.*state before"):
+    with pytest.raises(
+        RunError, match=r"rollout of step 3: .*not finite: prompt \d+, sample 0, token 0.*goes on with step 3"
+    ):
         rl(run, "failed", *arguments)
     assert [p.name for p in (run.workdir / "failed" / "checkpoints").iterdir()] == ["2"]
     rl(run, "failed", *arguments)
@@ -302,7 +304,8 @@ def test_groups_without_signal_give_way_to_others(in_process):
     varied = Reward(lambda s: sum(s.tokens) % 97 / 97 if s.problem.id % 2 == 0 else 0.3, 1.0)
     rows, directory = run_rl(in_process, "replaced", {"varied": varied}, sampling_rounds=4, log_samples_every=2)
     for row in rows:
-        assert row["groups_with_signal"] == 1
+        assert 4 / row["prompts_run"] <= row["groups_with_signal"] < 1  # of all that were drawn
+        assert row["outputs_trained"] == 16
         assert row["prompts_run"] in (8, 12, 16)
     samples = read_metrics(directory / "samples.jsonl")
     assert {s["step"] for s in samples} == {2, 4}
@@ -317,7 +320,8 @@ def test_where_no_group_has_signal_nothing_is_learnt(in_process):
     same = Reward(lambda sample: 0.1 + 0.2, 1.0)
     rows, directory = run_rl(in_process, "flat", {"same": same}, sampling_rounds=2, kl_coef=1.0, steps=2)
     assert [row["prompts_run"] for row in rows] == [8, 8]
-    assert [row["grad_norm"] for row in rows] == [0, 0]
+    assert [row["outputs_trained"] for row in rows] == [0, 0]
+    assert all("grad_norm" not in row for row in rows)  # there was no update
     run, *_ = in_process
     before, after = (load_policy(run.workdir / name, run.layout).params for name in ("pretrain", "flat"))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), before, after))

@@ -1,6 +1,7 @@
 """Where problems come from: generators of ours, by name, and files."""
 
 import random
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ class Source:
 
     def __post_init__(self) -> None:
         require_positive(self, "rate")
+        if not re.fullmatch(r"\w+", self.name):
+            raise UsageError(f"source '{self.name}': expected a name of letters, digits and _")
 
     def problems(self, split: str, seed: int) -> Iterator[Problem]:
         """A generator's endless stream, or a file's problems, each once, whatever the split: that is another file.

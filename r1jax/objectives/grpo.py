@@ -184,16 +184,19 @@ def grpo_loss(
     ratio_BN = RATIOS[c.ratio](logp_BN - logp_old_BN, mask_BN)
     objective_BN = OBJECTIVES[c.objective](logp_BN, ratio_BN, advantage_B[:, None], c.clip_low, c.clip_high)
     kl_BN = KLS[c.kl_estimator](logp_BN, logp_ref_BN)
-    if c.kl_correction:  # the outputs are the old policy's: unbiased again (DeepSeek-V3.2, 2512.02556, equation 7)
-        kl_BN = kl_BN * jnp.exp(logp_BN - logp_old_BN)
+    if c.kl_correction:  # the outputs are an older policy's: unbiased again (DeepSeek-V3.2, 2512.02556, equation 7)
+        kl_BN = kl_BN * jnp.exp(logp_BN - logp_old_BN) * weights_BN
     loss = AGGREGATIONS[c.aggregation](c.kl_coef * kl_BN - weights_BN * objective_BN, mask_BN, c.max_new_tokens)
+    # The minimum of `clipped_objective` cuts on the side that the advantage leads to; `weighted_objective` on both.
+    rises_B1 = advantage_B[:, None] > 0
+    cuts_low_BN = (ratio_BN < 1 - c.clip_low) & (~rises_B1 | (c.objective == "weighted"))
+    cuts_high_BN = (ratio_BN > 1 + c.clip_high) & (rises_B1 | (c.objective == "weighted"))
     metrics: Metrics = {
         "loss": loss,
-        "kl": token_mean(kl_BN, mask_BN),
-        "clip_fraction_low": token_mean((ratio_BN < 1 - c.clip_low).astype(jnp.float32), mask_BN),
-        "clip_fraction_high": token_mean((ratio_BN > 1 + c.clip_high).astype(jnp.float32), mask_BN),
+        "clip_fraction_low": token_mean(cuts_low_BN.astype(jnp.float32), mask_BN),
+        "clip_fraction_high": token_mean(cuts_high_BN.astype(jnp.float32), mask_BN),
         "ratio_deviation_max": Max((jnp.abs(ratio_BN - 1) * mask_BN).max()),
         "ratio_max": Max(jnp.where(mask_BN > 0, ratio_BN, 0.0).max()),
         "ratio_min": Min(jnp.where(mask_BN > 0, ratio_BN, jnp.where(mask_BN.any(), jnp.inf, 1.0)).min()),
     }
-    return loss, metrics
+    return loss, metrics | ({"kl": token_mean(kl_BN, mask_BN)} if c.kl_coef else {})

@@ -33,7 +33,8 @@ def training_memory(layout: Layout, model: ModelConfig, config: RLConfig) -> dic
     moments = bytes_per_device(state.opt_state, shardings.opt_state)
     sums = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "float32"), state.params)
     held = {"policy": weights, "optimizer": moments, "reference": weights}
-    held["gradients"] = bytes_per_device(sums, shardings.params)
+    trees = 1 if config.microbatch_rows is None and config.row_tokens is None else 2  # of two microbatches, to be added
+    held["gradients"] = trees * bytes_per_device(sums, shardings.params)
     return held | ({"policy that draws ahead": weights} if config.staleness else {})
 
 

@@ -237,7 +237,9 @@ def prepare_batch(layout: Layout, model: ModelConfig, config: RLConfig):
     def prepare(state: RLState, packed: PackedOutputs, temperature):
         N, train = config.max_new_tokens, state.train
         logp_old_BN, _, _ = score(train.params, train.router_bias, packed, N, temperature, model, packed.routes_BTLK)
-        logp_ref_BN, _, _ = score(state.reference, state.reference_router_bias, packed, N, temperature, model)
+        logp_ref_BN = logp_old_BN  # which costs nothing
+        if config.kl_coef:
+            logp_ref_BN, _, _ = score(state.reference, state.reference_router_bias, packed, N, temperature, model)
         logp_sampler_BN, mask_BN = by_output(packed.logp_sampler_BT, packed, N), output_mask(packed, N)
         weights_BN = importance_weights(logp_old_BN - logp_sampler_BN, mask_BN, config)
         metrics = sampler_gap(logp_old_BN, logp_sampler_BN, mask_BN, weights_BN)
@@ -275,7 +277,7 @@ def grpo_gradients(layout: Layout, model: ModelConfig, config: RLConfig):
             )
             metrics["mtp_loss"] = modules = pooled(losses)
             if config.optimizer.mtp == "train":
-                total += config.mtp_loss_weight * modules.total
+                total += modules.total  # alone in its gradients, which Adam scales: a weight would change nothing
                 load = load | {"mtp": mtp_load_KE}
         return total, (part.weight, modules.weight, metrics, load)
 
@@ -309,6 +311,7 @@ def grpo_update(layout: Layout, model: ModelConfig, config: RLConfig):
 
         grads = jax.tree_util.tree_map_with_path(mean, gradients.sums, state.params)
         state, norms = apply_updates(optimizer, model, config.optimizer, state, grads, gradients.load)
+        norms["grad_norm"] = Max(optax.global_norm({name: x for name, x in grads.items() if name != "mtp"}))  # clipped
         return state, gradients.metrics | norms | {"learning_rate": Max(schedule(state.step - 1))}
 
     shardings = train_state_shardings(layout, model, config.optimizer)

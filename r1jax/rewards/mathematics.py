@@ -10,7 +10,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -310,8 +310,3 @@ class MathVerifier:
 def latex(answer: Answer) -> str:
     """The answer for math-verify: names and units have been compared, percent has a value."""
     return answer.value + (r"\%" if answer.unit == "%" else "")
-
-
-def math_reward(verifier: MathVerifier) -> Callable[[Sample], float | None]:
-    """The reward of one sample. A batch is quicker: `verifier.grade`."""
-    return lambda sample: verifier.grade([sample])[0]

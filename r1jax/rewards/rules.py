@@ -1,6 +1,8 @@
 """Rule-based rewards (R1, section 2.2.2). A reward is a plain function of a sample; None: it does not apply to it."""
 
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, pstdev
@@ -11,6 +13,7 @@ from r1jax.types import Sample
 
 RewardFunction = Callable[[Sample], float | None]
 DEVIATION_EPSILON = 1e-6  # decides only how values that differ by about as much are treated: equal ones give 0
+ROUNDING = 1e-6  # values that differ by less are the same: a model's scores are float32
 
 
 @runtime_checkable
@@ -31,22 +34,27 @@ class Reward:
 
     def grade(self, samples: Sequence[Sample]) -> list[float | None]:
         """Unweighted, as they are logged."""
-        seen = [i for i, s in enumerate(samples) if self.sources is None or s.problem.source in self.sources]
+        seen = [i for i, s in enumerate(samples) if self.applies(s)]
         asked = [samples[i] for i in seen]
         graded = self.function.grade(asked) if isinstance(self.function, Grader) else map(self.function, asked)
         values = dict(zip(seen, graded, strict=True))
         return [values.get(i) for i in range(len(samples))]
 
+    def applies(self, sample: Sample) -> bool:
+        """Whether the sample is of its sources."""
+        return self.sources is None or sample.problem.source in self.sources
+
     def terms(self, values: Sequence[float | None], counts: Sequence[bool]) -> list[float]:
         """What a group's values add to its totals; what does not apply, or count, adds to no mean.
 
         Normalised: (value - mean) / deviation, so that no term drowns another (GDPO, arXiv 2601.05242, without its
-        second normalisation over the batch; population standard deviation).
+        second normalisation over the batch; population standard deviation). Rounding is no difference.
         """
         applicable = [value for value, counted in zip(values, counts, strict=True) if value is not None and counted]
         centre, scale = 0.0, 1.0
         if self.normalise and applicable:
-            centre, scale = mean(applicable), pstdev(applicable) + DEVIATION_EPSILON
+            differ = max(applicable) - min(applicable) > ROUNDING
+            centre, scale = mean(applicable), pstdev(applicable) + DEVIATION_EPSILON if differ else math.inf
         return [0.0 if value is None else self.weight * ((value - centre) / scale) for value in values]
 
     @property
@@ -180,10 +188,27 @@ def failure_counts(rewards: Mapping[str, Reward]) -> dict[str, float]:
 
 
 def unverified(rewards: Mapping[str, Reward], samples: Sequence[Sample]) -> list[bool]:
-    """Whether a verifier that counts failed on a sample of a group: it has no value, though others of the group do."""
-    verifiers = [
-        name
-        for name, reward in rewards.items()
-        if reward.weight and isinstance(reward.function, Grader) and any(s.rewards[name] is not None for s in samples)
-    ]
-    return [any(sample.rewards[name] is None for name in verifiers) for sample in samples]
+    """Whether a verifier (a `Grader`) whose verdict counts has none for a sample that it applies to: it failed."""
+    verifiers = {name: r for name, r in rewards.items() if r.weight and isinstance(r.function, Grader)}
+    return [any(s.rewards[name] is None and r.applies(s) for name, r in verifiers.items()) for s in samples]
+
+
+class BySource:
+    """A grader for each source, under one name."""
+
+    def __init__(self, functions: Mapping[str, RewardFunction | Grader]):
+        self.rewards = [Reward(function, 1.0, sources=(source,)) for source, function in functions.items()]
+        self.overlaps = all(reward.overlaps for reward in self.rewards)
+
+    @property
+    def failures(self) -> Counter[str]:
+        return sum((Counter(reward.failures) for reward in self.rewards), Counter())
+
+    def grade(self, samples: Sequence[Sample]) -> list[float | None]:
+        columns = [reward.grade(samples) for reward in self.rewards]
+        return [next((value for value in values if value is not None), None) for values in zip(*columns, strict=True)]
+
+
+def by_source(functions: Mapping[str, RewardFunction | Grader], weight: float) -> Reward:
+    """One reward, "accuracy" say, that each source has its own function for; others' samples it does not apply to."""
+    return Reward(BySource(functions), weight, sources=tuple(functions))

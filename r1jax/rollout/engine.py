@@ -70,7 +70,6 @@ class Counts:
     steps: int = 0  # model steps of all slots at once
     drafted: int = 0  # tokens that the multi-token-prediction module proposed
     accepted: int = 0  # of them, those that the model drew as well
-    device_seconds: float = 0.0  # in calls to the devices and waiting for them
 
 
 @dataclass
@@ -85,6 +84,7 @@ class RolloutEngine:
     max_prompt_tokens: int
     max_new_tokens: int
     counts: Counts = field(default_factory=Counts)
+    device_seconds: float = 0.0  # so far, in calls to the devices and waiting for them
 
     def __post_init__(self) -> None:
         require_possible(self.model, self.config, self.max_prompt_tokens, self.max_new_tokens)
@@ -252,7 +252,7 @@ class RolloutEngine:
         start = time.perf_counter()
         try:
             yield
-            self.counts.device_seconds += time.perf_counter() - start
+            self.device_seconds += time.perf_counter() - start
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -309,7 +309,6 @@ class RolloutEngine:
         figures = {
             "prompts_run": float(c.prompts),
             "rollout_tokens": float(c.tokens),
-            "seconds_rollout_device": c.device_seconds,
             "slots_in_use": (c.tokens - c.accepted) / (c.steps * self.slots),
         }
         return figures | ({"draft_acceptance": c.accepted / c.drafted} if c.drafted else {})

@@ -25,9 +25,10 @@ class Taught:
 
 def row_shape(config: RLConfig) -> tuple[int, int, int]:
     """Rows of a microbatch, tokens of a row, and outputs that a row can hold."""
-    rows = config.microbatch_rows or -(-config.questions * config.group_size // config.minibatches)
+    outputs = -(-config.questions * config.group_size // config.minibatches)
     if config.row_tokens is None:
-        return rows, config.longest, 1
+        return config.microbatch_rows or outputs, config.longest, 1
+    rows = config.microbatch_rows or -(-outputs * config.longest // config.row_tokens)
     return rows, config.row_tokens, 8 * config.row_tokens // config.longest  # 8 short ones in the place of a longest
 
 

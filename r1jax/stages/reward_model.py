@@ -43,6 +43,7 @@ def reward_model(
     if stage.result() is not None:
         return stage.directory
 
+    task.save_tokenizer(stage.directory)
     learnt, held_out = split_questions(judged, config.kind, config.held_out)
     steps = config.epochs * -(-len(learnt) // config.batch_size)
     feed = judged_records(learnt, config.batch_size, config.epochs, run.seed)

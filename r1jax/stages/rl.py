@@ -67,22 +67,26 @@ def rl(
     clock, ahead = Stopwatch(), None
     with run.progress.start(name, first, config.steps) as progress, Grading(rewards) as grading:
 
-        def draw(step: int, params: Params, router_bias: dict) -> Pending[list[Group]]:
+        def draw(step: int, params: Params, router_bias: dict) -> Pending[Drawn]:
             key = stage.key(step)
             return Pending(draw_groups(engine, params, router_bias, feed, task, grading, config, key, clock))
 
         for step in range(first + 1, config.steps + 1):
             clock.restart()
-            position, is_stale = feed.get_state(), ahead is not None
+            position, is_stale, failed = feed.get_state(), ahead is not None, failure_counts(rewards)
             try:
                 with clock("rollout"):
-                    groups = (ahead or draw(step, state.train.params, state.train.router_bias)).finish()
+                    busy = engine.device_seconds
+                    drawn = (ahead or draw(step, state.train.params, state.train.router_bias)).finish()
+                    busy = engine.device_seconds - busy
             except RunError as error:
                 if not config.staleness and step - 1 > (store.latest_step() or 0):
                     store.save(step - 1, *split(state), position, about(model, task.name))
+                goes_on = (store.latest_step() or 0) + 1
                 store.close()
-                kept = "The last checkpoint" if config.staleness else "The state before it"
-                raise RunError(f"{name}, rollout of step {step}: {error}. {kept} is saved") from error
+                raise RunError(
+                    f"{name}, rollout of step {step}: {error}. Started again, it goes on with step {goes_on}"
+                ) from error
             values = engine.figures() | {"stale": float(is_stale)}
             # Nothing is pending in what is saved: the step after it draws with the policy that was saved.
             saves = step % config.save_every == 0 or step == config.steps
@@ -91,17 +95,18 @@ def rl(
                 ahead = draw(step + 1, *programs.snapshot((state.train.params, state.train.router_bias)))
 
             with clock("update"):
-                advantage_BG = weigh(groups, config)
-                minibatches = deal(groups, advantage_BG, config, (run.seed, stage.number, step))
+                advantage_BG = weigh(drawn.chosen, config)
+                minibatches = deal(drawn.chosen, advantage_BG, config, (run.seed, stage.number, step))
                 state, metrics, values["filled"] = learner.learn(state, minibatches, ahead)
                 state = refresh_reference(state, config, step)
                 values |= finite_values(metrics, name, step)
 
-            values |= figures(groups) | failure_counts(rewards) | times(values, clock)
+            values |= figures(drawn) | times(values["rollout_tokens"], busy, clock)
+            values |= {kind: n - failed.get(kind, 0.0) for kind, n in failure_counts(rewards).items()}
             values["memory_gib"] = memory_in_use(run.layout) / GIB
             metrics_writer.write(step, values)
             if step % config.log_samples_every == 0:
-                sample_log.append(step, sample_rows(groups, advantage_BG))
+                sample_log.append(step, sample_rows(drawn.chosen, advantage_BG))
             progress.step(step, {shown: values[shown] for shown in SHOWN if shown in values})
             if saves:
                 store.save(step, *split(state), feed.get_state(), about(model, task.name))
@@ -123,7 +128,15 @@ class Group:
     samples: list[Sample]
     totals: list[float]  # weighted sums of the rewards
     counts: list[bool]  # whether an output is trained on, and part of the group's mean
-    teaches: bool  # the rewards of those that count differ, so that there are advantages
+    teaches: bool  # not all of those that count are as right as the others
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A step's rollout."""
+
+    chosen: list[Group]  # to train on, as many as a step has questions
+    all: list[Group]  # with those that gave way
 
 
 def draw_groups(
@@ -136,7 +149,7 @@ def draw_groups(
     config: RLConfig,
     key: jax.Array,
     clock: Stopwatch,
-) -> Generator[None, None, list[Group]]:
+) -> Generator[None, None, Drawn]:
     """A step's rollout, graded. With several sampling rounds, groups without signal give way to other questions'."""
     engine.counts = Counts()
     kept: list[Group] = []
@@ -155,12 +168,12 @@ def draw_groups(
         with clock("rewards"):  # what is left of them
             graded = grading.collect()
         for prompt, group, samples in zip(prompts, outputs, graded, strict=True):
-            drawn = judge(prompt, group, samples, grading.rewards, config)
-            (kept if drawn.teaches or config.sampling_rounds == 1 else spare).append(drawn)
+            judged = judge(prompt, group, samples, grading.rewards, config)
+            (kept if judged.teaches or config.sampling_rounds == 1 else spare).append(judged)
         if len(kept) >= config.questions:
             break
     dropped = [replace(group, counts=[False] * len(group.counts)) for group in spare]
-    return (kept + dropped)[: config.questions]
+    return Drawn((kept + dropped)[: config.questions], kept + spare)
 
 
 def judge(
@@ -170,7 +183,9 @@ def judge(
     failed = unverified(rewards, samples)
     counts = [(s.finished or config.truncated == "keep") and not f for s, f in zip(samples, failed, strict=True)]
     worth = totals(rewards, samples, counts)
-    teaches = has_signal([t for t, c in zip(worth, counts, strict=True) if c])
+    outcomes = [s.rewards.get("accuracy") for s in samples]
+    raw = [x for x, c in zip(outcomes, counts, strict=True) if x is not None and c]  # no penalty makes a lesson
+    teaches = has_signal(raw or [t for t, c in zip(worth, counts, strict=True) if c])
     return Group(prompt, outputs, samples, worth, counts, teaches)
 
 
@@ -187,13 +202,13 @@ def deal(
 ) -> list[list[Taught]]:
     """The rollout's outputs, shuffled and dealt out to the updates; without those that don't count."""
     outputs = [
-        (Taught(group.prompt, output, float(advantage)), counts)
+        Taught(group.prompt, output, float(advantage))
         for group, advantage_G in zip(groups, advantage_BG, strict=True)
         for output, advantage, counts in zip(group.outputs, advantage_G, group.counts, strict=True)
+        if counts
     ]
     order = np.random.default_rng(position).permutation(len(outputs))
-    hands = np.array_split(order, config.minibatches)
-    return [[taught for taught, counts in (outputs[i] for i in hand) if counts] for hand in hands]
+    return [[outputs[i] for i in hand] for hand in np.array_split(order, config.minibatches)]
 
 
 class Learner:
@@ -210,13 +225,15 @@ class Learner:
     def learn(
         self, state: RLState, minibatches: list[list[Taught]], ahead: Pending | None = None
     ) -> tuple[RLState, Metrics, float]:
-        """One update on each minibatch, in each inner epoch; `ahead` goes on by a round with each microbatch.
+        """One update on each minibatch that is not empty, in each inner epoch.
+
+        `ahead` goes on by a round with each microbatch.
 
         Returns the next state, metrics, and the share of the rows' places that hold a token.
         """
         temperature = np.float32(self.config.temperature)
         metrics: Metrics = {}
-        packed = [microbatches(outputs, self.shape, self.routes) for outputs in minibatches]
+        packed = [microbatches(outputs, self.shape, self.routes) for outputs in minibatches if outputs]
         batches: list[list[GRPOBatch]] = [[] for _ in packed]
         for minibatch, parts in zip(batches, packed, strict=True):
             for part in parts:
@@ -228,33 +245,31 @@ class Learner:
             for batch in minibatch:
                 gradients = self.gradients(state.train.params, state.train.router_bias, batch, temperature)
                 total = gradients if total is None else programs.add_gradients(total, gradients)
+                del gradients  # two trees of them at once are enough
                 if ahead:
                     ahead.advance()
             train, update_metrics = self.update(state.train, total)
             state, metrics = replace(state, train=train), merge_metrics(metrics, update_metrics)
-        return state, metrics, fmean(filled(parts) for parts in packed)
+        return state, metrics, fmean([filled(parts) for parts in packed] or [0.0])
 
 
-def figures(groups: list[Group]) -> dict[str, float]:
-    """What the host knows of a step: rewards, lengths, and how much of it teaches."""
-    samples = [g.samples for g in groups]
+def figures(drawn: Drawn) -> dict[str, float]:
+    """What the host knows of a step: rewards and lengths of all that was drawn, and how much of it teaches."""
+    samples = [g.samples for g in drawn.all]
     return (
         summarize(samples)
-        | spread(samples, [g.totals for g in groups])
+        | spread(samples, [g.totals for g in drawn.all])
         | {
-            "groups_with_signal": fmean(g.teaches for g in groups),
-            "outputs_trained": float(sum(sum(g.counts) for g in groups)),
+            "groups_with_signal": fmean(g.teaches for g in drawn.all),
+            "outputs_trained": float(sum(sum(g.counts) for g in drawn.chosen)),
         }
     )
 
 
-def times(values: dict[str, float], clock: Stopwatch) -> dict[str, float]:
-    """Seconds by phase, and the share of them in which the devices had nothing to do."""
-    busy = values["seconds_rollout_device"] + clock.seconds["update"]
-    return clock.figures() | {
-        "tokens_per_second": values["rollout_tokens"] / clock.total,
-        "device_idle": max(0.0, 1 - busy / clock.total),
-    }
+def times(tokens: float, busy: float, clock: Stopwatch) -> dict[str, float]:
+    """Seconds by phase, and the share of them in which the devices, `busy` in rollouts, had nothing to do."""
+    idle = 1 - (busy + clock.seconds["update"]) / clock.total
+    return clock.figures() | {"tokens_per_second": tokens / clock.total, "device_idle": max(0.0, idle)}
 
 
 def sample_rows(groups: list[Group], advantage_BG: np.ndarray) -> list[dict]:

@@ -35,14 +35,17 @@ def spread(groups: Sequence[Sequence[Sample]], totals: Sequence[Sequence[float]]
             ordered = sorted(values)
             figures[f"{name}_std"] = pstdev(values)
             figures |= {f"{name}_p{p}": ordered[p * (len(values) - 1) // 100] for p in (10, 50, 90)}
+    # The reward named "accuracy" is the outcome: it says which outputs are right.
     outcomes = {
         "correct": [len(s.tokens) for s in samples if s.rewards.get("accuracy") == 1],
         "wrong": [len(s.tokens) for s in samples if s.rewards.get("accuracy") == 0],
         "truncated": [len(s.tokens) for s in samples if not s.finished],
     }
     figures |= {f"tokens_{outcome}": fmean(lengths) for outcome, lengths in outcomes.items() if lengths}
-    right = [fmean(s.rewards.get("accuracy") or 0.0 for s in group) for group in groups]
-    figures |= {"groups_all_right": fmean(x == 1 for x in right), "groups_all_wrong": fmean(x == 0 for x in right)}
+    judged = [[v for s in group if (v := s.rewards.get("accuracy")) is not None] for group in groups]
+    right = [fmean(values) for values in judged if values]
+    if right:
+        figures |= {"groups_all_right": fmean(x == 1 for x in right), "groups_all_wrong": fmean(x == 0 for x in right)}
     return figures
 
 
