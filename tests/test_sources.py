@@ -24,10 +24,15 @@ from r1jax.data.running_sum import TOKENIZER
 from r1jax.data.sources import Source
 from r1jax.data.tasks import TASKS, r1_zero_prompt, text_task
 from r1jax.errors import UsageError
-from r1jax.rewards.rules import Parts, Reward, accuracy_reward, parse
+from r1jax.rewards.countdown import countdown_reward
+from r1jax.rewards.mathematics import MathVerifier
+from r1jax.rewards.rules import Parts, Reward, accuracy_reward, by_source, parse
 from r1jax.stages.evaluate import measure
 from r1jax.stages.hugging_face import export_hf
 from r1jax.stages.policy import load_policy
+from r1jax.stages.rl import rl
+from r1jax.stages.run import open_run
+from r1jax.telemetry.metrics import read_metrics
 from r1jax.telemetry.progress import Progress
 from r1jax.types import Problem
 from tests.conftest import ROOT
@@ -388,3 +393,32 @@ def test_a_file_is_evaluated_on(tmp_path, tokenizer_directory, model, policy, on
     assert [s.problem for s in samples] == task.held_out(6, 0)
     assert {s.problem.source for s in samples} == {"math"}
     assert 0 <= figures["pass@1"] <= 1
+
+
+def test_rl_rewards_each_source_of_a_mixture_by_its_own_function(
+    tmp_path, tokenizer_directory, experiment_config, model, policy, one_device
+):
+    """A file and a generator, a published tokenizer, math-verify's processes beside the rollout."""
+    path = write_lines(tmp_path / "x.jsonl", *({"problem": f"compute {i} #a + 1", "answer": i + 1} for i in range(9)))
+    sources = (Source("math", 1.0, JsonlConfig(path, question="problem")), Source("countdown", 1.0))
+    task = text_task("mixed", tokenizer_directory)
+    run = open_run(str(tmp_path / "run"), "mixed", experiment_config, one_device, Progress(), summary="", note="")
+    [problems] = ensure_records([Records("mixed", "train", 32, sources)], 0, run.workdir / "data")
+    save(run.workdir / "base", model, policy, task.name)
+    config = replace(
+        experiment_config.rl, steps=2, questions=4, group_size=4, prompts=32, max_prompt_tokens=150, max_new_tokens=8,
+        row_tokens=None, microbatch_rows=None, log_samples_every=1,
+    )  # fmt: skip
+    with MathVerifier(processes=1) as verifier:
+        rewards = {
+            "accuracy": by_source({"math": verifier, "countdown": countdown_reward}, 1.0),
+            "long": Reward(lambda sample: len(set(sample.tokens)) / 8, 1.0, sources=("math",)),
+        }
+        stage = rl(run, "rl", config, model, run.workdir / "base", task, problems, rewards)
+    rows, samples = (read_metrics(stage / name) for name in ("metrics.jsonl", "samples.jsonl"))
+    assert all(row["accuracy"] == 0 and row["groups_all_wrong"] == 1 and row["long"] > 0 for row in rows)
+    assert all(row["outputs_trained"] == 16 for row in rows)  # no verdict was missing
+    assert {s["problem"]["source"] for s in samples} == {"math", "countdown"}
+    assert all((s["rewards"]["long"] is None) == (s["problem"]["source"] == "countdown") for s in samples)
+    assert all(s["rewards"]["accuracy"] is not None for s in samples)
+    assert load_policy(stage, one_device).task.prompt("x") == task.prompt("x")
