@@ -358,10 +358,6 @@ class RewardModelConfig:
     log_every: int = 10
     save_every: int = 100
 
-    def batch_sizes(self) -> dict[str, int]:
-        """What the mesh's batch axes have to divide."""
-        return {"RewardModelConfig.batch_size": self.batch_size}
-
     def __post_init__(self) -> None:
         require_types(self)
         require_choice(self, "kind", ("pairwise", "pointwise"))

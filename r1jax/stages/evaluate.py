@@ -10,7 +10,7 @@ from r1jax.config import EvaluateConfig
 from r1jax.data.tasks import Task
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.programs import random_key
-from r1jax.rewards.rules import Reward, parse
+from r1jax.rewards.rules import Reward, failure_counts, parse
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.stages.grading import grade_outputs
 from r1jax.stages.policy import Policy, load_policy
@@ -44,7 +44,7 @@ def measure(
     layout: Layout, policy: Policy, config: EvaluateConfig, task: Task, rewards: Mapping[str, Reward], seed: int
 ) -> tuple[dict[str, float], list[Sample]]:
     """Figures, and the first sampled output for each problem."""
-    problems = task.held_out(config.problems, seed)
+    problems, before = task.held_out(config.problems, seed), failure_counts(rewards)
     greedy = draw(layout, policy, config, task, rewards, problems, samples=1, temperature=0.0, seed=seed)
     sampled = draw(layout, policy, config, task, rewards, problems, config.samples, config.temperature, seed)
     answers = [[parts.answer if (parts := parse(s.text)) else None for s in group] for group in sampled]
@@ -53,6 +53,8 @@ def measure(
     figures |= {"pass@1_low": low, "pass@1_high": high, f"pass@{config.k}": solved(sampled, config.k)}
     figures |= {f"cons@{config.samples}": consensus(sampled, answers)}
     figures |= {key: value for key, value in summarize(sampled).items() if key != "accuracy"}
+    # Without a verdict an output is not right; how many there were is said here.
+    figures |= {kind: n - before.get(kind, 0.0) for kind, n in failure_counts(rewards).items()}
     return figures, [group[0] for group in sampled]
 
 

@@ -45,6 +45,7 @@ def reward_model(
 
     task.save_tokenizer(stage.directory)
     learnt, held_out = split_questions(judged, config.kind, config.held_out)
+    size = run.layout.round_up(config.batch_size)  # with padding, so that devices share it evenly
     steps = config.epochs * -(-len(learnt) // config.batch_size)
     feed = judged_records(learnt, config.batch_size, config.epochs, run.seed)
     # What only predicts tokens is dropped: it would be held, saved and decayed without ever being read.
@@ -61,7 +62,7 @@ def reward_model(
     metrics_writer = MetricsWriter(stage.directory, first + 1)
     with run.progress.start(name, first, steps) as progress:
         for step in range(first + 1, steps + 1):
-            batch = judged_batch(task, config.kind, next(feed), config.batch_size, config.max_tokens)
+            batch = judged_batch(task, config.kind, next(feed), size, config.max_tokens)
             state, metrics = step_program(state, run.layout.put_batch(batch))
             saves = step % config.save_every == 0 or step == steps
             if step % config.log_every == 0 or saves:  # nothing is saved that was not looked at
@@ -91,10 +92,11 @@ def measure(
 ) -> dict[str, float]:
     """Accuracy, margin and the like on records that were not learnt from."""
     metrics_program = programs.reward_model_metrics(run.layout, scored, config.kind)
+    size = run.layout.round_up(config.batch_size)
     metrics: Metrics = {}
     too_long = 0
     for records in held_out.batch(config.batch_size, batch_fn=list):
-        batch = judged_batch(task, config.kind, records, config.batch_size, config.max_tokens)
+        batch = judged_batch(task, config.kind, records, size, config.max_tokens)
         found = metrics_program(state.params, state.router_bias, run.layout.put_batch(batch))
         metrics = merge_metrics(metrics, found)
         too_long += len(records) - count_judgements(batch, config.kind)
