@@ -334,12 +334,17 @@ def test_without_seccomp_the_namespaces_hold():
         assert score(attempt(BREAKOUTS[name]), PRINTS_42, LIMITS, layers) == 0.0, name
 
 
+def use_an_interpreter_for_strangers(monkeypatch):
+    """Root's programs run as a stranger, who can't use an interpreter in root's home."""
+    if os.getuid() == 0:
+        python = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+        monkeypatch.setattr(sys, "_base_executable", python)
+
+
 def test_without_namespaces_the_rest_holds(monkeypatch):
     """As in a container that forbids them: one process, no network, no files, no signals."""
     layers = frozenset({"landlock", "limits", "seccomp"})
-    if os.getuid() == 0:  # root's programs run as a stranger, who can't use an interpreter in root's home
-        python = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
-        monkeypatch.setattr(sys, "_base_executable", python)
+    use_an_interpreter_for_strangers(monkeypatch)
     try:
         ending = sandbox_module.launch("print(42)", "", LIMITS, layers)
     except RunError as error:
@@ -352,6 +357,70 @@ def test_without_namespaces_the_rest_holds(monkeypatch):
     ):  # fmt: skip
         assert score(attempt(BREAKOUTS[name]), PRINTS_42, LIMITS, layers) == 0.0, name
     assert score(*RIGHT["print"], LIMITS, layers) == 1.0
+
+
+@pytest.fixture
+def refused(monkeypatch, tmp_path):
+    """As on a kernel that lets bubblewrap, and nobody else, make namespaces: the launcher, where it can't unshare."""
+    use_an_interpreter_for_strangers(monkeypatch)
+    source = sandbox_module.LAUNCHER.read_text()
+    unshare = 'call("unshare", '
+    assert source.count(unshare) == 1
+    (tmp_path / "rewards").mkdir()
+    launcher = tmp_path / "rewards/launcher.py"  # `what_is_left` knows it by this end
+    launcher.write_text(source.replace(unshare, 'raise PermissionError("unshare is refused")\n    print('))
+    monkeypatch.setattr(sandbox_module, "LAUNCHER", launcher)
+    isolation.cache_clear()
+    yield launcher
+    isolation.cache_clear()
+
+
+@pytest.fixture
+def bubblewrap(refused):
+    """All layers, with namespaces by bubblewrap; skips where that can't be."""
+    if not Path("/usr/bin/bwrap").exists():
+        pytest.skip("bubblewrap isn't installed")
+    if (FULL | {"bubblewrap"}) - isolation():
+        pytest.skip(f"this kernel refuses bubblewrap, too: {sandbox_module.why_not(FULL)}")
+    return isolation()
+
+
+def test_bubblewrap_makes_the_namespaces_that_the_launcher_may_not(bubblewrap):
+    assert Sandbox().layers == bubblewrap >= FULL | {"bubblewrap"}
+    for name in sorted({*list(BREAKOUTS)[::2]} - {"many small files"}):  # bubblewrap limits their size only
+        assert score(attempt(BREAKOUTS[name]), PRINTS_42) == 0.0, name
+    for name in (
+        "infinite output", "infinite reply", "the answer, then a loop", "closed outputs, then sleep", "fork bomb",
+        "thread bomb", "ignores every signal", "stops itself", "segmentation fault", "raises at exit",
+    ):  # fmt: skip
+        assert score(ENDINGS[name], PRINTS_42, SHORT) == 0.0, name
+    for name, (program, tests) in RIGHT.items():
+        assert score(program, tests) == 1.0, name
+    for program, reason in (
+        ("print(1)", "exit"),
+        ("while True: pass", "cpu time"),
+        ("import ctypes; ctypes.string_at(0)", "signal"),
+    ):
+        assert Sandbox(LIMITS).run(program).reason == reason, program
+
+
+def test_without_seccomp_and_landlock_bubblewrap_holds(bubblewrap):
+    layers = bubblewrap - {"seccomp", "landlock"}
+    for program in (attempt(BREAKOUTS["daemon"]), attempt(BREAKOUTS["zombies"]), ENDINGS["fork bomb"]):
+        score(program, PRINTS_42, SHORT, layers)  # may print, must leave nothing
+    for name in (
+        "kill a process by number", "internet", "localhost", "DNS", "/etc/passwd", "the tests", "the sandbox's code",
+        "home", "/proc by number", "/dev", "write outside", "write to the interpreter", "make the root writable",
+        "fill the disk in many files", "many threads", "mount", "remount", "umount", "become root",
+    ):  # fmt: skip
+        assert score(attempt(BREAKOUTS[name]), PRINTS_42, LIMITS, layers) == 0.0, name
+
+
+def test_without_bubblewrap_the_error_names_it(refused):
+    refused.write_text(refused.read_text().replace("/usr/bin/bwrap", "/nowhere/bwrap"))
+    assert not isolation() & {"namespaces", "bubblewrap"}
+    with pytest.raises(RunError, match="lacks .*namespaces.*unshare is refused.*/nowhere/bwrap: install bubblewrap"):
+        Sandbox()
 
 
 def test_who_is_not_root_gets_the_same():
@@ -427,9 +496,20 @@ def test_a_sandbox_that_fails_gives_none_and_is_counted(monkeypatch, tmp_path):
 
 @full
 def test_a_killed_trainer_leaves_nothing():
+    killed_trainer("")
+
+
+def test_a_killed_trainer_leaves_nothing_in_bubblewrap(bubblewrap):
+    killed_trainer(
+        f"import sys\nfrom r1jax.rewards import sandbox\nsys._base_executable = {sys._base_executable!r}\n"
+        f"sandbox.LAUNCHER = {str(sandbox_module.LAUNCHER)!r}\n"
+    )
+
+
+def killed_trainer(first):
     before = what_is_left()
     program = "import ctypes, time\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\ntime.sleep(60)"  # let its parent die alone
-    code = f"from r1jax.rewards.sandbox import *\nprint(isolation(), flush=True)\nSandbox().run({program!r})"
+    code = first + f"from r1jax.rewards.sandbox import *\nprint(isolation(), flush=True)\nSandbox().run({program!r})"
     trainer = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
     assert trainer.stdout is not None
     trainer.stdout.readline()

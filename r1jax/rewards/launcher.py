@@ -3,7 +3,8 @@
 A script of its own, started by `sandbox.py` as `python -I -S launcher.py`: job in on stdin, report out on stdout, both
 JSON. The process that starts it may hold threads, devices and secrets; none of them gets here. Layers, outermost first:
 
-* namespaces: an empty root with the interpreter's files read-only and a scratch tmpfs; no network, no other processes
+* namespaces: an empty root with the interpreter's files read-only and a scratch tmpfs; no network, no other processes.
+  Made here, or, where the kernel forbids that, by bubblewrap, which may have AppArmor's leave
 * landlock: the same list of files, enforced on paths; what is left of a file system where namespaces are forbidden
 * limits: CPU time, memory, threads, open files, size of files, and for the launcher itself wall time and output
 * seccomp: one process, no sockets, no signals to others, no tracing, no mounts, nothing newer than Linux 5.0
@@ -27,6 +28,7 @@ from collections.abc import Iterator
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 SCRATCH = "/scratch"  # inside
+BUBBLEWRAP = "/usr/bin/bwrap"  # no search: whoever sets PATH must not choose what builds the walls
 NEW_ROOT = "/mnt"  # outside: where the root is put together; any directory does
 # What the interpreter needs: itself, its standard library, and shared libraries. No home, no /etc, no /proc. Resolved
 # here, since links may lead nowhere inside.
@@ -75,13 +77,20 @@ def main() -> None:
     (out, out_in), (reply, reply_in) = os.pipe(), os.pipe()
     stdin, program = memory_file(job["stdin"]), memory_file(job["program"])
     inside = [stdin, out_in, os.open(os.devnull, os.O_WRONLY), reply_in, program]
-    if "namespaces" in layers:
+    arguments = []
+    if "bubblewrap" in layers:
+        if os.getpid() != 1:  # else bubblewrap has started this script again, in there
+            arguments = bubblewrap_arguments(limits["scratch_bytes"])
+    elif "namespaces" in layers:
         enter_namespaces()
         make_root(limits["scratch_bytes"])
     stop_being_root()
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != job["parent"]:
         raise RuntimeError("the process that asked is gone")
+    if arguments:
+        os.dup2(memory_file(json.dumps(job | {"parent": 0})), 0)  # 0: a parent in another process namespace
+        os.execve(BUBBLEWRAP, arguments, {})
     failure, failure_in = os.pipe()
     child = os.fork()
     if child == 0:
@@ -148,6 +157,28 @@ def make_root(scratch_bytes: int) -> None:
     call("syscall", MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, len(attributes))
     mount_tmpfs(SCRATCH, scratch_bytes, stranger())
     os.chdir(SCRATCH)
+
+
+def bubblewrap_arguments(scratch_bytes: int) -> list[str]:
+    """`make_root` in bubblewrap's words, and this script as process 1 in there.
+
+    It can't limit the number of files, and refuses to limit their size when it is setuid: that is no sandbox, then.
+    """
+    if not os.path.exists(BUBBLEWRAP):
+        raise RuntimeError(f"no {BUBBLEWRAP}: install bubblewrap")
+    words = ["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
+    words += ["--as-pid-1", "--die-with-parent", "--dev-bind", os.devnull, os.devnull]
+    for path in READABLE:
+        if os.path.islink(path):
+            words += ["--symlink", os.readlink(path), path]
+        elif path != os.devnull:
+            words += ["--ro-bind", path, path]
+    for packages in filter(os.path.isdir, package_directories()):
+        words += ["--tmpfs", packages, "--remount-ro", packages]
+    words += ["--size", str(scratch_bytes), "--tmpfs", SCRATCH, "--remount-ro", "/", "--chdir", SCRATCH]
+    with open(__file__) as file:  # goes as text: no file in there that the program could read
+        script = [PYTHON, "-I", "-S", "-c", file.read()]
+    return [BUBBLEWRAP, *words, "--setenv", "LD_LIBRARY_PATH", LIB, "--", *script]
 
 
 def package_directories() -> list[str]:
@@ -271,8 +302,8 @@ def watch(child: int, out: int, reply: int, limits: dict) -> dict:
     """Reads until the program ends or goes over a limit, ends it, and reports."""
     streams = {out: bytearray(), reply: bytearray()}
     reason = read_until_end(child, streams, limits)
-    os.kill(child, signal.SIGKILL)  # not reaped yet: the number is still its own
-    _, status, usage = os.wait4(child, 0)  # with its namespace, every process in it is gone
+    os.kill(-1 if os.getpid() == 1 else child, signal.SIGKILL)  # not reaped yet: the number is still its own
+    _, status, usage = os.wait4(child, 0)  # every process in its namespace is gone, or killed by that -1
     for descriptor, content in streams.items():
         while len(content) <= limits["output_bytes"] and (chunk := os.read(descriptor, 1 << 16)):
             content += chunk

@@ -14,14 +14,17 @@ from r1jax.errors import RunError
 LAUNCHER = Path(__file__).with_name("launcher.py")
 GRACE_SECONDS = 10.0  # for the launcher to start and to report, beyond the program's own wall time
 
-# A layer counts only if a program inside runs into it. Each prints True, then.
+# A layer counts only if a program inside runs into it. Each prints True, then. (In a process namespace the launcher is
+# process 1, or outside, which reads as 0.)
 PROBES = {
-    "namespaces": "import os\nprint(os.getpid() == 1 and not os.path.exists('/proc') and not os.path.exists('/etc'))",
+    "namespaces": "import os\nprint(os.getppid() < 2 and not os.path.exists('/proc') and not os.path.exists('/etc'))",
     "landlock": "import os\ntry: os.listdir('/')\nexcept PermissionError: print(True)",
     "limits": "try: bytearray(1 << 40)\nexcept MemoryError: print(True)",
     "seccomp": "import socket\ntry: socket.socket()\nexcept PermissionError: print(True)",
 }
 FULL = frozenset({"namespaces", "limits", "seccomp"})  # landlock says again what a root of its own says
+# How namespaces are made: by the launcher, by bubblewrap, not at all. The first that works here is taken.
+OWN, BUBBLEWRAP, NONE = frozenset({"namespaces"}), frozenset({"namespaces", "bubblewrap"}), frozenset[str]()
 
 
 @dataclass(frozen=True)
@@ -83,30 +86,31 @@ class Sandbox:
 
 @functools.cache
 def isolation() -> frozenset[str]:
-    """The layers that hold on this machine, found by running into each."""
-    return frozenset(layer for layer in PROBES if holds(layer))
+    """The layers that hold on this machine, found by running into each; "bubblewrap" if it makes the namespaces.
 
-
-def holds(layer: str) -> bool:
-    """Whether a probe is stopped by this layer, inside namespaces where there are any.
-
-    (Without them a trainer that is root needs an interpreter that a stranger can read.)
+    (Where the launcher can't make them, a trainer that is root needs an interpreter that a stranger can read.)
     """
-    for layers in ({layer, "namespaces"}, {layer}):
-        try:
-            return launch(PROBES[layer], "", Limits(), layers).stdout == b"True\n"
-        except RunError:
-            continue
-    return False
+    way = next((way for way in (OWN, BUBBLEWRAP) if holds("namespaces", way)), NONE)
+    return way | {layer for layer in PROBES if holds(layer, way)}
+
+
+def holds(layer: str, way: frozenset[str]) -> bool:
+    """Whether a probe is stopped by this layer, in namespaces made in this way."""
+    try:
+        return launch(PROBES[layer], "", Limits(), way | {layer}).stdout == b"True\n"
+    except RunError:
+        return False
 
 
 def why_not(layers: frozenset[str]) -> str:
-    """What the kernel says to these layers."""
-    try:
-        launch("", "", Limits(), layers)
-    except RunError as error:
-        return str(error)
-    return "nothing stopped the probes"
+    """What the kernel says to these layers, and bubblewrap to namespaces."""
+    errors = []
+    for way in (NONE, BUBBLEWRAP) if "namespaces" in layers else (NONE,):
+        try:
+            launch("", "", Limits(), layers | way)
+        except RunError as error:
+            errors.append(str(error))
+    return "; ".join(errors) or "nothing stopped the probes"
 
 
 def launch(program: str, stdin: str, limits: Limits, layers: Iterable[str]) -> Ending:
