@@ -18,6 +18,7 @@ import pytest
 from r1jax.errors import RunError, UsageError
 from r1jax.rewards import sandbox as sandbox_module
 from r1jax.rewards.code import CodeReward, extract_program, parse_tests, same
+from r1jax.rewards.rules import Reward, by_source
 from r1jax.rewards.sandbox import FULL, PROBES, Limits, Sandbox, isolation
 from r1jax.types import Problem
 
@@ -571,3 +572,10 @@ def test_tests_that_are_none_are_refused(answer):
 )  # fmt: skip
 def test_same(value, expected, equal):
     assert same(value, expected) is equal
+
+
+def test_a_run_is_told_how_far_programs_are_locked_in():
+    reward = Reward(CodeReward(Sandbox()), 1.0)
+    assert "limits" in reward.notice
+    assert "seccomp" in reward.notice
+    assert by_source({"code": CodeReward(Sandbox())}, 1.0).notice == reward.notice

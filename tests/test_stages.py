@@ -384,6 +384,8 @@ def test_inner_epochs_train_on_each_minibatch_again(in_process):
 class Verifier:
     """Fails on some outputs, and says when it has graded."""
 
+    notice = "asks nobody"
+
     def __init__(self) -> None:
         self.graded = threading.Event()
 
@@ -392,7 +394,7 @@ class Verifier:
         return [None if len(s.tokens) % 2 else 0.5 + sum(s.tokens) % 7 / 7 for s in samples]
 
 
-def test_rewards_run_beside_rollouts_and_failures_pay_nothing(in_process, monkeypatch):
+def test_rewards_run_beside_rollouts_and_failures_pay_nothing(in_process, monkeypatch, capsys):
     """Each group is graded while the rollout waits for that, and has others to draw."""
     verifier, rounds = Verifier(), rl_stage.RolloutEngine.rounds
 
@@ -407,6 +409,8 @@ def test_rewards_run_beside_rollouts_and_failures_pay_nothing(in_process, monkey
     monkeypatch.setattr(rl_stage.RolloutEngine, "rounds", waiting)
     rewards = {"verified": Reward(verifier, 1.0)}
     rows, directory = run_rl(in_process, "beside", rewards, log_samples_every=1, steps=2, temperature=2.0)
+    assert json.loads((directory / "notices.json").read_text()) == {"verified": "asks nobody"}
+    assert "beside, verified: asks nobody" in capsys.readouterr().out
     samples = read_metrics(directory / "samples.jsonl")
     failed = [s for s in samples if s["rewards"]["verified"] is None]
     assert failed

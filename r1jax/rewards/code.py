@@ -66,6 +66,11 @@ class CodeReward:
         self.failures: Counter[str] = Counter(sandbox_failures=0)
         self.last_failure = ""
 
+    @property
+    def notice(self) -> str:
+        """What who reads the log should know."""
+        return f"programs run behind {', '.join(sorted(self.sandbox.layers)) or 'nothing: any may do harm'}"
+
     def __call__(self, sample: Answered) -> float | None:
         return self.grade([sample])[0]
 

@@ -63,6 +63,11 @@ class Reward:
         return getattr(self.function, "failures", {})
 
     @property
+    def notice(self) -> str:
+        """What a run has to say of it, as of the isolation that a sandbox reached."""
+        return getattr(self.function, "notice", "")
+
+    @property
     def overlaps(self) -> bool:
         """Whether it may grade while the devices draw other outputs; not, if it says that it needs them itself."""
         return getattr(self.function, "overlaps", True)
@@ -199,6 +204,10 @@ class BySource:
     def __init__(self, functions: Mapping[str, RewardFunction | Grader]):
         self.rewards = [Reward(function, 1.0, sources=(source,)) for source, function in functions.items()]
         self.overlaps = all(reward.overlaps for reward in self.rewards)
+
+    @property
+    def notice(self) -> str:
+        return "; ".join(reward.notice for reward in self.rewards if reward.notice)
 
     @property
     def failures(self) -> Counter[str]:

@@ -1,6 +1,7 @@
 """Reinforcement learning with GRPO and rule-based rewards. To change the loop, copy this file."""
 
 import functools
+import json
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
@@ -23,8 +24,9 @@ from r1jax.rollout.engine import Counts, Output, Pending, RolloutEngine
 from r1jax.rollout.packing import Taught, filled, microbatches, row_shape
 from r1jax.stages.grading import Grading
 from r1jax.stages.policy import load_policy
-from r1jax.stages.run import Run
+from r1jax.stages.run import Run, Stage
 from r1jax.stages.state import finite_values, restore_onto, split
+from r1jax.telemetry.files import write_whole
 from r1jax.telemetry.metrics import MetricsWriter, RowWriter
 from r1jax.telemetry.progress import Stopwatch
 from r1jax.telemetry.statistics import has_signal, spread, summarize
@@ -51,6 +53,7 @@ def rl(
         return stage.directory
 
     task.save_tokenizer(stage.directory)
+    announce(run, stage, rewards)
     lengths = (config.max_prompt_tokens, config.max_new_tokens)
     engine = RolloutEngine(run.layout, model, task.tokenizer, config.rollout, config.group_size, *lengths)
     learner = Learner(run.layout, model, config, engine.routes_shape)
@@ -114,6 +117,14 @@ def rl(
     metrics_writer.close()
     stage.complete({"steps": config.steps})
     return stage.directory
+
+
+def announce(run: Run, stage: Stage, rewards: Mapping[str, Reward]) -> None:
+    """Prints and keeps what rewards have to say at the start, such as how far programs are locked in."""
+    notices = {name: reward.notice for name, reward in rewards.items() if reward.notice}
+    write_whole(stage.directory / "notices.json", json.dumps(notices, indent=1))
+    for name, notice in notices.items():
+        run.progress.say(f"{stage.name}, {name}: {notice}")
 
 
 SHOWN = ("reward", "accuracy", "response_tokens", "tokens_per_second")
