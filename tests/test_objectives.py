@@ -147,7 +147,10 @@ def test_token_logprobs_and_entropy_at_a_temperature():
     assert float(entropy[0, 0]) == pytest.approx(-(1 / 3 * math.log(1 / 3) + 2 / 3 * math.log(2 / 3)))
 
 
-@pytest.mark.parametrize(("switch", "moves"), [("train", True), ("freeze", False), ("off", False)])
+DRAFTS = [("train", True), ("freeze", False), pytest.param("off", False, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("switch", "moves"), DRAFTS)
 def test_draft_modules_learn_from_the_corpus_when_they_are_to(one_device, model, policy, switch, moves):
     """Frozen or off, neither they nor, through them, the model learns from their loss; weight decay is no exception."""
     tokens = np.random.default_rng(0).integers(3, 200, (4, 12)).astype(np.int32)

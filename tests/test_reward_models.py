@@ -36,7 +36,7 @@ from r1jax.stages.run import open_run
 from r1jax.telemetry.metrics import read_metrics
 from r1jax.telemetry.progress import Progress
 from r1jax.types import JudgedBatch, Problem, Sample, TokenBatch
-from tests.test_parallel import MESHES, layout
+from tests.test_parallel import layout
 from tests.test_stages import contents
 
 TASK = TASKS["running_sum"]
@@ -411,7 +411,9 @@ def test_more_tokens_than_positions_are_refused(train):
 # On other meshes.
 
 
-SHARDED = [(mesh, "pairwise") for mesh in MESHES if mesh != "1"] + [("8x1", "pointwise")]
+SHARDED = [("2x4 tensor", "pairwise")]
+SHARDED += [pytest.param(*case, marks=pytest.mark.slow) for case in (("8x1", "pairwise"), ("2x4 fsdp", "pairwise"))]
+SHARDED += [pytest.param(*case, marks=pytest.mark.slow) for case in (("2x4 expert", "pairwise"), ("8x1", "pointwise"))]
 
 
 @pytest.mark.parametrize(("name", "kind"), SHARDED)
