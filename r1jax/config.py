@@ -259,7 +259,7 @@ class RLConfig:
     prompts: int  # size of the generated prompt set
     inner_epochs: int = 1  # times that each minibatch is trained on
     # Outputs are packed into rows, rows into microbatches: gradients add up to those of the minibatch, exactly.
-    row_tokens: int | None = None  # None: as many as the longest output with its prompt, and no row holds two
+    row_tokens: int | None = None  # at least; the longest output with its prompt fits. None: no row holds two
     microbatch_rows: int | None = None  # run at once; None: enough for a minibatch of outputs of the longest size
     temperature: float = 1.0
     advantage: str = "group"  # this and the next five: see the tables of objectives/grpo.py, which cite their papers
@@ -312,12 +312,9 @@ class RLConfig:
                 f"minibatches is {self.minibatches}, expected at most questions * group_size"
                 f" ({self.questions * self.group_size})"
             )
-        if self.row_tokens is not None and self.row_tokens < self.longest:
-            raise ValueError(
-                f"row_tokens is {self.row_tokens}, expected max_prompt_tokens + max_new_tokens ({self.longest}) or more"
-            )
-        if self.microbatch_rows is not None:
-            require_positive(self, "microbatch_rows")
+        for name in ("row_tokens", "microbatch_rows"):
+            if getattr(self, name) is not None:
+                require_positive(self, name)
         if self.staleness not in (0, 1):
             raise ValueError(f"staleness is {self.staleness}, expected 0 (on-policy) or 1")
         if self.staleness and self.importance == "none" and self.old_logprobs == "trainer":

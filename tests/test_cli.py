@@ -24,7 +24,7 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
         (["--set", "RLConfig.stepz=3"], "stepz"),
         (["--set", "sft/OptimizerConfig.learning_rate=1.0"], "nothing reads"),
         (["--set", "RLConfig.steps='x'"], "expected int"),
-        (["--set", "RLConfig.questions=6"], "6 rows can't be divided over 8 devices"),
+        (["--set", "PretrainConfig.batch_size=6"], "6 rows can't be divided over 8 devices"),
         (["--set", "PretrainConfig.batch_size=9"], "PretrainConfig.batch_size is 9"),
         (["--set", "MeshConfig.data=5"], "does not fit 8 devices"),
         (["--gin", "model/nonsense.gin"], "no gin file 'model/nonsense.gin'"),

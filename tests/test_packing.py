@@ -15,7 +15,7 @@ from r1jax.objectives.grpo import grpo_loss
 from r1jax.parallel import programs
 from r1jax.parallel.layout import make_layout
 from r1jax.rollout.engine import Output
-from r1jax.rollout.packing import Taught, best_fit, filled, microbatches
+from r1jax.rollout.packing import Taught, best_fit, filled, microbatches, row_shape
 from tests.test_parallel import placed
 from tests.unpacked import (
     Generation,
@@ -281,3 +281,10 @@ def test_models_without_experts_or_modules_are_trained_too(one_device, model, ro
     assert not same(after.params, jax.device_get(policy[0]))
     assert "mtp_loss" not in metrics
     assert "expert_load_max" not in metrics
+
+
+def test_a_row_holds_at_least_the_longest_output():
+    assert row_shape(rl_config()) == (12, 16, 1)
+    assert row_shape(rl_config(row_tokens=10)) == (12, 16, 8)
+    assert row_shape(rl_config(row_tokens=48, minibatches=2)) == (2, 48, 24)
+    assert row_shape(rl_config(row_tokens=48, microbatch_rows=5)) == (5, 48, 24)

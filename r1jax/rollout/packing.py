@@ -28,8 +28,9 @@ def row_shape(config: RLConfig) -> tuple[int, int, int]:
     outputs = -(-config.questions * config.group_size // config.minibatches)
     if config.row_tokens is None:
         return config.microbatch_rows or outputs, config.longest, 1
-    rows = config.microbatch_rows or -(-outputs * config.longest // config.row_tokens)
-    return rows, config.row_tokens, 8 * config.row_tokens // config.longest  # 8 short ones in the place of a longest
+    T = max(config.row_tokens, config.longest)
+    rows = config.microbatch_rows or -(-outputs * config.longest // T)
+    return rows, T, 8 * T // config.longest  # 8 short ones in the place of a longest
 
 
 def microbatches(
