@@ -1,6 +1,6 @@
 """R1-Zero: pure RL with GRPO on a base model, rewarded by rules alone (DeepSeek-R1, arXiv 2501.12948, section 2.2).
 
-make demo                                                       # about 3.5 minutes on 2 CPU cores
+make demo                                                       # about 4 minutes on 2 CPU cores
 python -m r1jax run r1_zero --workdir runs/r1_zero              # the same
 """
 
