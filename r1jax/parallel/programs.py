@@ -89,15 +89,20 @@ def init_policy(layout: Layout, model: ModelConfig):
     return jax.jit(init, out_shardings=(layout.params(model), bias))
 
 
+def first_state(optimizer, config: OptimizerConfig, params, router_bias) -> TrainState:
+    """At step 0, of a policy or a reward model."""
+    if config.router_bias == "off":
+        router_bias = jax.tree.map(jnp.zeros_like, router_bias)
+    return TrainState(jnp.int32(0), params, optimizer.init(params), router_bias)
+
+
 @functools.cache
 def start_training(layout: Layout, model: ModelConfig, config: OptimizerConfig):
     """(params, router_bias) -> TrainState at step 0. The arguments are donated."""
     optimizer = make_optimizer(config, model, 1)
 
     def start(params, router_bias):
-        if config.router_bias == "off":
-            router_bias = jax.tree.map(jnp.zeros_like, router_bias)
-        return TrainState(jnp.int32(0), params, optimizer.init(params), router_bias)
+        return first_state(optimizer, config, params, router_bias)
 
     return jax.jit(start, out_shardings=train_state_shardings(layout, model, config), donate_argnums=(0, 1))
 

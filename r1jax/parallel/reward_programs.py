@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 
 from r1jax.config import ModelConfig, OptimizerConfig, RewardModelConfig
 from r1jax.model.spec import init_params
@@ -11,7 +10,7 @@ from r1jax.objectives.metrics import Max
 from r1jax.objectives.optimizer import learning_rate, make_optimizer
 from r1jax.objectives.reward_model import response_scores, reward_model_loss
 from r1jax.parallel.layout import Layout
-from r1jax.parallel.programs import apply_updates, on_platform, train_state_shardings
+from r1jax.parallel.programs import apply_updates, first_state, on_platform, train_state_shardings
 from r1jax.types import JudgedBatch, TrainState
 
 
@@ -21,10 +20,8 @@ def start_reward_model(layout: Layout, model: ModelConfig, config: OptimizerConf
     optimizer = make_optimizer(config, model, 1)
 
     def start(trunk, router_bias):
-        if config.router_bias == "off":
-            router_bias = jax.tree.map(jnp.zeros_like, router_bias)
         params = init_params(jax.random.key(0), model) | trunk  # XLA drops what the trunk replaces
-        return TrainState(jnp.int32(0), params, optimizer.init(params), router_bias)
+        return first_state(optimizer, config, params, router_bias)
 
     return jax.jit(start, out_shardings=train_state_shardings(layout, model, config), donate_argnums=(0, 1))
 
