@@ -51,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     run = add("run", run_experiment, "run an experiment, or go on with it")
     run.add_argument("experiment", metavar="EXPERIMENT", help="a name (see `experiments`) or a path to a file")
     run.add_argument("--gin", action="append", metavar="FILE", help="gin files instead of the experiment's own")
+    run.add_argument("--from", dest="rerun_from", metavar="STAGE", help="make a stage again, and what hangs on it")
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a gin binding, after the files")
     where = run.add_mutually_exclusive_group(required=True)
     where.add_argument("--workdir", metavar="DIR", help="where the run lives")
@@ -141,6 +142,7 @@ def run_experiment(args: argparse.Namespace) -> None:
         progress,
         summary=first_line(module),
         note=vars(module).get("REPORT_NOTE", ""),
+        rerun_from=args.rerun_from,
     )
     module.run(run, config)
     progress.say(f"report: {write_report(run.workdir)}")
@@ -183,7 +185,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> None:
         temperature=args.temperature,
         k=args.k,
     )
-    figures, _ = measure(layout, policy, config, task, rewards, args.seed)
+    figures, _ = measure(layout, policy, config, task, rewards, task.held_out(args.problems, args.seed), args.seed)
     table = Table("figure", "value", title=f"{args.checkpoint} on {task.name}, {args.problems} problems")
     for name, value in figures.items():
         table.add_row(name, f"{value:.3f}")

@@ -207,6 +207,31 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class SFTConfig:
+    """Supervised fine-tuning on demonstrations (R1, sections 2.3.1 and 2.3.3; there batch 128, 2 to 3 epochs)."""
+
+    optimizer: OptimizerConfig
+    epochs: int
+    batch_size: int  # rows
+    sequence_length: int  # tokens a row, packed; longer demonstrations are left out
+    examples: int | None = None  # at most so many demonstrations; None: all
+    mtp_loss_weight: float = 0.1  # V3, section 4.2: of the last part of pretraining
+    balance_loss_weight: float = 0.0001
+    log_every: int = 10
+    save_every: int = 100
+
+    def batch_sizes(self) -> dict[str, int]:
+        """What the mesh's batch axes have to divide."""
+        return {"SFTConfig.batch_size": self.batch_size}
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require_positive(self, "epochs", "batch_size", "sequence_length", "log_every", "save_every")
+        if self.examples is not None:
+            require_positive(self, "examples")
+
+
+@dataclass(frozen=True)
 class RolloutConfig:
     """The rollout engine: how outputs are drawn, and how many at once."""
 
@@ -379,6 +404,67 @@ class EvaluateConfig:
             raise ValueError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
         if not 0 < self.k <= self.samples:
             raise ValueError(f"k is {self.k}, expected 1 to samples ({self.samples})")
+
+
+@dataclass(frozen=True)
+class RejectionConfig:
+    """Outputs of a policy that are good enough to teach (R1, section 2.3.3): what is drawn, and what is kept of it."""
+
+    rollout: RolloutConfig
+    prompts: int  # questions that are asked
+    samples: int  # outputs for each
+    max_prompt_tokens: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    part: int = 256  # questions in a part: what an interrupted stage loses at most, and a host's share is made of
+    keep: int = 4  # outputs of a question, at most
+    choose: str = "first"  # which of more: as they were drawn; "shortest"
+    # What is dropped, beside what is not right and what did not end by itself:
+    language: float = 1.0  # thinking with a smaller share of words in the question's language
+    longest: int | None = None  # tokens; None: max_new_tokens
+    repetition: float = 1.0  # a larger share of 4-grams that were there before; 1 is off
+    paragraph_words: int = 400  # a paragraph of more words
+    code_blocks: bool = False  # whether responses may hold blocks of code
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require_positive(self, "prompts", "samples", "max_prompt_tokens", "max_new_tokens", "temperature")
+        require_positive(self, "part", "keep", "paragraph_words")
+        require_choice(self, "choose", ("first", "shortest"))
+        if not 0 <= self.language <= 1 or not 0 <= self.repetition <= 1:
+            raise ValueError(f"language {self.language}, repetition {self.repetition}: expected shares from 0 to 1")
+        if self.longest is not None:
+            require_positive(self, "longest")
+
+
+@dataclass(frozen=True)
+class JudgedConfig:
+    """Responses of policies, judged: what reward models learn from (R1, supplement)."""
+
+    rollout: RolloutConfig
+    prompts: int
+    samples: int  # responses of each policy for each
+    max_prompt_tokens: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    pairs: int = 2  # of a question, at most
+    difference: float = 1.0  # between the judge's marks of a pair, at least (R1: more than 1 of 10)
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require_positive(self, "prompts", "samples", "max_prompt_tokens", "max_new_tokens", "temperature", "pairs")
+        require_positive(self, "difference")
+
+
+@dataclass(frozen=True)
+class ExamplesConfig:
+    """How much is made of data that a generator writes."""
+
+    examples: int
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require_positive(self, "examples")
 
 
 @dataclass(frozen=True)

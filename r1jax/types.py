@@ -49,6 +49,14 @@ class TokenBatch:
 
 
 @struct.dataclass
+class TaughtBatch:
+    """Packed rows of which a part is learnt."""
+
+    tokens: TokenBatch  # [B, T]
+    is_taught_BT: Array  # bool: tokens of responses
+
+
+@struct.dataclass
 class PackedOutputs:
     """Rows of outputs, each behind its prompt in a segment of its own, up to J to a row."""
 

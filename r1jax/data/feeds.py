@@ -4,15 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import grain
 import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from r1jax.data.sources import Source, fingerprint
-from r1jax.errors import RunError
+from r1jax.errors import RunError, UsageError
 from r1jax.types import Problem, TokenBatch
 
 NO_THREADS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # records are tiny: threads double their cost
@@ -55,12 +56,44 @@ def ensure_records(wanted: Sequence[Records], seed: int, folder: epath.Path) -> 
     return paths
 
 
-def records(path: epath.Path, seed: int | None) -> grain.MapDataset:
+def record_files(path: epath.Path) -> list[str]:
+    """The ArrayRecords of a file, or of a stage's directory, by its `index.json`."""
+    if not path.is_dir():
+        return [str(path)]
+    return [str(path / shard["file"]) for shard in json.loads((path / "index.json").read_text())["shards"]]
+
+
+def records(paths: epath.Path | Sequence[epath.Path], seed: int | None) -> grain.MapDataset:
     """All records of one epoch, in order, or shuffled with `seed`."""
-    dataset = grain.MapDataset.source(grain.sources.ArrayRecordDataSource(str(path)))
+    files = [file for path in ([paths] if isinstance(paths, epath.Path) else paths) for file in record_files(path)]
+    dataset = grain.MapDataset.source(grain.sources.ArrayRecordDataSource(files))
     if seed is not None:
         dataset = dataset.shuffle(seed=seed)
     return dataset.map(json.loads)
+
+
+def write_array_record(path: epath.Path, rows: Iterable[Mapping]) -> None:
+    """JSON objects as an ArrayRecord, which appears when it is whole."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+        for row in rows:
+            writer.write(json.dumps(row).encode())
+        writer.close()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def distinct_problems(path: epath.Path, count: int) -> list[Problem]:
+    """The first `count` problems of an ArrayRecord, each question once. Raises UsageError when there are fewer."""
+    dataset = records(path, None)
+    if len(dataset) < count:
+        raise UsageError(f"{count} problems are asked of {path}, which has {len(dataset)}: set `prompts` lower")
+    found: dict[str, Problem] = {}
+    for row in (dataset[i] for i in range(count)):
+        found.setdefault(row["question"], problem(row))
+    return list(found.values())
 
 
 def packed_batches(path: epath.Path, batch_size: int, sequence_length: int, seed: int) -> grain.DatasetIterator:

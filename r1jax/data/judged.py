@@ -88,24 +88,26 @@ def count_judgements(batch: JudgedBatch, kind: str) -> int:
     return int(np.count_nonzero(batch.length_B)) // RESPONSES[kind]
 
 
-def split_questions(path: epath.Path, kind: str, held_out: float) -> tuple[grain.MapDataset, grain.MapDataset]:
+def split_questions(
+    paths: Sequence[epath.Path], kind: str, held_out: float
+) -> tuple[grain.MapDataset, grain.MapDataset]:
     """Records to learn from, and those held out: all that are on the same questions, by each question's hash.
 
     The share is one of questions; it depends on no seed, and a question stays where it is when records are added.
     Raises UsageError for a record that is not one of `kind`, and when one of the two is empty.
     """
-    every = records(path, None)
+    every, where = records(paths, None), ", ".join(str(path) for path in paths)
     places: dict[bool, list[int]] = {False: [], True: []}
     for i, record in enumerate(every):
         wrong = [name for name, of in FIELDS[kind].items() if not isinstance(record.get(name), of)]
         if wrong:
             expected = ", ".join(f"{name} ({of.__name__})" for name, of in FIELDS[kind].items())
-            raise UsageError(f"{path}, record {i}: '{wrong[0]}' is {record.get(wrong[0])!r}; {kind} needs {expected}")
+            raise UsageError(f"{where}, record {i}: '{wrong[0]}' is {record.get(wrong[0])!r}; {kind} needs {expected}")
         places[zlib.crc32(record["question"].encode()) < held_out * 2**32].append(i)
     for is_held_out, found in places.items():
         if not found:
             there = "held out" if is_held_out else "left to learn from"
-            raise UsageError(f"{path}: no question is {there} with RewardModelConfig.held_out {held_out}: set another")
+            raise UsageError(f"{where}: no question is {there} with RewardModelConfig.held_out {held_out}: set another")
     learnt, held = (grain.MapDataset.source(found).map(lambda i: every[i]) for found in places.values())
     return learnt, held
 

@@ -6,17 +6,17 @@ The only file that imports seqio: it brings TensorFlow, many seconds and 0.8 GB.
 import dataclasses
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import seqio
 import tensorflow as tf
-from array_record.python import array_record_module
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 
 from r1jax.config import JsonlConfig
 from r1jax.data import chat, running_sum
+from r1jax.data.feeds import record_files, write_array_record
 from r1jax.data.sources import GENERATORS, Source
 from r1jax.data.tokenizer import WordTokenizer
 from r1jax.errors import UsageError
@@ -156,8 +156,28 @@ def add_judged(name: str, generate: Callable[[int], Iterator[dict]], columns: di
     )
 
 
+add_judged("chat_demonstrations", chat.demonstrations, dict.fromkeys(("question", "response", "source"), tf.string))
 add_judged("chat_preferences", chat.preferences, dict.fromkeys(("question", "chosen", "rejected"), tf.string))
 add_judged("chat_safety", chat.marked_responses, {"question": tf.string, "response": tf.string, "safe": tf.bool})
+
+
+def add_records(name: str, path: epath.Path, columns: dict[str, tf.DType]) -> None:
+    """Registers what a stage wrote (its directory, with an `index.json`), or an ArrayRecord of JSON objects."""
+
+    def source(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
+        del split, shuffle_files, seed
+
+        def rows() -> Iterator[dict]:
+            for file in record_files(path):
+                for row in ArrayRecordDataSource(file):
+                    yield {column: json.loads(row)[column] for column in columns}
+
+        signature = {column: tf.TensorSpec((), dtype) for column, dtype in columns.items()}
+        return tf.data.Dataset.from_generator(rows, output_signature=signature)
+
+    seqio.TaskRegistry.add(
+        name, source=seqio.FunctionDataSource(source, splits=("train",)), preprocessors=[], output_features={}
+    )
 
 
 def write_records(
@@ -174,15 +194,7 @@ def write_records(
     dataset = seqio.get_mixture_or_task(task).get_dataset(
         sequence_length=None, split=split, shuffle=False, seed=seed, trim_output_features=False
     )
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
-        for place, row in enumerate(_examples(dataset.take(examples))):
-            writer.write(json.dumps(row | {"id": place}).encode())
-        writer.close()
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_array_record(path, (row | {"id": place} for place, row in enumerate(_examples(dataset.take(examples)))))
 
 
 def _examples(dataset: tf.data.Dataset) -> Iterator[dict]:

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from r1jax.config import JsonlConfig, require_positive
-from r1jax.data import countdown, running_sum
+from r1jax.data import chat, countdown, running_sum
 from r1jax.data.jsonl import read_problems
 from r1jax.errors import UsageError
 from r1jax.types import Problem
 
-GENERATORS = {"running_sum": running_sum.problems, "countdown": countdown.problems}
+GENERATORS = {"running_sum": running_sum.problems, "countdown": countdown.problems, "chat": chat.problems}
 
 
 @dataclass(frozen=True)

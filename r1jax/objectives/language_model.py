@@ -56,19 +56,22 @@ def language_model_loss(
     mtp_weight: float,
     balance_weight: float,
     mtp: str = "train",
+    is_target_BT: Array | None = None,
 ) -> tuple[Array, tuple[Metrics, dict[str, Array]]]:
     """Mean next-token loss + mtp_weight * mean over modules of their loss (V3, equation 25) + balance loss.
 
-    `mtp` is a switch of `OptimizerConfig`. Returns the scalar loss, and (metrics, expert loads by stack).
+    `mtp` is a switch of `OptimizerConfig`. With `is_target_BT` only these tokens are learnt.
+
+    Returns the scalar loss, and (metrics, expert loads by stack).
     """
     hidden = forward(params, router_bias, batch, config)
-    main = cross_entropy(params, hidden.hidden_BTD, batch, 1)
+    main = cross_entropy(params, hidden.hidden_BTD, batch, 1, is_target_BT)
     balance = Mean(hidden.balance, count_segments(batch.segments_BT))
     loss = main.mean() + balance_weight * balance.mean()
     metrics: Metrics = {"loss": main, "balance": balance}
     load = hidden.load
     if config.num_nextn_predict_layers and mtp != "off":
-        modules, mtp_load_KE = mtp_losses(params, router_bias, hidden, batch, config)
+        modules, mtp_load_KE = mtp_losses(params, router_bias, hidden, batch, config, is_target_BT)
         metrics["mtp_loss"] = pooled(modules)
         if mtp == "train":
             loss += mtp_weight * sum(m.mean() for m in modules) / len(modules)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from r1jax.config import EvaluateConfig, ModelConfig, RLConfig, RolloutConfig
+from r1jax.config import EvaluateConfig, JudgedConfig, ModelConfig, RejectionConfig, RLConfig, RolloutConfig
 from r1jax.errors import UsageError
 from r1jax.parallel import programs
 from r1jax.parallel.layout import Layout, rollout_layout
@@ -70,7 +70,9 @@ def rollout_memory(layout: Layout, model: ModelConfig, config: RolloutConfig, P:
     }
 
 
-def stage_memory(layout: Layout, model: ModelConfig, config: RLConfig | EvaluateConfig) -> dict[str, int]:
+def stage_memory(
+    layout: Layout, model: ModelConfig, config: RLConfig | EvaluateConfig | RejectionConfig | JudgedConfig
+) -> dict[str, int]:
     """What a stage with rollouts holds on each device."""
     held = {"policy": bytes_per_device(programs.abstract_policy(model)[0], layout.params(model))}
     if isinstance(config, RLConfig):

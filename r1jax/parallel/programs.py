@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from r1jax.config import ModelConfig, OptimizerConfig, PretrainConfig, RLConfig, RolloutConfig
+from r1jax.config import ModelConfig, OptimizerConfig, PretrainConfig, RLConfig, RolloutConfig, SFTConfig
 from r1jax.model.moe import update_router_bias
 from r1jax.model.quantize import is_quantized, quantize_params
 from r1jax.model.softmax_attention import choose_attention
@@ -97,6 +97,29 @@ def first_state(optimizer, config: OptimizerConfig, params, router_bias) -> Trai
 
 
 @functools.cache
+def checksums(layout: Layout):
+    """A tree of arrays -> the same tree of uint32: what each holds, wherever it lies and however it is divided.
+
+    The sum, modulo 2^32, of each value's bits mixed with its place: two that differ are told apart but for one chance
+    in 2^32 for each tensor.
+    """
+
+    def mix(x):  # the finalizer of MurmurHash3
+        x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+        x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+        return x ^ (x >> 16)
+
+    def one(x):
+        bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis, size in enumerate(x.shape):
+            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        return mix(bits ^ mix(place)).sum(dtype=jnp.uint32)
+
+    return jax.jit(lambda tree: jax.tree.map(one, tree), out_shardings=layout.replicated())
+
+
+@functools.cache
 def start_training(layout: Layout, model: ModelConfig, config: OptimizerConfig):
     """(params, router_bias) -> TrainState at step 0. The arguments are donated."""
     optimizer = make_optimizer(config, model, 1)
@@ -121,20 +144,33 @@ def apply_updates(optimizer, model: ModelConfig, config: OptimizerConfig, state:
     return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, bias), norms | busiest
 
 
-@functools.cache
 def pretrain_step(layout: Layout, model: ModelConfig, config: PretrainConfig):
     """(TrainState, TokenBatch) -> (TrainState, metrics). The state is donated."""
-    model = on_platform(layout, model)
-    optimizer = make_optimizer(config.optimizer, model, config.steps)
-    schedule = learning_rate(config.optimizer, config.steps)
+    return language_model_step(layout, model, config, config.steps)
 
-    def step(state: TrainState, batch):
+
+@functools.cache
+def sft_step(layout: Layout, model: ModelConfig, config: SFTConfig, steps: int):
+    """(TrainState, TaughtBatch) -> (TrainState, metrics), one of `steps`. The state is donated."""
+    step = language_model_step(layout, model, config, steps)
+    return lambda state, batch: step(state, batch.tokens, batch.is_taught_BT)
+
+
+@functools.cache
+def language_model_step(layout: Layout, model: ModelConfig, config: PretrainConfig | SFTConfig, steps: int):
+    """(TrainState, TokenBatch, where the targets are [B, T], or None: all over) -> (TrainState, metrics)."""
+    model = on_platform(layout, model)
+    optimizer = make_optimizer(config.optimizer, model, steps)
+    schedule = learning_rate(config.optimizer, steps)
+
+    def step(state: TrainState, batch, is_target_BT=None):
         loss = functools.partial(
             language_model_loss,
             config=model,
             mtp=config.optimizer.mtp,
             mtp_weight=config.mtp_loss_weight,
             balance_weight=config.balance_loss_weight,
+            is_target_BT=is_target_BT,
         )
         grads, (metrics, load) = jax.grad(loss, has_aux=True)(state.params, state.router_bias, batch)
         state, norms = apply_updates(optimizer, model, config.optimizer, state, grads, load)

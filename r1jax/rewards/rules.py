@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, pstdev
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from r1jax.errors import UsageError
 from r1jax.types import Sample
@@ -61,6 +61,11 @@ class Reward:
     def failures(self) -> Mapping[str, int]:
         """How often a verifier gave no verdict, by kind, since it was made; a plain function never fails."""
         return getattr(self.function, "failures", {})
+
+    @property
+    def learned(self) -> Any:
+        """The directory of the reward model that it asks; None for a rule."""
+        return getattr(self.function, "checkpoint", None)
 
     @property
     def notice(self) -> str:

@@ -38,7 +38,7 @@ class LearnedReward:
         policy = load_policy(checkpoint, layout)
         if policy.task is None or policy.task.name != task.name:
             raise UsageError(f"{checkpoint} is of another task than '{task.name}', with other tokens")
-        self.layout, self.task, self.kind = layout, task, trained["kind"]
+        self.layout, self.task, self.kind, self.checkpoint = layout, task, trained["kind"], checkpoint
         self.rows, self.max_tokens = layout.round_up(rows), max_tokens or trained["max_tokens"]
         if self.max_tokens > policy.model.max_position_embeddings:
             raise UsageError(

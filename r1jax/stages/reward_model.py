@@ -1,11 +1,12 @@
 """Reward models: the policy's trunk with a scalar head, trained on judged responses (R1, supplement)."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import grain
 from etils import epath
 
-from r1jax.checkpoint.store import CheckpointStore, about
+from r1jax.checkpoint.store import about
 from r1jax.config import ModelConfig, RewardModelConfig
 from r1jax.data.judged import count_judgements, judged_batch, judged_records, split_questions
 from r1jax.data.tasks import Task
@@ -15,8 +16,8 @@ from r1jax.objectives.metrics import Metrics, merge_metrics
 from r1jax.parallel import reward_programs as programs
 from r1jax.stages.policy import load_policy
 from r1jax.stages.run import Run
-from r1jax.stages.state import finite_values, restore_onto, split
-from r1jax.telemetry.metrics import MetricsWriter
+from r1jax.stages.state import finite_values, policy_content
+from r1jax.stages.training import train
 from r1jax.types import TrainState
 
 
@@ -27,9 +28,9 @@ def reward_model(
     model: ModelConfig,
     base: epath.Path,
     task: Task,
-    judged: epath.Path,
+    judged: Mapping[str, epath.Path],
 ) -> epath.Path:
-    """Trains the trunk of the policy in `base`, and a head, on `judged` (an ArrayRecord, see data/judged.py).
+    """Trains the trunk of the policy in `base`, and a head, on records of judged responses (data/judged.py), by name.
 
     Returns the stage's directory. Its result has accuracy and margin on the questions that were held out.
     """
@@ -38,44 +39,34 @@ def reward_model(
             f"RewardModelConfig.max_tokens is {config.max_tokens}, expected at most"
             f" ModelConfig.max_position_embeddings ({model.max_position_embeddings})"
         )
-    inputs = {"base": run.relative(base), "task": task.name, "judged": run.relative(judged)}
-    stage = run.stage(name, "reward_model", reward_model=config, model=model, **inputs)
+    inputs = {"base": base, **judged}
+    stage = run.stage(name, "reward_model", inputs, reward_model=config, model=model, task=task.name)
     if stage.result() is not None:
         return stage.directory
 
     task.save_tokenizer(stage.directory)
-    learnt, held_out = split_questions(judged, config.kind, config.held_out)
+    learnt, held_out = split_questions(list(judged.values()), config.kind, config.held_out)
     size = run.layout.round_up(config.batch_size)  # with padding, so that devices share it evenly
     steps = config.epochs * -(-len(learnt) // config.batch_size)
     feed = judged_records(learnt, config.batch_size, config.epochs, run.seed)
     # What only predicts tokens is dropped: it would be held, saved and decayed without ever being read.
     scored = replace(model, scalar_head=True, num_nextn_predict_layers=0)
-    step_program = programs.reward_model_step(run.layout, scored, config, steps)
-    state = start(run, config, model, scored, base)
-    store = CheckpointStore(stage.checkpoints)
-    first = store.latest_step() or 0
-    if first:
-        state, position = restore_onto(store, first, state)
-        feed.set_state(position)
-
-    speaks = about(scored, task.name) | {"reward_model": {"kind": config.kind, "max_tokens": config.max_tokens}}
-    metrics_writer = MetricsWriter(stage.directory, first + 1)
-    with run.progress.start(name, first, steps) as progress:
-        for step in range(first + 1, steps + 1):
-            batch = judged_batch(task, config.kind, next(feed), size, config.max_tokens)
-            state, metrics = step_program(state, run.layout.put_batch(batch))
-            saves = step % config.save_every == 0 or step == steps
-            if step % config.log_every == 0 or saves:  # nothing is saved that was not looked at
-                values = with_margin(finite_values(metrics, name, step))
-                metrics_writer.write(step, values)
-                progress.step(step, {shown: values[shown] for shown in ("loss", "accuracy", "margin")})
-            if saves:
-                store.save(step, *split(state), feed.get_state(), speaks)
-    store.close()
-    metrics_writer.close()
+    state = train(
+        run,
+        stage,
+        config,
+        steps,
+        start(run, config, model, scored, base),
+        feed,
+        lambda judgements: judged_batch(task, config.kind, judgements, size, config.max_tokens),
+        programs.reward_model_step(run.layout, scored, config, steps),
+        about(scored, task.name) | {"reward_model": {"kind": config.kind, "max_tokens": config.max_tokens}},
+        shown=("loss", "accuracy", "margin"),
+        derive=with_margin,
+    )
     figures = measure(run, config, scored, state, task, held_out)
     run.progress.say(f"{name}, held out: " + "  ".join(f"{key} {value:.3g}" for key, value in figures.items()))
-    stage.complete({"steps": steps} | figures)
+    stage.complete({"steps": steps} | figures, output=policy_content(run.layout, state))
     return stage.directory
 
 

@@ -25,7 +25,7 @@ from r1jax.rollout.packing import Taught, filled, microbatches, row_shape
 from r1jax.stages.grading import Grading
 from r1jax.stages.policy import load_policy
 from r1jax.stages.run import Run, Stage
-from r1jax.stages.state import finite_values, restore_onto, split
+from r1jax.stages.state import finite_values, policy_content, restore_onto, split
 from r1jax.telemetry.files import write_whole
 from r1jax.telemetry.metrics import MetricsWriter, RowWriter
 from r1jax.telemetry.progress import Stopwatch
@@ -47,8 +47,8 @@ def rl(
     terms = {
         reward: {"weight": r.weight, "sources": r.sources, "normalise": r.normalise} for reward, r in rewards.items()
     }
-    inputs = {"base": run.relative(base), "problems": run.relative(problems)}
-    stage = run.stage(name, "rl", rl=config, model=model, **inputs, rewards=terms)
+    inputs = {"base": base, "problems": problems} | {reward: r.learned for reward, r in rewards.items() if r.learned}
+    stage = run.stage(name, "rl", inputs, rl=config, model=model, task=task.name, rewards=terms)
     if stage.result() is not None:
         return stage.directory
 
@@ -115,7 +115,7 @@ def rl(
                 store.save(step, *split(state), feed.get_state(), about(model, task.name))
     store.close()
     metrics_writer.close()
-    stage.complete({"steps": config.steps})
+    stage.complete({"steps": config.steps}, output=policy_content(run.layout, state))
     return stage.directory
 
 

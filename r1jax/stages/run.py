@@ -1,6 +1,12 @@
-"""A run's directory, and its stages: each with its config, metrics, checkpoints and completion mark."""
+"""A run's directory, and its stages: each with its config, inputs, metrics, outputs and completion mark.
+
+A stage's directory holds `config.json` (its numbers, and each input's path and content), `sessions.json` (who worked on
+it: command, git state, versions), what it makes, and, when it is done, `complete.json` (its result, and the content of
+its output). Contents make a chain: a stage's inputs are the contents of other stages' outputs.
+"""
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -8,13 +14,14 @@ import subprocess
 import sys
 import time
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 from etils import epath
 
-from r1jax.config import EvaluateConfig, RLConfig
+from r1jax.config import EvaluateConfig, JudgedConfig, RejectionConfig, RLConfig
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import require_memory, stage_memory
@@ -32,27 +39,33 @@ class Run:
     seed: int
     layout: Layout
     progress: Progress
+    session: dict = field(default_factory=dict)  # what the stages that this process works on keep of it
 
     def relative(self, path: epath.Path) -> str:
         """How a stage's config names an input: within the workdir where it lies there, so that a run can be moved."""
         return str(path.relative_to(self.workdir) if path.is_relative_to(self.workdir) else path)
 
-    def stage(self, name: str, kind: str, **configs: Any) -> "Stage":
-        """The stage's directory. Raises UsageError when it was made with other numbers."""
+    def stage(self, name: str, kind: str, inputs: Mapping[str, epath.Path], **configs: Any) -> "Stage":
+        """The stage's directory. Raises UsageError when it was made with other numbers, or of other inputs."""
         check_batches(self.layout, *configs.values())
         stage = Stage(self, name)
+        found = {key: {"path": self.relative(path), "content": content(path)} for key, path in inputs.items()}
         # Through JSON and back, so that it equals what a file holds: tuples become lists.
-        wanted = json.loads(json.dumps({"kind": kind} | {key: _plain(value) for key, value in configs.items()}))
+        plain = {"kind": kind} | {key: _plain(value) for key, value in configs.items()} | {"inputs": found}
+        wanted = json.loads(json.dumps(plain))
         if stage.config_path.exists():
             changed = differences(without_costs(json.loads(stage.config_path.read_text())), without_costs(wanted))
             if changed:
                 raise UsageError(
-                    f"{stage.directory} was made with another config: {'; '.join(changed)}."
-                    " Set another --workdir, or the same numbers"
+                    f"{stage.directory} was made with another config: {'; '.join(changed)}. Set the same numbers,"
+                    f" another --workdir, or --from {name}, which makes it and what hangs on it again"
                 )
         else:
             stage.directory.mkdir(parents=True, exist_ok=True)
             write_whole(stage.config_path, json.dumps(wanted, indent=1))
+        if stage.result() is None:
+            sessions = json.loads(stage.sessions_path.read_text()) if stage.sessions_path.exists() else []
+            write_whole(stage.sessions_path, json.dumps([*sessions, self.session], indent=1))
         return stage
 
 
@@ -72,17 +85,24 @@ class Stage:
         return self.directory / "config.json"
 
     @property
+    def sessions_path(self) -> epath.Path:
+        return self.directory / "sessions.json"
+
+    @property
     def checkpoints(self) -> epath.Path:
         return self.directory / "checkpoints"
 
     def result(self) -> dict | None:
         """What the stage ended with; None while it is not complete."""
-        path = self.directory / "complete.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        path = self.directory / MARK
+        if not path.exists():
+            return None
+        return {name: value for name, value in json.loads(path.read_text()).items() if name != "content"}
 
-    def complete(self, result: dict[str, Any]) -> None:
-        """Marks the stage as done."""
-        write_whole(self.directory / "complete.json", json.dumps(result, indent=1))
+    def complete(self, result: dict[str, Any], *, output: str | None = None) -> None:
+        """Marks the stage as done. `output` is what its output holds, as a hash; None: its result is all it gives."""
+        output = output or sha256(json.dumps(result).encode())
+        write_whole(self.directory / MARK, json.dumps(result | {"content": output}, indent=1))
 
     @property
     def number(self) -> int:
@@ -94,10 +114,82 @@ class Stage:
         return random_key(self.run.seed, self.number, *position)
 
 
+MARK = "complete.json"
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def read_mark(stage: epath.Path) -> str:
+    """Raises RunError for a stage of an older version, whose mark has no content."""
+    mark = json.loads((stage / MARK).read_text())
+    if "content" not in mark:
+        raise RunError(f"{stage} was made by an older version of r1jax, which did not say what it holds: make it again")
+    return mark["content"]
+
+
+def content(path: epath.Path) -> str:
+    """What an input holds: of a stage, what its mark says; of files, the hash of their names and bytes.
+
+    Raises UsageError when there is nothing, or an unfinished stage.
+    """
+    if (path / MARK).exists():
+        return read_mark(path)
+    if (path / "config.json").exists() and (path / "sessions.json").exists():
+        raise UsageError(f"{path} is a stage that is not complete: it can't be an input yet")
+    if not path.exists():
+        raise UsageError(f"{path} does not exist, and a stage has it as its input")
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return sha256("".join(f"{file.relative_to(path)} {content(file)}\n" for file in files).encode())
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def hanging_on(workdir: epath.Path, stage: str) -> list[str]:
+    """A stage of a run, and all that were made of its output, or of theirs. Raises UsageError when there is none."""
+    inputs = {
+        path.parent.name: {entry["path"].split("/")[0] for entry in json.loads(path.read_text())["inputs"].values()}
+        for path in workdir.glob("*/config.json")
+    }
+    if stage not in inputs:
+        raise UsageError(f"--from {stage}: {workdir} has no such stage, only {', '.join(sorted(inputs)) or 'none'}")
+    found = [stage]
+    for name in found:  # which grows
+        found += [other for other, of in inputs.items() if name in of and other not in found]
+    return found
+
+
+def set_aside(workdir: epath.Path, stage: str) -> list[str]:
+    """Moves a stage, and what hangs on it, to `workdir/replaced/N/`: a run then makes them again. Their names."""
+    found, number = hanging_on(workdir, stage), 1
+    while (workdir / "replaced" / str(number)).exists():
+        number += 1
+    aside = workdir / "replaced" / str(number)
+    aside.mkdir(parents=True)
+    for name in reversed(found):  # the first one last: who is interrupted here, and asks again, moves the others still
+        (workdir / name).rename(aside / name)
+    return found
+
+
 def open_run(
-    workdir: str, experiment: str, config: Any, layout: Layout, progress: Progress, *, summary: str, note: str
+    workdir: str,
+    experiment: str,
+    config: Any,
+    layout: Layout,
+    progress: Progress,
+    *,
+    summary: str,
+    note: str,
+    rerun_from: str | None = None,
 ) -> Run:
     """Makes the directory, or takes up the run in it. `summary` and `note` are for the report.
+
+    `rerun_from` is a stage that is made again, with all that hang on it; what there was of them is set aside.
 
     Raises UsageError when it holds another experiment or the mesh can't divide a batch, RunError when it can't be
     written.
@@ -119,9 +211,11 @@ def open_run(
         directory.mkdir(parents=True, exist_ok=True)
         about["sessions"].append(session(config.run.seed))
         write_whole(record, json.dumps(about, indent=1))
+        if rerun_from is not None:
+            progress.say(f"made again: {', '.join(set_aside(directory, rerun_from))}")
     except (OSError, json.JSONDecodeError) as error:
         raise RunError(f"can't write to {directory}: {error}") from error
-    return Run(directory, config.run.seed, layout, progress)
+    return Run(directory, config.run.seed, layout, progress, about["sessions"][-1])
 
 
 def session(seed: int) -> dict:
@@ -152,6 +246,8 @@ def check_batches(layout: Layout, *configs: Any) -> None:
             layout.require_batch(name, size)
 
 
+WithRollouts = RLConfig | EvaluateConfig | RejectionConfig | JudgedConfig
+
 # What decides how fast a step is and how much memory it takes, not which tokens rollouts give nor, but for rounding,
 # what is learnt from them: whoever ran out of memory may set it lower, and go on.
 ROLLOUT_COSTS = ("slots", "steps_per_round", "prefill_rows", "prefill_chunk", "speculative", "mesh")
@@ -181,9 +277,9 @@ def check_rollouts(layout: Layout, config: Any, *, memory: bool = True) -> None:
             raise UsageError(f"{name}: {error}") from error
 
 
-def stages_with_rollouts(config: Any) -> dict[str, RLConfig | EvaluateConfig]:
+def stages_with_rollouts(config: Any) -> dict[str, WithRollouts]:
     """Those of an experiment's config."""
-    return {name: stage for name, stage in vars(config).items() if isinstance(stage, RLConfig | EvaluateConfig)}
+    return {name: stage for name, stage in vars(config).items() if isinstance(stage, WithRollouts)}
 
 
 def differences(found: Any, wanted: Any, path: str = "") -> list[str]:

@@ -9,6 +9,9 @@ import jax
 from r1jax.checkpoint.store import CheckpointStore, policy_item
 from r1jax.errors import RunError
 from r1jax.objectives.metrics import Metrics
+from r1jax.parallel.layout import Layout
+from r1jax.parallel.programs import checksums
+from r1jax.stages.run import sha256
 from r1jax.types import RLState, TrainState
 
 State = TrainState | RLState
@@ -21,6 +24,14 @@ def split(state: State) -> tuple[dict, State]:
     return policy_item(train.params, train.router_bias), replace(state, train=rest) if isinstance(
         state, RLState
     ) else rest
+
+
+def policy_content(layout: Layout, state: State) -> str:
+    """A hash of the policy's numbers: the same bits give the same, on any mesh."""
+    policy, _ = split(state)
+    sums = jax.device_get(checksums(layout)(policy))
+    named = [f"{jax.tree_util.keystr(path)} {x}" for path, x in jax.tree_util.tree_leaves_with_path(sums)]
+    return sha256("\n".join(named).encode())
 
 
 def restore_onto(store: CheckpointStore, step: int, state: State) -> tuple[Any, dict]:

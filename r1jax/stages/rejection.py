@@ -1,0 +1,142 @@
+"""Rejection sampling: what a policy says right, readably and once, as demonstrations (R1, section 2.3.3).
+
+The cold start's are made alike: from R1-Zero's readable outputs, or from a base that is shown examples (2.3.1).
+
+The stage writes parts, ArrayRecords of what was kept and where it is from, and `index.json`, which Grain and seqio find
+them by.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import jax
+from etils import epath
+from jax.experimental import multihost_utils
+
+from r1jax.config import RejectionConfig
+from r1jax.data.feeds import distinct_problems, write_array_record
+from r1jax.data.tasks import Task
+from r1jax.errors import RunError, UsageError
+from r1jax.rewards.filters import choose, make_filters
+from r1jax.rewards.rules import Reward
+from r1jax.rollout.engine import RolloutEngine
+from r1jax.stages.grading import grade_outputs
+from r1jax.stages.policy import load_policy
+from r1jax.stages.run import Run, content, sha256
+from r1jax.telemetry.files import write_whole
+from r1jax.types import Problem, Sample
+
+Shots = Sequence[tuple[str, str]]  # questions and responses that are shown before the question that is asked
+
+
+def rejection(
+    run: Run,
+    name: str,
+    config: RejectionConfig,
+    policy: epath.Path,
+    task: Task,
+    problems: epath.Path,
+    rewards: Mapping[str, Reward],
+    *,
+    shots: Shots = (),
+) -> epath.Path:
+    """Draws `config.samples` outputs for each of the first `config.prompts` problems; returns the stage's directory.
+
+    Its result has how many were drawn, kept, and dropped by what. Raises RunError when nothing is kept.
+    """
+    require_verdicts(config, rewards)
+    inputs = {"policy": policy, "problems": problems}
+    stage = run.stage(name, "rejection", inputs, rejection=config, task=task.name, shots=list(shots))
+    if stage.result() is not None:
+        return stage.directory
+
+    loaded = load_policy(policy, run.layout)
+    asked = distinct_problems(problems, config.prompts)
+    parts = [asked[i : i + config.part] for i in range(0, len(asked), config.part)]
+    lengths = (config.max_prompt_tokens, config.max_new_tokens)
+    engine = RolloutEngine(run.layout, loaded.model, task.tokenizer, config.rollout, config.samples, *lengths)
+    origin = {"stage": name, "policy": run.relative(policy), "policy_content": content(policy)}
+    with run.progress.start(name, 0, len(parts)) as progress:
+        for number, part in enumerate(parts):
+            if not count_path(stage.directory, number).exists():
+                prompts = [(p.id, few_shot_prompt(task, shots, p.question)) for p in part]
+                outputs = engine.generate(loaded.params, loaded.router_bias, prompts, stage.key(), config.temperature)
+                if number % jax.process_count() == jax.process_index():  # all draw together, each grades its share
+                    write_part(stage.directory, number, grade_outputs(part, outputs, rewards), config, origin)
+            progress.step(number + 1, {})
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"{name}: parts")
+
+    index, counts = make_index(stage.directory, len(parts))
+    if not counts["kept"]:
+        raise RunError(f"{name}: none of {counts['drawn']} outputs was kept: {json.dumps(counts)}")
+    write_whole(stage.directory / "index.json", json.dumps(index, indent=1))
+    run.progress.say(f"{name}: " + "  ".join(f"{key} {value}" for key, value in counts.items() if value))
+    stage.complete(counts, output=sha256(json.dumps(index).encode()))
+    return stage.directory
+
+
+def require_verdicts(config: RejectionConfig, rewards: Mapping[str, Reward]) -> None:
+    """Raises UsageError when a filter would have nothing to read."""
+    wanted = ["accuracy"] + (["language"] if config.language else [])
+    for missing in (name for name in wanted if name not in rewards):
+        hint = ", or set RejectionConfig.language to 0" if missing == "language" else ""
+        raise UsageError(f"rejection sampling goes by a reward named '{missing}': give one{hint}")
+
+
+def few_shot_prompt(task: Task, shots: Shots, question: str) -> list[int]:
+    """The ids of the examples, each in the dialogue template and ended, and of the question."""
+    ids = []
+    for asked, response in shots:
+        ids += [*task.tokenizer.encode(f"{task.prompt(asked)} {response}"), task.tokenizer.eos_id]
+    return ids + task.tokenizer.encode(task.prompt(question))
+
+
+def part_path(directory: epath.Path, number: int) -> epath.Path:
+    return directory / f"part-{number:05}.array_record"
+
+
+def count_path(directory: epath.Path, number: int) -> epath.Path:
+    """What was kept and dropped of a part: the mark that it is whole."""
+    return directory / f"part-{number:05}.json"
+
+
+def write_part(
+    directory: epath.Path, number: int, groups: list[list[Sample]], config: RejectionConfig, origin: dict
+) -> None:
+    """The kept samples of each group as records."""
+    filters, counts, rows = make_filters(config), Counter[str](), []
+    for group in groups:
+        kept, dropped = choose(group, filters, config)
+        counts += Counter({"drawn": len(group), "kept": len(kept)}) + Counter(dropped)
+        rows += [record(group[i], i, origin) for i in kept]
+    write_array_record(part_path(directory, number), rows)
+    write_whole(count_path(directory, number), json.dumps(counts))
+
+
+def record(sample: Sample, number: int, origin: dict) -> dict:
+    """A demonstration, and where it is from."""
+    problem: Problem = sample.problem
+    return {
+        "question": problem.question,
+        "response": sample.text,
+        "source": problem.source,
+        "language": problem.language,
+        "problem": problem.id,
+        "sample": number,
+        "tokens": len(sample.tokens),
+        "rewards": dict(sample.rewards),
+    } | origin
+
+
+def make_index(directory: epath.Path, parts: int) -> tuple[dict, dict[str, int]]:
+    """The parts that hold something, with what they hold; and all counts."""
+    counts, shards = Counter[str]({"drawn": 0, "kept": 0}), []
+    for number in range(parts):
+        part = json.loads(count_path(directory, number).read_text())
+        counts.update(part)
+        if part.get("kept"):
+            path = part_path(directory, number)
+            shards.append({"file": path.name, "records": part["kept"], "content": content(path)})
+    return {"shards": shards}, dict(counts)
