@@ -297,7 +297,7 @@ def train(tmp_path_factory, experiment_config, one_device, base, judged):
         workdir = workdir or str(tmp_path_factory.mktemp("runs") / kind)
         run = open_run(workdir, "judges", experiment_config, one_device, Progress(), summary="", note="")
         config = reward_model_config(kind, **changes)
-        return run, reward_model(run, kind, config, experiment_config.model, base, TASK, judged[kind])
+        return run, reward_model(run, kind, config, experiment_config.model, base, TASK, {"judged": judged[kind]})
 
     return train
 
@@ -313,7 +313,7 @@ def test_a_tiny_reward_model_ranks_what_it_has_not_seen(trained, judged, kind):
     result = json.loads((directory / "complete.json").read_text())
     assert result["accuracy"] > 0.85, result
     assert result["margin"] > 1, result
-    learnt, held_out = split_questions(judged[kind], kind, 0.1)
+    learnt, held_out = split_questions([judged[kind]], kind, 0.1)
     assert (result["held_out"], result["too_long"]) == (len(held_out), 0)
     assert result["steps"] == -(-len(learnt) // 32)
     rows = read_metrics(directory / "metrics.jsonl")
@@ -362,7 +362,7 @@ def test_stopped_and_started_again_ends_in_the_same_bits(trained, train, tmp_pat
 
 def test_what_is_held_out_is_never_learnt_from(judged):
     for kind in KINDS:
-        learnt, held_out = split_questions(judged[kind], kind, 0.1)
+        learnt, held_out = split_questions([judged[kind]], kind, 0.1)
         assert len(learnt) + len(held_out) == 1600
         assert not {r["question"] for r in learnt} & {r["question"] for r in held_out}
         epochs = list(judged_records(learnt, 32, 2, 0))
@@ -382,11 +382,11 @@ def write(path, *rows: dict) -> epath.Path:
 def test_records_that_do_not_fit_are_named(tmp_path):
     pair = {"question": "q", "chosen": "a", "rejected": "b"}
     with pytest.raises(UsageError, match=r"record 1: 'rejected' is None; pairwise needs question \(str\), chosen"):
-        split_questions(write(tmp_path / "a", pair, {"question": "q", "chosen": "a"}), "pairwise", 0.5)
+        split_questions([write(tmp_path / "a", pair, {"question": "q", "chosen": "a"})], "pairwise", 0.5)
     with pytest.raises(UsageError, match=r"record 0: 'safe' is 'false'; pointwise needs .*safe \(bool\)"):
-        split_questions(write(tmp_path / "b", {"question": "q", "response": "a", "safe": "false"}), "pointwise", 0.5)
+        split_questions([write(tmp_path / "b", {"question": "q", "response": "a", "safe": "false"})], "pointwise", 0.5)
     with pytest.raises(UsageError, match=r"no question is .* with RewardModelConfig.held_out 0.5"):
-        split_questions(write(tmp_path / "c", pair), "pairwise", 0.5)
+        split_questions([write(tmp_path / "c", pair)], "pairwise", 0.5)
 
 
 @pytest.mark.parametrize(

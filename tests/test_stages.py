@@ -208,11 +208,13 @@ def test_who_ran_out_of_memory_may_go_on_with_less(in_process):
     """Slots and the like change no token; what does is still refused."""
     run, config, corpus, problems = in_process
     rollout = config.rl.rollout
-    run.stage("any", "rl", rl=config.rl)
+    run.stage("any", "rl", {}, rl=config.rl)
     fewer = dataclasses.replace(rollout, slots=2, prefill_rows=1, steps_per_round=3, speculative=True)
-    run.stage("any", "rl", rl=dataclasses.replace(config.rl, rollout=fewer))
+    run.stage("any", "rl", {}, rl=dataclasses.replace(config.rl, rollout=fewer))
     with pytest.raises(UsageError, match=r"rl.rollout.weights: model there, int8 now"):
-        run.stage("any", "rl", rl=dataclasses.replace(config.rl, rollout=dataclasses.replace(rollout, weights="int8")))
+        run.stage(
+            "any", "rl", {}, rl=dataclasses.replace(config.rl, rollout=dataclasses.replace(rollout, weights="int8"))
+        )
 
 
 def test_evaluation_is_repeatable_and_writes_its_samples(in_process):

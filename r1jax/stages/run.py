@@ -141,8 +141,8 @@ def content(path: epath.Path) -> str:
     if not path.exists():
         raise UsageError(f"{path} does not exist, and a stage has it as its input")
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        return sha256("".join(f"{file.relative_to(path)} {content(file)}\n" for file in files).encode())
+        held = sorted(path.iterdir(), key=lambda child: child.name)
+        return sha256("".join(f"{child.name} {content(child)}\n" for child in held).encode())
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 24):

@@ -83,7 +83,7 @@ def before_after(evaluations: dict[str, dict[str, float]]) -> list[tuple[str, li
     """One row a figure, one column an evaluation."""
     names = list(dict.fromkeys(name for figures in evaluations.values() for name in figures))
     order = [name for name in FIGURE_NAMES if name in names] + [name for name in names if name not in FIGURE_NAMES]
-    hidden = {"pass@1_low", "pass@1_high"}
+    hidden = {"pass@1_low", "pass@1_high", "content"}
     return [
         (FIGURE_NAMES.get(name, name), [show(name, figures) for figures in evaluations.values()])
         for name in order
