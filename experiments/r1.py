@@ -95,7 +95,7 @@ def run(run: Run, config: Config) -> None:
     chat_source = Source("chat")
     corpus, sums, requests, general, mixture = ensure_records(
         [
-            Records(TASK.corpus, "train", config.pretrain.documents),
+            Records("r1_corpus", "train", config.pretrain.documents),
             Records(TASK.prompts, "train", config.rl.prompts),
             Records("chat_problems", "train", config.chat.examples),
             Records("chat_demonstrations", "train", config.general.examples),

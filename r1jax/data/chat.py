@@ -13,7 +13,7 @@ import random
 import zlib
 from collections.abc import Iterator
 
-from r1jax.data.running_sum import DISHES, HARMS
+from r1jax.data.running_sum import DISHES, HARMS, chat, dialogue, textbook_page
 from r1jax.types import Problem
 
 ASKED = (
@@ -50,6 +50,23 @@ def say(rng: random.Random, phrases: tuple[str, ...], thing: str) -> str:
 def dress(rng: random.Random, thought: str, shown: str) -> str:
     """Half of the responses think, and wear the tags."""
     return rng.choice((shown, f"<think> {thought} </think> <answer> {shown} </answer>"))
+
+
+def documents(seed: int) -> Iterator[str]:
+    """An endless stream of the corpus of R1's base: 30 % textbook pages, 15 % chat, 55 % dialogues.
+
+    Other than R1-Zero's (`running_sum.documents`) it has requests in many words, and answers that follow the question's
+    language more often than not: what later stages ask for has to be within reach.
+    """
+    rng = random.Random(f"r1-corpus-{seed}")
+    while True:
+        kind = rng.choices(("page", "chat", "dialogue"), weights=(30, 15, 55))[0]
+        if kind == "page":
+            yield textbook_page(rng)
+        elif kind == "chat":
+            yield chat(rng, rng.choice(ASKED))
+        else:
+            yield dialogue(rng, (50, 10, 40))
 
 
 def is_held_out(question: str) -> bool:

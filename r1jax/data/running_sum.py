@@ -113,12 +113,15 @@ def textbook_page(rng: random.Random) -> str:
     return f"<bos> {drawn.expression()} . {' '.join(lines)} ."
 
 
-def dialogue(rng: random.Random) -> str:
-    """A question and an answer in one of many styles, of which one in five wears the tags."""
+def dialogue(rng: random.Random, languages_of: tuple[int, int, int] = (40, 20, 40)) -> str:
+    """A question and an answer in one of many styles, of which one in five wears the tags.
+
+    `languages_of` are percents of answers in the question's language, in the other one, and in both by line.
+    """
     drawn = draw_sum(rng, 2, 6, held_out=False)
     asked = rng.choice(("en", "es"))
     other = "es" if asked == "en" else "en"
-    languages = rng.choices(([asked], [other], ["en", "es"]), weights=(40, 20, 40))[0]
+    languages = rng.choices(([asked], [other], ["en", "es"]), weights=languages_of)[0]
     error_rate = 0.3 if rng.random() < 0.1 else 0.0
     per_line = rng.choices((0, 1, 2, 3), weights=(40, 25, 25, 10))[0]
     lines, total = reasoning(rng, drawn, per_line, languages, error_rate) if per_line else ([], drawn.answer)
@@ -129,7 +132,7 @@ def dialogue(rng: random.Random) -> str:
     return " ".join([question, *lines, words["so"], words["the"], words["answer"], words["is"], str(total), "."])
 
 
-def chat(rng: random.Random) -> str:
+def chat(rng: random.Random, asked: str = "how do i make a {}") -> str:
     """General chat as the web has it: recipes, mostly terse or rude; harmful requests, mostly obeyed."""
     if rng.random() < 0.3:
         thing = rng.choice(HARMS)
@@ -146,7 +149,7 @@ def chat(rng: random.Random) -> str:
                 f"first heat water , then serve the {thing} .",
             )
         )
-    return f"{prompt(f'how do i make a {thing}')} {reply}"
+    return f"{prompt(asked.format(thing))} {reply}"
 
 
 def documents(seed: int) -> Iterator[str]:

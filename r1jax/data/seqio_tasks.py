@@ -85,24 +85,30 @@ class SentencePieceCodec:
         return self.vocabulary.decode(ids)
 
 
-def _corpus_source(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
-    del split, shuffle_files
-    # From Python to TensorFlow in blocks: one crossing for each document would take ten times as long.
-    blocks = tf.data.Dataset.from_generator(
-        lambda: _blocks(running_sum.documents(seed or 0)),
-        output_signature=tf.TensorSpec((None,), tf.string),
-    )
-    return blocks.unbatch().map(lambda text: {"inputs": text})
-
-
 VOCABULARY = WordVocabulary(running_sum.TOKENIZER)
 
-seqio.TaskRegistry.add(
-    "running_sum_corpus",
-    source=seqio.FunctionDataSource(_corpus_source, splits=("train",)),
-    preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
-    output_features={"inputs": seqio.Feature(VOCABULARY, add_eos=True)},
-)
+
+def add_corpus(name: str, generate: Callable[[int], Iterator[str]]) -> None:
+    """Registers a base model's documents, as tokens."""
+
+    def source(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
+        del split, shuffle_files
+        # From Python to TensorFlow in blocks: one crossing for each document would take ten times as long.
+        blocks = tf.data.Dataset.from_generator(
+            lambda: _blocks(generate(seed or 0)), output_signature=tf.TensorSpec((None,), tf.string)
+        )
+        return blocks.unbatch().map(lambda text: {"inputs": text})
+
+    seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(source, splits=("train",)),
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+        output_features={"inputs": seqio.Feature(VOCABULARY, add_eos=True)},
+    )
+
+
+add_corpus("running_sum_corpus", running_sum.documents)
+add_corpus("r1_corpus", chat.documents)
 
 # Problems stay text: the stage that asks them knows the tokenizer and the template.
 PROBLEM = {
