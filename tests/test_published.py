@@ -620,7 +620,7 @@ DENSE_CONFIGS = {
 @pytest.mark.parametrize("name", DENSE_CONFIGS)
 def test_a_dense_models_published_config_is_the_preset(name):
     model = preset(name)
-    free = {field: getattr(model, field) for field in ("param_dtype", "dtype")}
+    free = {field: getattr(model, field) for field in ("param_dtype", "dtype", "experts")}
     assert dataclasses.replace(from_published(DENSE_CONFIGS[name], mtp=True), **free) == model
 
 
@@ -668,7 +668,7 @@ def test_what_older_dense_models_leave_out():
 def test_a_dense_checkpoint_comes_in_and_goes_out_bit_identical(tmp_path, dense_model, one_device):
     """In bfloat16, tied, with the biases of Qwen2.5 and without norms."""
     changes = dict(qk_norm=False, tie_word_embeddings=True, param_dtype="bfloat16", dtype="bfloat16")
-    model = dataclasses.replace(dense_model, **changes, initializer_range=0.02)
+    model = dataclasses.replace(dense_model, **changes, initializer_range=0.02, experts="grouped")
     make_checkpoint(tmp_path / "ours", model)
     export(tmp_path / "ours", tmp_path / "hf")
     tensors = read_tensors(tmp_path / "hf")

@@ -108,10 +108,10 @@ def require_full_attention(config: dict[str, Any]) -> None:
 def with_heads(given: dict[str, Any]) -> dict[str, Any]:
     """What older dense models leave out: as many heads of keys as of queries, and heads that share the width."""
     width, heads = given.get("hidden_size"), given.get("num_attention_heads")
-    found = {"num_key_value_heads": heads} if heads is not None else {}
+    head_dim = 0  # ModelConfig says what is wrong
     if isinstance(width, int) and isinstance(heads, int) and heads > 0:
-        found["head_dim"] = width // heads
-    return found | given
+        head_dim = width // heads
+    return {"num_key_value_heads": heads, "head_dim": head_dim} | given
 
 
 def section(config: dict[str, Any], key: str) -> dict[str, Any]:
