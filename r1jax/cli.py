@@ -100,7 +100,7 @@ def make_parser() -> argparse.ArgumentParser:
     report = add("report", write_report, "one self-contained HTML page of a run")
     report.add_argument("workdir", metavar="WORKDIR")
 
-    import_hf = add("import-hf", import_checkpoint, "a published checkpoint (DeepSeek-V2 or V3) into one of ours")
+    import_hf = add("import-hf", import_checkpoint, "a published checkpoint into one of ours")
     import_hf.add_argument("source", metavar="SOURCE", help="config.json, safetensors (bf16, float32, FP8), tokenizer")
     import_hf.add_argument("dest", metavar="DEST", help="the checkpoint; an interrupted import goes on when repeated")
     import_hf.add_argument("--no-mtp", action="store_true", help="leave the multi-token-prediction module out")

@@ -4,6 +4,7 @@ B batch (or question)  G group (outputs of one question)  T query tokens  S cach
 N new tokens, or the no-position head size in attention   D model  H heads  V vocabulary  L layers  E experts
 K chosen experts  F feed-forward  Q query rank  C latent rank  R rotary  U value  X latent + rotary (C + R)
 M all of a query or key head (N + R)  W no-position key and value of a head (N + U)
+Y heads of keys and values  Z heads of queries to each (H = Y Z)   X also: all that the cache holds of a token (Y M)
 J judgements (pairs, or single responses)
 """
 

@@ -10,6 +10,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import dataclasses
+import zlib
 
 import jax
 import pytest
@@ -46,6 +47,26 @@ def policy(model):
     params = init_params(jax.random.key(0), model)
     bias = jax.tree.map(lambda b: 0.1 * jax.random.normal(jax.random.key(1), b.shape), init_router_bias(model))
     return params, bias
+
+
+@pytest.fixture(scope="session")
+def dense_model() -> ModelConfig:
+    """The demo's dense student with every part of Qwen2.5's and Qwen3's attention."""
+    files = [gin_path(file) for file in ("model/tiny_dense.gin", "scale/cpu.gin", "algorithm/grpo.gin")]
+    model = read_config(load_experiment("r1_zero").Config, files, []).model
+    return dataclasses.replace(model, initializer_range=0.3, qk_norm=True)
+
+
+@pytest.fixture(scope="session")
+def dense_policy(dense_model):
+    """(params, {}), biases and norms uneven: zeros and ones would hide one that is left out."""
+    params = init_params(jax.random.key(0), dense_model)
+
+    def uneven(path, x):
+        key = jax.random.fold_in(jax.random.key(1), zlib.crc32(jax.tree_util.keystr(path).encode()))
+        return x + 0.3 * jax.random.normal(key, x.shape) if "bias" in path[-1].key or "norm" in path[-1].key else x
+
+    return jax.tree_util.tree_map_with_path(uneven, params), init_router_bias(dense_model)
 
 
 @pytest.fixture(scope="session")

@@ -84,14 +84,56 @@ def draw(seed: int) -> dict:
     return config | {"model_type": "deepseek_v3", "norm_topk_prob": pick(True, False)}
 
 
+DENSE = ("qwen2", "qwen3", "llama")
+
+
+def draw_dense(seed: int) -> dict:
+    """A configuration with grouped-query attention: of each family in turn."""
+    rng = np.random.default_rng(seed)
+
+    def pick(*options):
+        return options[rng.integers(len(options))]
+
+    kind = DENSE[seed % 3]
+    heads, key_heads = pick((1, 1), (2, 1), (4, 2), (4, 4), (6, 2), (6, 3), (8, 1))
+    layers = pick(2, 3, 4)
+    config = dict(
+        model_type=kind,
+        vocab_size=97,
+        hidden_size=heads * pick(6, 8, 12),
+        intermediate_size=pick(40, 56),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        tie_word_embeddings=pick(False, True),
+        rms_norm_eps=pick(1e-6, 1e-5),
+        initializer_range=0.2,
+        max_position_embeddings=512,
+        rope_parameters={"rope_theta": pick(100.0, 10000.0, 1e6), "rope_type": "default"},
+    )
+    if kind == "qwen3" or pick(False, True):
+        config["head_dim"] = pick(4, 10, 16)  # otherwise than the width over the heads
+    # So short an original length that scaling matters within the test's positions.
+    scaling = {"factor": pick(4.0, 8.0), "original_max_position_embeddings": pick(32, 64)}
+    if pick(True, True, False):
+        kinds = {
+            "yarn": {"rope_type": "yarn", "beta_fast": pick(32, 4), "beta_slow": 1},
+            "llama3": {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": pick(2.0, 4.0)},
+        }
+        config["rope_parameters"] |= scaling | kinds["llama3" if kind == "llama" else "yarn"]
+    return config
+
+
+def transformers_class(kind: str, task: str = "ForCausalLM"):
+    """(config class, model class) of a model_type."""
+    names = {"deepseek_v2": "DeepseekV2", "deepseek_v3": "DeepseekV3", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+    name = (names | {"llama": "Llama"})[kind]
+    return getattr(transformers, f"{name}Config"), getattr(transformers, f"{name}{task}")
+
+
 def make_reference(config: dict, seed: int = 0):
     """A transformers model in float32, its routing biases uneven."""
-    kind = config["model_type"]
-    classes = {
-        "deepseek_v2": (transformers.DeepseekV2Config, transformers.DeepseekV2ForCausalLM),
-        "deepseek_v3": (transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM),
-    }
-    make_config, make_model = classes[kind]
+    make_config, make_model = transformers_class(config["model_type"])
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -102,6 +144,8 @@ def make_reference(config: dict, seed: int = 0):
     for name, weight in reference.named_parameters():
         if "norm" in name:  # ones would hide a norm that is left out
             weight.data.copy_(1 + 0.2 * torch.randn_like(weight))
+        if name.endswith(".bias"):  # and so would zeros
+            weight.data.copy_(0.5 * torch.randn_like(weight))
     return reference
 
 

@@ -33,10 +33,10 @@ IMPLEMENTATIONS = {
 }
 
 
-def inputs(T=139, M=24, U=16):
+def inputs(T=139, M=24, U=16, H=3, Y=3):
     rng = np.random.default_rng(0)
-    q, k = (jnp.asarray(rng.normal(size=(2, T, 3, M)), jnp.float32) for _ in range(2))
-    v = jnp.asarray(rng.normal(size=(2, T, 3, U)), jnp.float32)
+    q, k = (jnp.asarray(rng.normal(size=(2, T, heads, M)), jnp.float32) for heads in (H, Y))
+    v = jnp.asarray(rng.normal(size=(2, T, Y, U)), jnp.float32)
     first = np.concatenate([np.full(50, 1), np.full(61, 2), np.full(20, 3), np.zeros(8)])
     segments = jnp.asarray(np.stack([first, np.concatenate([np.zeros(30), np.ones(109)])]), jnp.int32)
     return (q, k, v), segments
@@ -44,7 +44,22 @@ def inputs(T=139, M=24, U=16):
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_every_implementation_equals_the_definition(name):
-    arrays, segments = inputs()
+    assert_equal(*inputs(), IMPLEMENTATIONS[name], functools.partial(attention.attend, implementation="full"))
+
+
+@pytest.mark.parametrize("name", ["full", *IMPLEMENTATIONS])
+def test_heads_that_share_keys_and_values_equal_repeated_ones(name):
+    (q, k, v), segments = inputs(H=6, Y=2)
+    implementation = IMPLEMENTATIONS.get(name) or functools.partial(attention.attend, implementation="full")
+
+    def repeated(q, k, v, segments, scale):
+        return attention.attend(q, jnp.repeat(k, 3, axis=2), jnp.repeat(v, 3, axis=2), segments, scale, "full")
+
+    assert_equal((q, k, v), segments, implementation, repeated)
+
+
+def assert_equal(arrays, segments, implementation, definition):
+    """Outputs and gradients."""
     is_token = (segments > 0)[..., None, None]
 
     def run(attend):
@@ -54,8 +69,8 @@ def test_every_implementation_equals_the_definition(name):
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(arrays)
 
-    (_, out), gradients = run(IMPLEMENTATIONS[name])
-    (_, expected), expected_gradients = run(functools.partial(attention.attend, implementation="full"))
+    (_, out), gradients = run(implementation)
+    (_, expected), expected_gradients = run(definition)
     np.testing.assert_allclose(out, expected, **ROUNDING)
     for a, b in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()) + 1e-5)

@@ -95,6 +95,45 @@ def test_bad_bindings_say_what_is_wrong_in_one_line(binding, says):
     assert "\n" not in str(error.value)
 
 
+DENSE = ["model/tiny_dense.gin", "scale/cpu.gin", "algorithm/grpo.gin"]
+
+
+@pytest.mark.parametrize(
+    ("binding", "says"),
+    [
+        ("ModelConfig.q_lora_rank = 64", "q_lora_rank is 64, but it is latent attention's"),
+        ("ModelConfig.n_routed_experts = 4", "n_routed_experts is 4, but it is of experts"),
+        ("ModelConfig.num_key_value_heads = 0", "num_key_value_heads is 0, expected more than 0: grouped-query"),
+        ("ModelConfig.num_key_value_heads = 3", "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
+        ("ModelConfig.head_dim = 7", "head_dim is 7, expected an even number"),
+        ("ModelConfig.first_k_dense_replace = 1", "first_k_dense_replace is 1, expected num_hidden_layers (2)"),
+        ("ModelConfig.num_nextn_predict_layers = 1", "num_nextn_predict_layers 1, expected 0"),
+        ("ModelConfig.kv_lora_rank = 32", "num_key_value_heads is 2, but it is grouped-query attention's"),
+        ("RopeScalingConfig.rope_type = 'linear'", "expected one of 'yarn', 'llama3'"),
+        ("RopeScalingConfig.high_freq_factor = 1.0", "expected more than low_freq_factor (1.0)"),
+        ("RopeScalingConfig.mscale_all_dim = 1.0", "mscale_all_dim 1.0, which are latent attention's"),
+    ],
+)
+def test_what_a_dense_model_cannot_be_is_one_line(binding, says):
+    with pytest.raises(UsageError, match="gin") as error:
+        read(binding, files=DENSE)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+LEFT_OUT = ("q_lora_rank", "v_head_dim", "n_routed_experts", "n_group", "norm_topk_prob", "routed_scaling_factor")
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_a_model_with_experts_leaves_out_is_named(name, tmp_path):
+    """Fields that dense models don't have need no value in gin, but these models can't do without."""
+    lines = (ROOT / "gin_configs" / "model" / "tiny.gin").read_text().splitlines()
+    (tmp_path / "tiny.gin").write_text("\n".join(line for line in lines if f".{name} =" not in line))
+    with pytest.raises(UsageError, match=rf"gin: model/ModelConfig: {name} is (0|0.0|not set)") as error:
+        read(files=[str(tmp_path / "tiny.gin"), "scale/cpu.gin", "algorithm/grpo.gin"])
+    assert "\n" not in str(error.value)
+
+
 def test_missing_value_names_the_binding():
     with pytest.raises(UsageError, match=r"PretrainConfig.steps is not set: .* --set pretrain/PretrainConfig.steps"):
         read("pretrain/OptimizerConfig.learning_rate = 1.0", files=["model/tiny.gin", "algorithm/grpo.gin"])

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.config import RopeScalingConfig
+from r1jax.config import OptimizerConfig, RopeScalingConfig
 from r1jax.model import moe
 from r1jax.model.attention import latents, score_scale
 from r1jax.model.layers import rms_norm, rope_amplitude, rope_frequencies, rotate
 from r1jax.model.spec import ParamSpec, count_params, init_params, init_router_bias, param_specs
 from r1jax.model.transformer import cast, empty_latents, extend, forward, forward_mtp, logits
 from r1jax.objectives.language_model import busiest_expert, language_model_loss
+from r1jax.objectives.optimizer import make_optimizer
 from r1jax.types import TokenBatch
 
 # Two orders of float32 sums of some hundred terms: their hidden states differ by rounding only.
@@ -56,8 +57,15 @@ def test_rotation_depends_on_the_distance_only(model):
 def test_absorbed_equals_expanded_for_every_prompt_length(model, q_lora_rank):
     """extend(k tokens) + extend of the rest, one at a time or at once = one forward pass, for all k."""
     c = dataclasses.replace(model, q_lora_rank=q_lora_rank)
-    params, bias = init_params(jax.random.key(3), c), init_router_bias(c)
-    T = 9
+    assert_new_tokens_equal_whole_sequences(c, (init_params(jax.random.key(3), c), init_router_bias(c)))
+
+
+def test_attention_over_a_cache_of_keys_and_values_equals_that_of_whole_sequences(dense_model, dense_policy):
+    assert_new_tokens_equal_whole_sequences(dense_model, dense_policy, T=5)
+
+
+def assert_new_tokens_equal_whole_sequences(c, policy, T=9):
+    params, bias = policy
     batch = plain_batch(random_tokens((2, T)))
     whole = jax.jit(forward, static_argnames="config")(params, bias, batch, config=c).hidden_BTD
     run = jax.jit(extend, static_argnames="config")
@@ -87,6 +95,46 @@ def test_latent_cache_holds_latent_and_rotary_numbers_only(model, policy):
     assert {name: x.shape for name, x in latents.items()} == {"dense": (1, 2, 5, numbers), "moe": (1, 2, 5, numbers)}
     empty = empty_latents(model, 2, 5)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), empty) == jax.tree.map(lambda x: (x.shape, x.dtype), latents)
+
+
+def test_the_cache_of_grouped_query_attention(dense_model, dense_policy):
+    """Keys and values of the heads that there are, and no more."""
+    batch = plain_batch(random_tokens((2, 5)))
+    _, latents, _ = extend(*dense_policy, batch.tokens_BT, batch.positions_BT, [], dense_model)
+    assert jax.tree.map(jnp.shape, latents) == {"dense": {"keys": (2, 2, 5, 16), "values": (2, 2, 5, 16)}}
+    empty = empty_latents(dense_model, 2, 5)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), empty) == jax.tree.map(lambda x: (x.shape, x.dtype), latents)
+
+
+def test_dense_packed_equals_separate(dense_model, dense_policy):
+    a, b = random_tokens((1, 5), 1), random_tokens((1, 7), 2)
+    packed = TokenBatch(
+        jnp.concatenate([a, b], axis=1), jnp.asarray([[*range(5), *range(7)]]), jnp.asarray([[1] * 5 + [2] * 7])
+    )
+    hidden = forward(*dense_policy, packed, dense_model).hidden_BTD
+    separate = [forward(*dense_policy, plain_batch(x), dense_model).hidden_BTD for x in (a, b)]
+    np.testing.assert_allclose(hidden, jnp.concatenate(separate, axis=1), **ROUNDING)
+
+
+def test_llama3_slows_low_frequencies_only(dense_model):
+    """By hand: pairs of 1, 1/8, 1/64 and 1/512 radians turn 10.2, 1.3, 0.16 and 0.02 times in 64 places."""
+    llama = RopeScalingConfig(4.0, 64, rope_type="llama3", low_freq_factor=1.0, high_freq_factor=4.0)
+    c = dataclasses.replace(dense_model, rope_theta=8.0**4, head_dim=8, rope_scaling=llama)
+    kept = (64 / 8 / (2 * np.pi) - 1) / 3
+    expected = [1, (kept + (1 - kept) / 4) / 8, 1 / 64 / 4, 1 / 512 / 4]
+    np.testing.assert_allclose(rope_frequencies(c), expected, rtol=1e-6)
+    assert rope_amplitude(llama) == 1
+
+
+def test_biases_start_at_zero_and_norms_at_one_and_neither_decays(dense_model):
+    attention = init_params(jax.random.key(0), dense_model)["dense"]["attention"]
+    for name in ("q_bias_HM", "k_bias_YM", "v_bias_YM", "q_norm_M", "k_norm_M"):
+        assert (attention[name] == ("norm" in name)).all()
+    params = init_params(jax.random.key(0), dense_model)
+    optimizer = make_optimizer(OptimizerConfig(1.0, weight_decay=0.1), dense_model, 1)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    moved = {name: bool(jnp.any(x != 0)) for name, x in updates["dense"]["attention"].items()}
+    assert {name for name, is_moved in moved.items() if is_moved} == {"q_DHM", "k_DYM", "v_DYM", "out_HMD"}
 
 
 def test_packed_equals_separate(model, policy):

@@ -22,12 +22,13 @@ MESHES = {
     "2x4 expert": (MeshConfig(data=2, expert=4), 8),
     "2x4 fsdp": (MeshConfig(data=2, fsdp=4), 8),
 }
+DENSE_MESH = MeshConfig(data=2, fsdp=2, tensor=2)  # its two heads of keys and values divide no further
 # Sums over devices are added in another order than sums on one: float32 rounding, through three layers and Adam.
 REDUCTION = dict(rtol=1e-4, atol=1e-5)
 
 
 def layout(name: str) -> Layout:
-    config, devices = MESHES[name]
+    config, devices = (MESHES | {"dense": (DENSE_MESH, 8)})[name]
     return make_layout(config, jax.devices()[:devices])
 
 
@@ -61,6 +62,14 @@ SHARDED += [pytest.param(name, "grouped", marks=pytest.mark.slow) for name in ("
 
 @pytest.mark.parametrize(("name", "experts"), SHARDED)
 def test_sharded_loss_and_gradients_equal_unsharded(model, policy, batch, name, experts):
+    assert_same_training(model, policy, batch, name, experts)
+
+
+def test_a_dense_models_sharded_loss_and_gradients_equal_unsharded(dense_model, dense_policy, batch):
+    assert_same_training(dense_model, dense_policy, batch, "dense")
+
+
+def assert_same_training(model, policy, batch, name, experts="dense"):
     metrics, gradients, bias = pretrain_once(layout("1"), model, policy, batch)
     sharded_metrics, sharded_gradients, sharded_bias = pretrain_once(layout(name), model, policy, batch, experts)
     for key in metrics:
@@ -90,6 +99,14 @@ OTHERS = [pytest.param(m, marks=pytest.mark.slow) for m in MESHES if m not in ("
 
 @pytest.mark.parametrize("name", ["2x4 expert", *OTHERS])
 def test_sharded_rollout_and_update_equal_unsharded(model, policy, name):
+    assert_same_rollout_and_update(model, policy, name)
+
+
+def test_a_dense_models_sharded_rollout_and_update_equal_unsharded(dense_model, dense_policy):
+    assert_same_rollout_and_update(dense_model, dense_policy, "dense")
+
+
+def assert_same_rollout_and_update(model, policy, name):
     generation, metrics, params = grpo_once(layout("1"), model, policy)
     sharded_generation, sharded_metrics, sharded_params = grpo_once(layout(name), model, policy)
     np.testing.assert_array_equal(sharded_generation.tokens_BGN, generation.tokens_BGN)
@@ -142,6 +159,11 @@ def test_a_tensor_that_the_mesh_cannot_divide(model):
     odd = dataclasses.replace(model, vocab_size=206)
     with pytest.raises(UsageError, match=r"embed_VD.*'vocab' of 206 can't be divided over mesh axis 'tensor' of 4"):
         layout("2x4 tensor").params(odd)
+
+
+def test_heads_of_keys_that_the_mesh_cannot_divide(dense_model):
+    with pytest.raises(UsageError, match=r"k_DYM.*'heads' of 2 can't be divided over mesh axis 'tensor' of 4"):
+        layout("2x4 tensor").params(dense_model)
 
 
 def test_rules_that_clash():

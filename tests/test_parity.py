@@ -1,4 +1,4 @@
-"""The model against transformers' DeepSeek-V2 and V3, through import-hf, on tiny random weights in float32."""
+"""The model against transformers' DeepSeek, Qwen and Llama, through import-hf, on tiny random weights in float32."""
 
 import dataclasses
 import functools
@@ -27,7 +27,16 @@ from r1jax.objectives.language_model import language_model_loss
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.stages.hugging_face import export_hf
 from r1jax.telemetry.progress import Progress
-from tests.reference import SMALLEST, draw, imported, make_reference, random_tokens, token_batch
+from tests.reference import (
+    DENSE,
+    SMALLEST,
+    draw,
+    draw_dense,
+    imported,
+    make_reference,
+    random_tokens,
+    token_batch,
+)
 
 LOGITS = 1e-4  # of the logits' standard deviation: float32 sums in two orders, through at most 4 layers
 GRADIENTS = 1e-3  # of each tensor's norm
@@ -42,12 +51,22 @@ def assert_same_logits(ours: np.ndarray, theirs: np.ndarray) -> None:
     assert np.abs(ours - theirs).max() <= LOGITS * theirs.std()
 
 
-SEEDS = [*range(10), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 26))]
+def drawn(draw, seeds, slow=(), *more) -> list:
+    """Parameters (config, seed, *more) of the drawn configurations."""
+    name = "dense-" if draw is draw_dense else ""
+
+    def param(seed, marks):
+        return pytest.param(draw(seed), seed, *more, id="-".join([f"{name}{seed}", *more]), marks=marks)
+
+    return [*(param(seed, []) for seed in seeds), *(param(seed, [pytest.mark.slow]) for seed in slow)]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_logits_and_greedy_continuation(seed, tmp_path, one_device):
-    reference = make_reference(draw(seed), seed)
+DRAWN = [*drawn(draw, range(10), range(10, 26)), *drawn(draw_dense, range(6), range(6, 24))]
+
+
+@pytest.mark.parametrize(("config", "seed"), DRAWN)
+def test_logits_and_greedy_continuation(config, seed, tmp_path, one_device):
+    reference = make_reference(config, seed)
     reference.save_pretrained(tmp_path / "hf")
     policy = imported(tmp_path / "hf", tmp_path / "ours", one_device)
     tokens = torch.tensor(random_tokens(2, 20))
@@ -58,16 +77,21 @@ def test_logits_and_greedy_continuation(seed, tmp_path, one_device):
         )
     assert_same_logits(our_logits(policy, tokens), theirs)
 
-    engine = RolloutEngine(one_device, policy.model, None, RolloutConfig(slots=2, prefill_rows=2), 1, 20, 64)
+    # Dense models through chunks of prompts, and a slot that is refilled.
+    options = dict(slots=1, prefill_chunk=8) if config["model_type"] in DENSE else dict(slots=2)
+    engine = RolloutEngine(one_device, policy.model, None, RolloutConfig(prefill_rows=2, **options), 1, 20, 64)
     asked = list(enumerate(tokens.tolist()))
     outputs = engine.generate(policy.params, policy.router_bias, asked, jax.random.key(0), 0.0)
     assert [group[0].tokens for group in outputs] == greedy[:, 20:].tolist()
 
 
-@pytest.mark.parametrize("seed", [0, 1], ids=["V3", "V2"])
-def test_64_prompts_of_mixed_length_continue_for_128_tokens(seed, tmp_path, one_device):
+MIXED = [*drawn(draw, [0, 1]), *drawn(draw_dense, [], [2, 3, 4])]
+
+
+@pytest.mark.parametrize(("config", "seed"), MIXED)
+def test_64_prompts_of_mixed_length_continue_for_128_tokens(config, seed, tmp_path, one_device):
     """Greedily, through refilled slots, chunks and buckets."""
-    reference = make_reference(draw(seed), seed)
+    reference = make_reference(config, seed)
     reference.save_pretrained(tmp_path / "hf")
     policy = imported(tmp_path / "hf", tmp_path / "ours", one_device)
     lengths = np.random.default_rng(0).permutation(np.repeat([1, 2, 7, 16, 40, 63, 64, 150], 8))
@@ -91,6 +115,19 @@ def test_the_drawn_configurations_cover_the_family():
     assert 0 in {config["first_k_dense_replace"] for config in drawn}
 
 
+def test_the_drawn_dense_configurations_cover_their_families():
+    for kind in DENSE:
+        drawn = [config for config in map(draw_dense, range(24)) if config["model_type"] == kind]
+        for key in ("num_attention_heads", "num_key_value_heads", "num_hidden_layers", "tie_word_embeddings"):
+            assert len({config[key] for config in drawn}) > 1, (kind, key)
+        assert len({config["rope_parameters"]["rope_type"] for config in drawn}) == 2
+        assert len({config.get("head_dim") for config in drawn}) > 1
+        assert {c["num_attention_heads"] > c["num_key_value_heads"] for c in drawn} == {False, True}
+    default = [draw_dense(seed) for seed in range(6)]
+    assert len({config["tie_word_embeddings"] for config in default}) == 2
+    assert {config["rope_parameters"]["rope_type"] for config in default} == {"default", "yarn", "llama3"}
+
+
 def their_gradient(gradients: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     """transformers keeps all experts in one tensor, gate and up one behind the other."""
     if ".experts." not in name or ".shared_" in name:
@@ -103,10 +140,12 @@ def their_gradient(gradients: dict[str, torch.Tensor], name: str) -> torch.Tenso
     return gate if which == "gate_proj" else up
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("experts", ["dense", "grouped"])
-def test_gradients_of_the_sft_loss(seed, experts, tmp_path, one_device):
-    reference = make_reference(draw(seed), seed)
+LEARNT = [param for experts in ("dense", "grouped") for param in drawn(draw, [0], [1, 4], experts)]
+
+
+@pytest.mark.parametrize(("config", "seed", "experts"), [*LEARNT, *drawn(draw_dense, [0], [1, 2], "dense")])
+def test_gradients_of_the_sft_loss(config, seed, experts, tmp_path, one_device):
+    reference = make_reference(config, seed)
     reference.save_pretrained(tmp_path / "hf")
     policy = imported(tmp_path / "hf", tmp_path / "ours", one_device, experts=experts)
     tokens = torch.tensor(random_tokens(2, 24))
@@ -165,9 +204,9 @@ def test_multi_token_prediction_of_any_depth(depth, tmp_path, one_device):
             assert_same_logits(logits(params, ours[k])[:, :length], main.lm_head(hidden).numpy())
 
 
-@pytest.mark.parametrize("seed", [0, 1, 3])
-def test_transformers_loads_what_we_export(seed, tmp_path, one_device):
-    make_reference(draw(seed), seed).save_pretrained(tmp_path / "hf")
+@pytest.mark.parametrize(("config", "seed"), [*drawn(draw, [0, 1, 3]), *drawn(draw_dense, range(3), range(3, 9))])
+def test_transformers_loads_what_we_export(config, seed, tmp_path, one_device):
+    make_reference(config, seed).save_pretrained(tmp_path / "hf")
     policy = imported(tmp_path / "hf", tmp_path / "ours", one_device)
     export_hf(epath.Path(tmp_path / "ours"), epath.Path(tmp_path / "out"), progress=Progress())
     reference, report = transformers.AutoModelForCausalLM.from_pretrained(

@@ -364,7 +364,7 @@ BAD = {
     ),
     "scoring_func": (change_config(scoring_func="tanh"), ["scoring_func is 'tanh'", "sigmoid"]),
     "topk_method": (change_config(topk_method="best"), ["topk_method is 'best'", "noaux_tc"]),
-    "model_type": (change_config(model_type="llama"), ["model_type is 'llama'", "deepseek_v3"]),
+    "model_type": (change_config(model_type="gpt2"), ["model_type is 'gpt2'", "deepseek_v3"]),
     "missing key": (change_config(kv_lora_rank="remove"), ["no 'kv_lora_rank'"]),
     "text for a number": (change_config(hidden_size="160"), ["config.json"]),
     "activation": (change_config(hidden_act="gelu"), ["hidden_act", "silu"]),
@@ -529,6 +529,11 @@ PUBLISHED_COUNTS = {
     "deepseek_v2": 235_741_434_880,
     "deepseek_v2_lite": 15_706_484_224,
     "moonlight_16b_a3b": 15_960_110_208,
+    "qwen2_5_1_5b": 1_543_714_304,
+    "qwen2_5_7b": 7_615_616_512,
+    "qwen3_1_7b": 1_720_574_976,
+    "llama3_1_8b": 8_030_261_248,
+    "llama3_2_1b": 1_235_814_400,
 }
 
 
@@ -543,11 +548,13 @@ def test_presets_have_the_published_number_of_parameters(name, capsys):
     assert sum(int(np.prod(t.shape)) for t in tensors) == PUBLISHED_COUNTS[name]
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED_COUNTS, "small"])
+@pytest.mark.parametrize("name", [*PUBLISHED_COUNTS, "small", "tiny_dense"])
 def test_presets_go_out_and_come_in(name):
     model = preset(name)
     back = from_published(to_published(model, bos_id=0, eos_id=1), mtp=True)
     free = {field: getattr(model, field) for field in ("param_dtype", "dtype", "experts")}
+    if model.initializer_range is None:  # which has no published form
+        free["initializer_range"] = None
     assert dataclasses.replace(back, **free) == model
 
 
@@ -576,3 +583,103 @@ def test_a_published_config_is_the_preset():
 
 def test_small_is_about_100_million():
     assert 90e6 < sum(count_params(preset("small")).values()) < 110e6
+
+
+# The published config.json of dense models: keys that say something of the architecture, and some that don't.
+DENSE_CONFIGS = {
+    "qwen2_5_1_5b": {
+        "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
+        "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 1536, "initializer_range": 0.02,
+        "intermediate_size": 8960, "max_position_embeddings": 131072, "max_window_layers": 28, "model_type": "qwen2",
+        "num_attention_heads": 12, "num_hidden_layers": 28, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0, "sliding_window": 131072, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+        "use_cache": True, "use_mrope": False, "use_sliding_window": False, "vocab_size": 151936,
+    },
+    "qwen3_1_7b": {
+        "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "head_dim": 128,
+        "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 6144,
+        "max_position_embeddings": 40960, "max_window_layers": 28, "model_type": "qwen3", "num_attention_heads": 16,
+        "num_hidden_layers": 28, "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": None,
+        "rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": True, "use_sliding_window": False,
+        "vocab_size": 151936,
+    },
+    "llama3_1_8b": {
+        "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
+        "max_position_embeddings": 131072, "mlp_bias": False, "model_type": "llama", "num_attention_heads": 32,
+        "num_hidden_layers": 32, "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0, "tie_word_embeddings": False, "vocab_size": 128256,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DENSE_CONFIGS)
+def test_a_dense_models_published_config_is_the_preset(name):
+    model = preset(name)
+    free = {field: getattr(model, field) for field in ("param_dtype", "dtype", "experts")}
+    assert dataclasses.replace(from_published(DENSE_CONFIGS[name], mtp=True), **free) == model
+
+
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("qwen2_5_1_5b", {"use_sliding_window": True}, "use_sliding_window is True, expected False"),
+        ("qwen2_5_1_5b", {"layer_types": ["sliding_attention"]}, "expected 'full_attention' for each layer"),
+        ("qwen2_5_1_5b", {"layer_types": 3}, "layer_types is 3"),
+        ("qwen2_5_1_5b", {"hidden_act": "gelu"}, "hidden_act"),
+        ("qwen2_5_1_5b", {"rope_scaling": YARN | {"attention_factor": 1.0}}, "'attention_factor', which this model"),
+        ("qwen2_5_1_5b", {"rope_scaling": YARN | {"mscale": 0.7}}, "mscale 0.7"),
+        ("qwen2_5_1_5b", {"hidden_size": None}, "no 'hidden_size'"),
+        ("qwen2_5_1_5b", {"num_attention_heads": None}, "no 'num_attention_heads'"),
+        ("qwen2_5_1_5b", {"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ("qwen2_5_1_5b", {"num_key_value_heads": 5}, "not a multiple of num_key_value_heads 5"),
+        ("qwen2_5_1_5b", {"hidden_size": "1536"}, "hidden_size is '1536' (str)"),
+        ("qwen3_1_7b", {"attention_bias": True}, "attention_bias is True, expected False"),
+        ("llama3_1_8b", {"attention_bias": True}, "attention_bias is True, expected False"),
+        ("llama3_1_8b", {"mlp_bias": True}, "mlp_bias is True, expected False"),
+        ("llama3_1_8b", {"pretraining_tp": 2}, "pretraining_tp is 2, expected 1"),
+        ("llama3_1_8b", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "no 'high_freq_factor'"),
+        ("llama3_1_8b", {"rope_scaling": {"rope_type": "dynamic", "factor": 8.0}}, "'dynamic'"),
+        ("llama3_1_8b", {"num_hidden_layers": "32"}, "num_hidden_layers is '32' (str)"),
+    ],
+)
+def test_what_a_dense_model_may_not_have_is_one_line(name, changes, says):
+    with pytest.raises(UsageError) as error:
+        from_published(DENSE_CONFIGS[name] | changes, mtp=True)
+    assert str(error.value).startswith("config.json: ")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_older_dense_models_leave_out():
+    """Llama 2's config.json: all heads have keys of their own, and share the width."""
+    config = DENSE_CONFIGS["llama3_1_8b"] | {"num_key_value_heads": None, "rope_scaling": None}
+    model = from_published(config, mtp=True)
+    assert (model.num_key_value_heads, model.head_dim) == (32, 128)
+
+
+def test_a_dense_checkpoint_comes_in_and_goes_out_bit_identical(tmp_path, dense_model, one_device):
+    """In bfloat16, tied, with the biases of Qwen2.5 and without norms."""
+    changes = dict(qk_norm=False, tie_word_embeddings=True, param_dtype="bfloat16", dtype="bfloat16")
+    model = dataclasses.replace(dense_model, **changes, initializer_range=0.02, experts="grouped")
+    make_checkpoint(tmp_path / "ours", model)
+    export(tmp_path / "ours", tmp_path / "hf")
+    tensors = read_tensors(tmp_path / "hf")
+    assert tensors["model.layers.1.self_attn.k_proj.bias"][:2] == ("BF16", (16,))
+    assert "lm_head.weight" not in tensors
+    import_(tmp_path / "hf", tmp_path / "back")
+    assert load_policy(epath.Path(tmp_path / "back"), one_device).model == model
+    export(tmp_path / "back", tmp_path / "again")
+    assert read_tensors(tmp_path / "again") == tensors
+
+
+def test_a_dense_model_of_no_family_is_refused(dense_model):
+    with pytest.raises(UsageError, match="both attention_bias and qk_norm has no published form"):
+        to_published(dense_model, bos_id=None, eos_id=None)

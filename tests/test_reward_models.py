@@ -179,18 +179,24 @@ def test_padding_and_order_change_nothing(scored, judge, kind):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=ROUNDING * float(optax.global_norm(gradients)))
 
 
-@pytest.mark.parametrize("kind", ["deepseek_v3", "deepseek_v2"])
+SCORED = [
+    "deepseek_v3",
+    "deepseek_v2",
+    "qwen2",
+    *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen3", "llama")),
+]
+
+
+@pytest.mark.parametrize("kind", SCORED)
 def test_the_score_is_that_of_transformers_sequence_classification(kind, tmp_path, one_device):
     """In through import-hf, out through export-hf, to the same bits."""
     torch = pytest.importorskip("torch", reason="parity with transformers needs torch")
-    transformers = pytest.importorskip("transformers", reason="parity needs transformers")
+    pytest.importorskip("transformers", reason="parity needs transformers")
     from r1jax.stages.hugging_face import export_hf
-    from tests.reference import draw, imported, random_tokens
+    from tests.reference import DENSE, draw, draw_dense, imported, random_tokens, transformers_class
 
-    name = {"deepseek_v3": "DeepseekV3", "deepseek_v2": "DeepseekV2"}[kind]
-    config = draw(0 if kind == "deepseek_v3" else 1)
-    make_config = getattr(transformers, f"{name}Config")
-    make_model = getattr(transformers, f"{name}ForSequenceClassification")
+    config = {"deepseek_v3": draw(0), "deepseek_v2": draw(1)}.get(kind) or draw_dense(DENSE.index(kind))
+    make_config, make_model = transformers_class(kind, "ForSequenceClassification")
     torch.manual_seed(0)
     wanted = {key: value for key, value in config.items() if key != "model_type"}
     reference = make_model(make_config(**wanted, num_labels=1)).eval()

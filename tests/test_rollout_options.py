@@ -59,6 +59,14 @@ def test_every_matrix_of_a_layer_is_quantized_with_a_scale_for_each_output(model
     assert not plain & {"q_DHM", "kv_a_DX", "gate_DF", "down_FD", "project_2DD"}
 
 
+@pytest.mark.parametrize("config", [{"weights": "int8", "cache": "int8"}], ids=str)
+def test_eight_bits_change_a_dense_model_little(one_device, dense_model, dense_policy, prompts, config):
+    engine = make_engine(one_device, dense_model, eos=-1, **config)
+    arrays, generation = trainer_arrays(prompts, generate(engine, dense_policy, prompts), P, N)
+    gap = np.abs(teacher_forced(dense_model, dense_policy, arrays, generation) - generation.logp_BGN)
+    assert 1e-4 < gap.mean() < 0.1
+
+
 @pytest.mark.parametrize("config", [{"weights": "int8"}, {"weights": "fp8"}, {"cache": "int8"}], ids=str)
 def test_eight_bits_change_little_and_by_what_they_should(one_device, model, policy, prompts, config):
     """The sampler's log-probabilities are those of the dequantized weights, and near the trainer's; of an 8-bit cache

@@ -81,6 +81,13 @@ def test_log_probabilities_equal_teacher_forced_ones(one_device, model, policy, 
     assert (other * completion_mask(generation)).max() > 0.01  # the measure sees a wrong temperature
 
 
+def test_log_probabilities_of_a_dense_model_equal_teacher_forced_ones(one_device, dense_model, dense_policy, prompts):
+    """Over chunks of prompts and refilled slots, too."""
+    generation = sample(one_device, dense_model, dense_policy, prompts, temperature=0.6, slots=6, prefill_chunk=4)
+    gap = np.abs(teacher_forced(dense_model, dense_policy, prompts, generation, 0.6) - generation.logp_BGN)
+    assert (gap * completion_mask(generation)).max() < SAMPLER_TOLERANCE
+
+
 def test_end_token_first_last_and_never(one_device, model, policy, prompts):
     free = sample(one_device, model, policy, prompts, eos=-1)
     assert (free.length_BG == 12).all()

@@ -301,6 +301,22 @@ def run_rl(in_process, name: str, rewards=None, **changes):
     return read_metrics(directory / "metrics.jsonl"), directory
 
 
+def test_a_dense_model_is_pretrained_and_learns_by_grpo(in_process, dense_model, one_device):
+    """The same programs; there is no router bias to keep."""
+    run, config, corpus, problems = in_process
+    model = dataclasses.replace(dense_model, initializer_range=None)
+    base = pretrain(run, "pretrain", config.pretrain, model, TASKS["running_sum"], corpus)
+    rewards = {"variety": Reward(lambda sample: len(set(sample.text.split())) / 10, 1.0)}
+    directory = rl(run, "rl", config.rl, model, base, TASKS["running_sum"], problems, rewards)
+    rows = read_metrics(directory / "metrics.jsonl")
+    assert len(rows) == 4
+    assert all(row["grad_norm"] > 0 and "expert_load_max" not in row for row in rows)
+    before, after = (load_policy(path, one_device, model) for path in (base, directory))
+    assert before.router_bias == after.router_bias == {}
+    for a, b in zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), strict=True):
+        assert (np.asarray(a) != np.asarray(b)).any()
+
+
 def test_groups_without_signal_give_way_to_others(in_process):
     """A reward that differs only within groups of problems with an even id: half of the groups teach nothing."""
     varied = Reward(lambda s: sum(s.tokens) % 97 / 97 if s.problem.id % 2 == 0 else 0.3, 1.0)

@@ -27,15 +27,20 @@ class PublishedTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As published: matrices are [outputs, inputs]."""
+        """As published: matrices are [outputs, inputs], norms' weights and biases vectors."""
         ours, inputs = self.our_shape, self.spec.inputs
+        if self.spec.fan_in == 0:
+            return (math.prod(ours),)
         return (math.prod(ours[inputs:]), math.prod(ours[:inputs])) if inputs else ours
 
     def to_published(self, ours: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(ours.reshape(self.shape[::-1]).T) if self.spec.inputs else ours
+        if self.spec.inputs:
+            return np.ascontiguousarray(ours.reshape(self.shape[::-1]).T)
+        return ours.reshape(self.shape)
 
     def to_ours(self, published: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(published.T.reshape(self.our_shape)) if self.spec.inputs else published
+        published = published.T if self.spec.inputs else published
+        return np.ascontiguousarray(published.reshape(self.our_shape))
 
 
 def policy_specs(model: ModelConfig) -> dict:

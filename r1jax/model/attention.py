@@ -32,7 +32,7 @@ def queries(p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig) -> tup
 
 def latents(p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig) -> Array:
     """What the cache holds, [B, T, X]: the normed latent values (C), then the rotary key (R) that all heads share."""
-    c_kv_BTC, k_rope_BTR = jnp.split(x_BTD @ p["kv_a_DX"], [c.kv_lora_rank], axis=-1)
+    c_kv_BTC, k_rope_BTR = jnp.split(x_BTD @ p["kv_a_DX"], [p["kv_norm_C"].size], axis=-1)
     c_kv_BTC = rms_norm(c_kv_BTC, p["kv_norm_C"], LATENT_NORM_EPS)
     k_rope_BTR = rotate(k_rope_BTR[:, :, None], positions_BT, c)[:, :, 0]
     return jnp.concatenate([c_kv_BTC, k_rope_BTR], axis=-1)
@@ -40,7 +40,7 @@ def latents(p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig) -> Arr
 
 def score_scale(c: ModelConfig) -> float:
     """1 / sqrt(head size), times YaRN's temperature for queries and for keys (V2, section 3.1.4)."""
-    scale = (c.qk_nope_head_dim + c.qk_rope_head_dim) ** -0.5
+    scale = c.qk_head_dim**-0.5
     if c.rope_scaling.factor == 1:
         return scale
     return scale * yarn_mscale(c.rope_scaling.factor, c.rope_scaling.mscale_all_dim) ** 2
@@ -50,7 +50,7 @@ def attend_expanded(p: Params, x_BTD: Array, positions_BT: Array, segments_BT: A
     """Attention of whole sequences over themselves, [B, T, D]."""
     q_BTHM = jnp.concatenate(queries(p, x_BTD, positions_BT, c), axis=-1)
     latents_BTX = latents(p, x_BTD, positions_BT, c)
-    c_kv_BTC, k_rope_BTR = jnp.split(latents_BTX, [c.kv_lora_rank], axis=-1)
+    c_kv_BTC, k_rope_BTR = jnp.split(latents_BTX, [p["kv_norm_C"].size], axis=-1)
     kv_BTHW = jnp.einsum("BTC,CHW->BTHW", c_kv_BTC, p["kv_b_CHW"])
     k_nope_BTHN, v_BTHU = jnp.split(kv_BTHW, [c.qk_nope_head_dim], axis=-1)
     k_rope_BTHR = jnp.broadcast_to(k_rope_BTR[:, :, None], (*k_nope_BTHN.shape[:3], c.qk_rope_head_dim))

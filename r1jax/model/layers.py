@@ -23,15 +23,22 @@ def yarn_mscale(factor: float, mscale: float) -> float:
 
 
 def rope_frequencies(c: ModelConfig) -> np.ndarray:
-    """Radians for each position of the R / 2 pairs, float32.
-
-    With YaRN (arXiv 2309.00071, section 3.2) pairs that turn less than `beta_slow` times over the original length are
-    slowed by `factor`, those that turn more than `beta_fast` times are kept, and the ones between are blended.
-    """
-    R, yarn = c.qk_rope_head_dim, c.rope_scaling
+    """Radians for each position of the R / 2 pairs, float32."""
+    R, scaling = c.rotary_dim, c.rope_scaling
     frequency_r = c.rope_theta ** (-np.arange(0, R, 2) / R)
-    if yarn.factor == 1:
+    if scaling.factor == 1:
         return frequency_r.astype(np.float32)
+    slowed_r = llama3_slowed(frequency_r, scaling) if scaling.rope_type == "llama3" else yarn_slowed(R, c)
+    return (frequency_r * (1 - slowed_r) + frequency_r / scaling.factor * slowed_r).astype(np.float32)
+
+
+def yarn_slowed(R: int, c: ModelConfig) -> np.ndarray:
+    """How far each pair is slowed by `factor`, 0 to 1 (YaRN, arXiv 2309.00071, section 3.2).
+
+    Pairs that turn less than `beta_slow` times over the original length are slowed, those that turn more than
+    `beta_fast` times are kept, and the ones between are blended by their number.
+    """
+    yarn = c.rope_scaling
 
     def pair_that_turns(times: float) -> float:
         wavelengths = yarn.original_max_position_embeddings / (times * 2 * math.pi)
@@ -39,25 +46,47 @@ def rope_frequencies(c: ModelConfig) -> np.ndarray:
 
     low = max(math.floor(pair_that_turns(yarn.beta_fast)), 0)
     high = min(math.ceil(pair_that_turns(yarn.beta_slow)), R - 1)
-    slowed_r = np.clip((np.arange(R // 2) - low) / max(high - low, 0.001), 0, 1)
-    return (frequency_r * (1 - slowed_r) + frequency_r / yarn.factor * slowed_r).astype(np.float32)
+    return np.clip((np.arange(R // 2) - low) / max(high - low, 0.001), 0, 1)
+
+
+def llama3_slowed(frequency_r: np.ndarray, llama: RopeScalingConfig) -> np.ndarray:
+    """The same as Llama 3.1 has it (its reference code's `apply_scaling`): blended by the turns themselves.
+
+    Pairs that turn less than `low_freq_factor` times over the original length are slowed, those that turn more than
+    `high_freq_factor` times are kept.
+    """
+    turns_r = llama.original_max_position_embeddings * frequency_r / (2 * math.pi)
+    kept_r = (turns_r - llama.low_freq_factor) / (llama.high_freq_factor - llama.low_freq_factor)
+    return np.clip(1 - kept_r, 0, 1)
 
 
 def rope_amplitude(yarn: RopeScalingConfig) -> float:
-    """What DeepSeek multiplies the rotated parts of queries and keys by: 1 where both mscales are the same."""
-    if yarn.factor == 1:
+    """What YaRN multiplies the rotated parts of queries and keys by: in DeepSeek's, 1 where both mscales are the same.
+
+    With the default mscales it is the paper's own temperature, which Qwen has.
+    """
+    if yarn.factor == 1 or yarn.rope_type == "llama3":
         return 1.0
     return yarn_mscale(yarn.factor, yarn.mscale) / yarn_mscale(yarn.factor, yarn.mscale_all_dim)
 
 
 def rotate(x_BTHR: Array, positions_BT: Array, c: ModelConfig) -> Array:
-    """Rotary position embedding (arXiv 2104.09864) on neighbouring pairs (0, 1), (2, 3), … as DeepSeek has it."""
+    """Rotary position embedding (arXiv 2104.09864).
+
+    DeepSeek's latent attention turns neighbouring pairs, (0, 1), (2, 3), …; Qwen and Llama turn number i with number
+    i + R / 2. The weights of one are those of the other in another order.
+    """
     angle_BT1R = positions_BT[..., None, None].astype(jnp.float32) * rope_frequencies(c)
     amplitude = rope_amplitude(c.rope_scaling)
     cos, sin = jnp.cos(angle_BT1R) * amplitude, jnp.sin(angle_BT1R) * amplitude
-    even, odd = x_BTHR[..., 0::2].astype(jnp.float32), x_BTHR[..., 1::2].astype(jnp.float32)
-    rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-    return rotated.reshape(x_BTHR.shape).astype(x_BTHR.dtype)
+    x32 = x_BTHR.astype(jnp.float32)
+    if c.kv_lora_rank is None:
+        first, second = jnp.split(x32, 2, axis=-1)
+        turned = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
+    else:
+        first, second = x32[..., 0::2], x32[..., 1::2]
+        turned = jnp.stack([first * cos - second * sin, first * sin + second * cos], axis=-1).reshape(x_BTHR.shape)
+    return turned.astype(x_BTHR.dtype)
 
 
 def feed_forward(p: Params, x_TD: Array) -> Array:

@@ -29,23 +29,26 @@ def choose_attention(platform: str, dtype: str, devices: int, head_size: int, ca
     return "chunked"
 
 
-def attend(q_BTHM: Array, k_BTHM: Array, v_BTHU: Array, segments_BT: Array, scale: float, implementation: str) -> Array:
+def attend(q_BTHM: Array, k_BTYM: Array, v_BTYU: Array, segments_BT: Array, scale: float, implementation: str) -> Array:
     """softmax(scale * q k) v over the earlier tokens of the same segment and the token itself, [B, T, H, U].
 
-    Keys and values have as many heads as queries; the head size of values may differ. `implementation` is a value of
-    `ModelConfig.attention`; "auto" is "chunked", which runs on every platform.
+    Keys and values have as many heads as queries, or fewer (Y), each for H / Y neighbouring heads of queries; the head
+    size of values may differ. `implementation` is a value of `ModelConfig.attention`; "auto" is "chunked", which runs
+    on every platform.
     """
-    B, T, H, _ = q_BTHM.shape
-    chex.assert_shape(k_BTHM, q_BTHM.shape)
-    chex.assert_shape(v_BTHU, (B, T, H, None))
+    B, T, H, M = q_BTHM.shape
+    Y = k_BTYM.shape[2]
+    chex.assert_shape(k_BTYM, (B, T, Y, M))
+    chex.assert_shape(v_BTYU, (B, T, Y, None))
     chex.assert_shape(segments_BT, (B, T))
+    chex.assert_is_divisible(H, Y)
     if implementation == "splash":
-        return attend_splash(q_BTHM, k_BTHM, v_BTHU, segments_BT, scale)
+        return attend_splash(q_BTHM, k_BTYM, v_BTYU, segments_BT, scale)
     if implementation == "cudnn":
-        return attend_chunked(q_BTHM, k_BTHM, v_BTHU, segments_BT, scale, fused_chunk)
+        return attend_chunked(q_BTHM, k_BTYM, v_BTYU, segments_BT, scale, fused_chunk)
     if implementation == "full":
-        return einsum_chunk(q_BTHM, k_BTHM, v_BTHU, causal_mask(segments_BT, segments_BT, 0), scale)
-    return attend_chunked(q_BTHM, k_BTHM, v_BTHU, segments_BT, scale, einsum_chunk)
+        return einsum_chunk(q_BTHM, k_BTYM, v_BTYU, causal_mask(segments_BT, segments_BT, 0), scale)
+    return attend_chunked(q_BTHM, k_BTYM, v_BTYU, segments_BT, scale, einsum_chunk)
 
 
 def causal_mask(q_segments_BT: Array, k_segments_BS: Array, first: Array | int) -> Array:
@@ -55,34 +58,42 @@ def causal_mask(q_segments_BT: Array, k_segments_BS: Array, first: Array | int) 
     return same_BTS & (jnp.arange(S) <= first + jnp.arange(T)[:, None])
 
 
-def einsum_chunk(q_BTHM: Array, k_BSHM: Array, v_BSHU: Array, mask_BTS: Array, scale: float) -> Array:
-    """The definition; scores and softmax in float32."""
-    scores_BHTS = jnp.einsum("BTHM,BSHM->BHTS", q_BTHM, k_BSHM, preferred_element_type=jnp.float32)
-    weights_BHTS = jax.nn.softmax(jnp.where(mask_BTS[:, None], scores_BHTS * scale, MASKED))
-    return jnp.einsum("BHTS,BSHU->BTHU", weights_BHTS.astype(v_BSHU.dtype), v_BSHU)
+def einsum_chunk(q_BTHM: Array, k_BSYM: Array, v_BSYU: Array, mask_BTS: Array, scale: float) -> Array:
+    """The definition; scores and softmax in float32.
+
+    A token's queries that share a head of keys are rows (t = T Z) of one product: nothing is repeated but the mask.
+    """
+    B, T, H, M = q_BTHM.shape
+    Y, U = v_BSYU.shape[2:]
+    q_BtYM = q_BTHM.reshape(B, T, Y, H // Y, M).swapaxes(2, 3).reshape(B, -1, Y, M)
+    mask_BtS = jnp.repeat(mask_BTS, H // Y, axis=1)
+    scores_BYtS = jnp.einsum("BtYM,BSYM->BYtS", q_BtYM, k_BSYM, preferred_element_type=jnp.float32)
+    weights_BYtS = jax.nn.softmax(jnp.where(mask_BtS[:, None], scores_BYtS * scale, MASKED))
+    out_BtYU = jnp.einsum("BYtS,BSYU->BtYU", weights_BYtS.astype(v_BSYU.dtype), v_BSYU)
+    return out_BtYU.reshape(B, T, H // Y, Y, U).swapaxes(2, 3).reshape(B, T, H, U)
 
 
-def fused_chunk(q_BTHM, k_BSHM, v_BSHU, mask_BTS, scale: float, *, kernel: Literal["cudnn", "xla"] = "cudnn") -> Array:
+def fused_chunk(q_BTHM, k_BSYM, v_BSYU, mask_BTS, scale: float, *, kernel: Literal["cudnn", "xla"] = "cudnn") -> Array:
     """JAX's fused kernels, which want one head size for all, and cuDNN an even number of tokens: zeros are put behind.
 
     cuDNN raises where it doesn't know the head size: set ModelConfig.attention = 'chunked'.
     """
-    T, U, size = q_BTHM.shape[1], v_BSHU.shape[-1], max(q_BTHM.shape[-1], v_BSHU.shape[-1])
+    T, U, size = q_BTHM.shape[1], v_BSYU.shape[-1], max(q_BTHM.shape[-1], v_BSYU.shape[-1])
 
     def even(x):
         return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, size - x.shape[-1])))
 
-    mask_BTS = jnp.pad(mask_BTS, ((0, 0), (0, T % 2), (0, k_BSHM.shape[1] % 2)))
-    q, k, v = even(q_BTHM), even(k_BSHM), even(v_BSHU)
+    mask_BTS = jnp.pad(mask_BTS, ((0, 0), (0, T % 2), (0, k_BSYM.shape[1] % 2)))
+    q, k, v = even(q_BTHM), even(k_BSYM), even(v_BSYU)
     out = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], scale=scale, implementation=kernel)
     return out[:, :T, :, :U]
 
 
-def attend_chunked(q_BTHM, k_BTHM, v_BTHU, segments_BT, scale: float, attend_chunk, size: int = CHUNK) -> Array:
+def attend_chunked(q_BTHM, k_BTYM, v_BTYU, segments_BT, scale: float, attend_chunk, size: int = CHUNK) -> Array:
     """`size` queries at a time over all keys; the backward pass computes each chunk's scores again."""
     B, T, H, M = q_BTHM.shape
     if size >= T:
-        return attend_chunk(q_BTHM, k_BTHM, v_BTHU, causal_mask(segments_BT, segments_BT, 0), scale)
+        return attend_chunk(q_BTHM, k_BTYM, v_BTYU, causal_mask(segments_BT, segments_BT, 0), scale)
     pad = -T % size
     q_BTHM = jnp.pad(q_BTHM, ((0, 0), (0, pad), (0, 0), (0, 0)))
     q_segments_BT = jnp.pad(segments_BT, ((0, 0), (0, pad)))
@@ -91,7 +102,7 @@ def attend_chunked(q_BTHM, k_BTHM, v_BTHU, segments_BT, scale: float, attend_chu
     @jax.checkpoint
     def one(chunk):
         i, q_BtHM, q_segments_Bt = chunk
-        return attend_chunk(q_BtHM, k_BTHM, v_BTHU, causal_mask(q_segments_Bt, segments_BT, i * size), scale)
+        return attend_chunk(q_BtHM, k_BTYM, v_BTYU, causal_mask(q_segments_Bt, segments_BT, i * size), scale)
 
     q_cBtHM = jnp.moveaxis(q_BTHM.reshape(B, chunks, size, H, M), 1, 0)
     q_segments_cBt = jnp.moveaxis(q_segments_BT.reshape(B, chunks, size), 1, 0)
@@ -99,7 +110,7 @@ def attend_chunked(q_BTHM, k_BTHM, v_BTHU, segments_BT, scale: float, attend_chu
     return jnp.moveaxis(out_cBtHU, 0, 1).reshape(B, T + pad, H, -1)[:, :T]
 
 
-def attend_splash(q_BTHM, k_BTHM, v_BTHU, segments_BT, scale: float, *, interpret: bool = False) -> Array:
+def attend_splash(q_BTHM, k_BTYM, v_BTYU, segments_BT, scale: float, *, interpret: bool = False) -> Array:
     """JAX's Pallas kernel for TPU; `interpret` runs it anywhere, slowly. Rows are padded to a multiple of its block."""
     # Imported when used: Pallas is of no use to other platforms, and slow to import.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
@@ -108,13 +119,13 @@ def attend_splash(q_BTHM, k_BTHM, v_BTHU, segments_BT, scale: float, *, interpre
     T, H = q_BTHM.shape[1:3]
     block = min(BLOCK, -(-T // 128) * 128)
     pad = -T % block
-    q_BTHM, k_BTHM, v_BTHU = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (q_BTHM, k_BTHM, v_BTHU))
+    q_BTHM, k_BTYM, v_BTYU = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (q_BTHM, k_BTYM, v_BTYU))
     segments_BT = jnp.pad(segments_BT, ((0, 0), (0, pad)))
     kernel = splash.make_splash_mha_single_device(
         masks.MultiHeadMask([masks.CausalMask((T + pad, T + pad)) for _ in range(H)]),
         block_sizes=splash.BlockSizes(*[block] * 8),
         interpret=interpret,
     )
-    q_BHTM, k_BHTM, v_BHTU = (jnp.swapaxes(x, 1, 2) for x in (q_BTHM * scale, k_BTHM, v_BTHU))
-    out_BHTU = jax.vmap(kernel)(q_BHTM, k_BHTM, v_BHTU, splash.SegmentIds(segments_BT, segments_BT))
-    return jnp.swapaxes(out_BHTU, 1, 2)[:, :T].astype(v_BTHU.dtype)
+    q_BHTM, k_BYTM, v_BYTU = (jnp.swapaxes(x, 1, 2) for x in (q_BTHM * scale, k_BTYM, v_BTYU))
+    out_BHTU = jax.vmap(kernel)(q_BHTM, k_BYTM, v_BYTU, splash.SegmentIds(segments_BT, segments_BT))
+    return jnp.swapaxes(out_BHTU, 1, 2)[:, :T].astype(v_BTYU.dtype)

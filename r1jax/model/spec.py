@@ -23,7 +23,7 @@ class ParamSpec:
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
-    fan_in: int  # numbers that each output sums over; 0 marks a norm's weight, which starts at 1
+    fan_in: int  # numbers that each output sums over; 0 marks a norm's weight, which starts at 1, or a bias, at 0
     published: str  # its name in published checkpoints; within a layer, what follows "model.layers.N."
     inputs: int = 0  # leading dimensions that are a matrix's inputs: published as [outputs, inputs]; 0: as it is
     zeros: bool = False  # starts at zero instead of being drawn
@@ -40,8 +40,22 @@ def _norm(width: int, published: str) -> ParamSpec:
     return ParamSpec((width,), ("norm",), 0, published)
 
 
-def _attention(c: ModelConfig) -> dict:
-    H, D, C, Q = c.num_attention_heads, c.hidden_size, c.kv_lora_rank, c.q_lora_rank
+def _grouped_attention(c: ModelConfig) -> dict:
+    D, M, heads = c.hidden_size, c.head_dim, ("heads", "head")
+    specs = {}
+    for name, H in (("q", c.num_attention_heads), ("k", c.num_key_value_heads), ("v", c.num_key_value_heads)):
+        letter, published = "H" if name == "q" else "Y", f"self_attn.{name}_proj"
+        specs[f"{name}_D{letter}M"] = ParamSpec((D, H, M), ("embed", *heads), D, f"{published}.weight", 1)
+        if c.attention_bias:
+            specs[f"{name}_bias_{letter}M"] = ParamSpec((H, M), heads, 0, f"{published}.bias", zeros=True)
+    if c.qk_norm:
+        specs |= {f"{name}_norm_M": _norm(M, f"self_attn.{name}_norm.weight") for name in ("q", "k")}
+    H = c.num_attention_heads
+    return specs | {"out_HMD": ParamSpec((H, M, D), (*heads, "embed"), H * M, "self_attn.o_proj.weight", 2)}
+
+
+def _latent_attention(c: ModelConfig, C: int) -> dict:
+    H, D, Q = c.num_attention_heads, c.hidden_size, c.q_lora_rank
     M, W, U = c.qk_nope_head_dim + c.qk_rope_head_dim, c.qk_nope_head_dim + c.v_head_dim, c.v_head_dim
     if Q is None:
         query = {"q_DHM": ParamSpec((D, H, M), ("embed", "heads", "head"), D, "self_attn.q_proj.weight", 1)}
@@ -83,7 +97,7 @@ def _experts(c: ModelConfig) -> dict:
 def _block(c: ModelConfig, feed_forward: dict) -> dict:
     return {
         "attention_norm_D": _norm(c.hidden_size, "input_layernorm.weight"),
-        "attention": _attention(c),
+        "attention": _grouped_attention(c) if c.kv_lora_rank is None else _latent_attention(c, c.kv_lora_rank),
         "feed_forward_norm_D": _norm(c.hidden_size, "post_attention_layernorm.weight"),
         "feed_forward": feed_forward,
     }
@@ -142,10 +156,10 @@ def init_params(key: Array, config: ModelConfig) -> Params:
     fixed_std = config.initializer_range
 
     def init(path, spec: ParamSpec) -> Array:
-        if spec.fan_in == 0:
-            return jnp.ones(spec.shape, config.param_dtype)
         if spec.zeros:
             return jnp.zeros(spec.shape, config.param_dtype)
+        if spec.fan_in == 0:
+            return jnp.ones(spec.shape, config.param_dtype)
         tensor_key = jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
         std = spec.fan_in**-0.5 if fixed_std is None else fixed_std
         return (std * jax.random.normal(tensor_key, spec.shape, jnp.float32)).astype(config.param_dtype)

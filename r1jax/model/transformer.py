@@ -1,6 +1,7 @@
 """The model: embedding, scanned layers, norm, head, and the multi-token-prediction modules. Pure functions."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import chex
 import jax
@@ -10,6 +11,7 @@ from flax import struct
 from r1jax.config import ModelConfig
 from r1jax.errors import UsageError
 from r1jax.model.attention import attend_absorbed, attend_expanded
+from r1jax.model.grouped_query import attend_cached, attend_grouped
 from r1jax.model.layers import feed_forward, rms_norm
 from r1jax.model.moe import moe
 from r1jax.model.quantize import dequantize, is_quantized
@@ -40,6 +42,18 @@ def stacks(params: Params) -> list[str]:
     return [name for name in ("dense", "moe") if name in params]
 
 
+def attend_whole(p: Params, x_BTD: Array, positions_BT: Array, segments_BT: Array, c: ModelConfig) -> Array:
+    """Attention of whole sequences over themselves, [B, T, D]."""
+    attend = attend_grouped if c.kv_lora_rank is None else attend_expanded
+    return attend(p, x_BTD, positions_BT, segments_BT, c)
+
+
+def attend_new(p: Params, x_BTD: Array, positions_BT: Array, contexts: Sequence, c: ModelConfig) -> tuple[Array, Any]:
+    """Attention of new tokens over what the cache has of those before, [B, T, D], and what it is to have of them."""
+    attend = attend_cached if c.kv_lora_rank is None else attend_absorbed
+    return attend(p, x_BTD, positions_BT, contexts, c)
+
+
 def _block(p: Params, bias_E: Array | None, x_BTD: Array, segments_BT: Array, attend, c: ModelConfig, replay_BTK=None):
     """One layer, its router's statistics, and what `attend(weights, x)` returns beside its output."""
     p = dequantize(p, c.dtype)  # here, so that one layer at a time is in more than eight bits
@@ -63,7 +77,7 @@ def forward(
     params = cast(params, config)
 
     def attend(p, x_BTD):
-        return attend_expanded(p, x_BTD, batch.positions_BT, batch.segments_BT, config), None
+        return attend_whole(p, x_BTD, batch.positions_BT, batch.segments_BT, config), None
 
     def layer(x_BTD, weights):
         p, bias_E, replay_BTK = weights
@@ -110,7 +124,7 @@ def forward_mtp(params: Params, router_bias: dict, hidden: Hidden, batch: TokenB
     x_BTD, outputs, loads = hidden.hidden_BTD, [], []
 
     def attend(p, x_BTD):
-        return attend_expanded(p, x_BTD, batch.positions_BT, batch.segments_BT, config), None
+        return attend_whole(p, x_BTD, batch.positions_BT, batch.segments_BT, config), None
 
     for k in range(config.num_nextn_predict_layers):
         p = jax.tree.map(lambda w, k=k: w[k], params["mtp"])
@@ -137,10 +151,12 @@ def extend(
     router_bias: dict,
     tokens_BT: Array,
     positions_BT: Array,
-    contexts: Sequence[tuple[dict[str, Array], Array]],
+    contexts: Sequence[tuple[dict[str, Any], Array]],
     config: ModelConfig,
-) -> tuple[Array, dict[str, Array], Array | None]:
+) -> tuple[Array, dict[str, Any], Array | None]:
     """Runs T new tokens of each sequence over the latents of what came before: prefill, decoding and verification.
+
+    Latents are what the cache holds of a token: with grouped-query attention, {"keys": …, "values": …} for an array.
 
     Args:
       params: in the dtype of the activations (`cast`).
@@ -159,7 +175,7 @@ def extend(
         caches = dequantize(caches, config.dtype)
 
         def attend(p, x_BTD):
-            return attend_absorbed(p, x_BTD, positions_BT, list(zip(caches, masks, strict=True)), config)
+            return attend_new(p, x_BTD, positions_BT, list(zip(caches, masks, strict=True)), config)
 
         x_BTD, statistics, new_BTX = _block(p, bias_E, x_BTD, segments_BT, attend, config)
         return x_BTD, (new_BTX, None if statistics is None else statistics["ids_BTK"])
@@ -192,7 +208,7 @@ def extend_mtp(
     caches = [(dequantize(latents["mtp"], config.dtype)[0], mask_BTS) for latents, mask_BTS in contexts]
 
     def attend(p, x_BTD):
-        return attend_absorbed(p, x_BTD, positions_BT, caches, config)
+        return attend_new(p, x_BTD, positions_BT, caches, config)
 
     x_BTD = mtp_input(p, hidden_BTD, params["embed_VD"][tokens_BT], config)
     segments_BT = jnp.ones(tokens_BT.shape, jnp.int32)
@@ -200,9 +216,19 @@ def extend_mtp(
     return rms_norm(x_BTD, p["norm_D"], config.rms_norm_eps), {"mtp": new_BTX[None]}
 
 
-def empty_latents(config: ModelConfig, rows: int, tokens: int, *, mtp: bool = False) -> dict[str, Array]:
-    """Zeros, [L, rows, tokens, X] for each stack, in the dtype of the activations; `mtp`: also for the first module."""
-    X = config.kv_lora_rank + config.qk_rope_head_dim
+def empty_latents(config: ModelConfig, rows: int, tokens: int, *, mtp: bool = False) -> dict[str, Any]:
+    """Zeros, [L, rows, tokens, X] for each stack, in the dtype of the activations; `mtp`: also for the first module.
+
+    With grouped-query attention keys and values are two arrays: each is read whole where it lies, and in 8 bits has
+    scales of its own.
+    """
     layers = {name: len(numbers) for name, numbers in stack_layers(config).items() if name != "mtp"}
     layers |= {"mtp": 1} if mtp else {}
-    return {name: jnp.zeros((L, rows, tokens, X), config.dtype) for name, L in layers.items()}
+
+    def zeros(L: int, X: int) -> Array:
+        return jnp.zeros((L, rows, tokens, X), config.dtype)
+
+    if config.kv_lora_rank is None:
+        X = config.num_key_value_heads * config.head_dim
+        return {name: {"keys": zeros(L, X), "values": zeros(L, X)} for name, L in layers.items()}
+    return {name: zeros(L, config.kv_lora_rank + config.qk_rope_head_dim) for name, L in layers.items()}

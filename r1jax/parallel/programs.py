@@ -50,8 +50,7 @@ def on_platform(layout: Layout, model: ModelConfig) -> ModelConfig:
         return model
     devices = layout.mesh.devices.ravel()
     capability = float(devices[0].compute_capability) if devices[0].platform == "gpu" else 0.0
-    head_size = model.qk_nope_head_dim + model.qk_rope_head_dim
-    choice = choose_attention(devices[0].platform, model.dtype, len(devices), head_size, capability)
+    choice = choose_attention(devices[0].platform, model.dtype, len(devices), model.qk_head_dim, capability)
     return replace(model, attention=choice)
 
 

@@ -27,7 +27,7 @@ from r1jax.types import Array, Params
 class Prefilled:
     """Prompts that have been run; B rows, the first `length` of P places of each are tokens."""
 
-    latents: dict[str, Array]  # [L, B, P, X] for each stack
+    latents: dict[str, Any]  # [L, B, P, X] for each stack
     hidden_BD: Array  # of the last token, after the final norm
     logits_BV: Array  # float32, of the first token of any answer
     length_B: Array  # int32
@@ -48,7 +48,7 @@ class Pairs:
 class Slots:
     """S outputs in the making. `token` was drawn, but is neither emitted nor run."""
 
-    cache: dict[str, Array]  # [L, S, W, X] for each stack; places from `length` on are meaningless
+    cache: dict[str, Any]  # [L, S, W, X] for each stack; places from `length` on are meaningless
     length_S: Array  # int32, tokens that were run
     key_S: Array  # the output's key
     token_S: Array  # int32
@@ -177,7 +177,7 @@ class Round:
 
     step: Array  # int32
     slots: Slots  # without their cache
-    tail: dict[str, Array]  # [L, S, N, X] for each stack
+    tail: dict[str, Any]  # [L, S, N, X] for each stack
     paired_SN: Array  # bool: where the tail of the multi-token-prediction module is true
     out: Emitted
 
@@ -254,9 +254,13 @@ def empty_round(slots: Slots, c: ModelConfig, r: RolloutConfig) -> Round:
     return Round(jnp.int32(0), replace(slots, cache={}), empty_latents(c, S, N, mtp=r.speculative), none_SN, out)
 
 
-def append(tail: dict[str, Array], new: dict[str, Array], at: Array) -> dict[str, Array]:
+def append(tail: dict[str, Any], new: dict[str, Any], at: Array) -> dict[str, Any]:
     """New latents at a place of the tail; that they are true is told apart."""
-    return {name: jax.lax.dynamic_update_slice_in_dim(tail[name], x, at, axis=2) for name, x in new.items()}
+
+    def write(old, x):
+        return jax.lax.dynamic_update_slice_in_dim(old, x, at, axis=2)
+
+    return {name: jax.tree.map(write, tail[name], x) for name, x in new.items()}
 
 
 def propose(

@@ -38,7 +38,7 @@ READ_CACHE_BYTES = 1 << 30  # Orbax's chunks hold many of our tensors: each is r
 def import_hf(source: epath.Path, dest: epath.Path, *, mtp: bool, progress: Progress) -> None:
     """Makes a checkpoint at `dest` of the published one in `source`; an interrupted import goes on when repeated.
 
-    Raises UsageError for a source that is not a whole DeepSeek-V2 or V3 model; `dest` is then untouched.
+    Raises UsageError for a source that is not a whole model of a family that we know; `dest` is then untouched.
     """
     require_free(dest)
     files = open_safetensors(source)
