@@ -541,6 +541,16 @@ class JudgedConfig:
 
 
 @dataclass(frozen=True)
+class FinishedRunConfig:
+    """Another run, whose stages are inputs."""
+
+    path: str  # its workdir
+
+    def __post_init__(self) -> None:
+        require_types(self)
+
+
+@dataclass(frozen=True)
 class ExamplesConfig:
     """How much is made of data that a generator writes."""
 

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from r1jax.config import EvaluateConfig, JudgedConfig, RejectionConfig, RLConfig
+from r1jax.config import EvaluateConfig, FinishedRunConfig, JudgedConfig, RejectionConfig, RLConfig
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import require_memory, stage_memory
@@ -244,6 +244,14 @@ def check_batches(layout: Layout, *configs: Any) -> None:
     for config in configs:
         for name, size in config.batch_sizes().items() if hasattr(config, "batch_sizes") else ():
             layout.require_batch(name, size)
+
+
+def finished_stage(config: FinishedRunConfig, name: str) -> epath.Path:
+    """A stage of another run. Raises UsageError when it is not there, or not complete."""
+    stage = epath.Path(config.path).absolute() / name
+    if not (stage / MARK).exists():
+        raise UsageError(f"{stage} is no finished stage: set FinishedRunConfig.path to the --workdir of a finished run")
+    return stage
 
 
 WithRollouts = RLConfig | EvaluateConfig | RejectionConfig | JudgedConfig
