@@ -62,13 +62,14 @@ def read_stages(workdir: epath.Path) -> list[dict[str, Any]]:
     found = []
     for config in workdir.glob("*/config.json"):
         complete = config.parent / "complete.json"
+        result = json.loads(complete.read_text()) if complete.exists() else None
         found.append(
             {
                 "name": config.parent.name,
                 "began": config.stat().mtime,
                 "config": json.loads(config.read_text()),
                 "metrics": read_metrics(config.parent / "metrics.jsonl"),
-                "result": json.loads(complete.read_text()) if complete.exists() else None,
+                "result": result and {name: value for name, value in result.items() if name != "content"},  # a hash
             }
         )
     return sorted(found, key=lambda stage: stage["began"])
