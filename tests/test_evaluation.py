@@ -22,7 +22,7 @@ from r1jax.telemetry.evaluation import markdown, plot, show, svg_text, table, wr
 from r1jax.telemetry.statistics import confidence_interval, consensus, lengths, outcomes
 from r1jax.types import Problem, Sample
 from tests.test_published import export, import_, make_checkpoint
-from tests.test_sources import publish_words
+from tests.test_sources import publish_words, save
 
 QUESTIONS = [("Natalia sold 48 clips and then half as many .", "48 / 2 = 24 \n#### 72"), ("compute 3 + 4 ?", "#### 7")]
 
@@ -276,8 +276,9 @@ def test_eval_of_an_import(task, imported, tmp_path, capsys):
     assert task == "countdown" or questions == {q for q, _ in QUESTIONS}
 
 
-def test_what_does_not_fit_is_one_line(imported, finished, one_device, tmp_path, capsys):
-    base, words, file = str(imported / "base"), str(finished / "rl"), str(imported / "gsm8k.jsonl")
+def test_what_does_not_fit_is_one_line(imported, model, policy, one_device, tmp_path, capsys):
+    base, words, file = str(imported / "base"), str(tmp_path / "words"), str(imported / "gsm8k.jsonl")
+    save(epath.Path(words), model, policy, "running_sum")
     (tmp_path / "bad.jsonl").write_text('{"problem": "p"}\n')
     make_checkpoint(tmp_path / "bare", load_policy(epath.Path(base), one_device).model)
     for arguments, says in (
