@@ -1,4 +1,4 @@
-"""Evaluation by the papers' protocol: figures by hand, answers as verifiers read them, and `eval` on each kind of task."""
+"""Evaluation by the papers' protocol: figures by hand, answers as verifiers read them, `eval` on each kind of task."""
 
 import dataclasses
 import itertools
