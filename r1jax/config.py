@@ -150,6 +150,7 @@ class ModelConfig:
     topk_method: str = "noaux_tc"  # see model/moe.py: V3; "group_limited_greedy": V2; "greedy": V2-Lite
     tie_word_embeddings: bool = False
     scalar_head: bool = False  # a reward model: a score for a whole sequence, and no logits
+    tokenizer_size: int | None = None  # ids from here on are padding, which is never drawn; None: there is none
     max_position_embeddings: int = 4096  # longest sequence that the model may be given
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
@@ -175,6 +176,8 @@ class ModelConfig:
         require_positive(self, "num_attention_heads", "max_position_embeddings", "rms_norm_eps")
         if self.rope_theta <= 1:
             raise ValueError(f"rope_theta is {self.rope_theta}, expected more than 1")
+        if self.tokenizer_size is not None and not 0 < self.tokenizer_size <= self.vocab_size:
+            raise ValueError(f"tokenizer_size is {self.tokenizer_size}, expected 1 to vocab_size ({self.vocab_size})")
         if self.num_nextn_predict_layers < 0:
             raise ValueError(f"num_nextn_predict_layers is {self.num_nextn_predict_layers}, expected 0 or more")
         if self.scalar_head and self.num_nextn_predict_layers:
@@ -248,6 +251,20 @@ class ModelConfig:
                 f"num_experts_per_tok is {self.num_experts_per_tok}, expected 1 to {choosable}, the experts in"
                 f" topk_group groups"
             )
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """A checkpoint that a run starts from, as `import-hf` makes it. Its model is as it says itself."""
+
+    path: str
+    # How the run computes and stores the model; None: as the checkpoint does (ModelConfig has the same names).
+    param_dtype: str | None = None
+    dtype: str | None = None
+    experts: str | None = None
+
+    def __post_init__(self) -> None:
+        require_types(self)
 
 
 @dataclass(frozen=True)
@@ -474,16 +491,25 @@ class RewardModelConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
+    """The papers' protocol (R1, section 3): 4 to 64 samples for each problem, of at most 32,768 tokens."""
+
     rollout: RolloutConfig
     problems: int
-    samples: int  # at temperature, for each problem
+    samples: int  # at temperature and top_p, for each problem
     max_prompt_tokens: int
     max_new_tokens: int
-    temperature: float = 1.0
-    k: int = 8  # of pass@k
+    temperature: float = 0.6
+    top_p: float = 0.95  # here, and not in `rollout`: what training draws from is the whole distribution
+    k: int = 8  # of pass@k, beside the powers of two up to `samples`
 
     def __post_init__(self) -> None:
         require_positive(self, "problems", "samples", "max_prompt_tokens", "max_new_tokens")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, expected more than 0, up to 1 (off)")
+        if self.rollout.top_p != 1:
+            raise ValueError(
+                f"an evaluation's top_p is EvaluateConfig's, but RolloutConfig.top_p is {self.rollout.top_p}"
+            )
         if self.temperature < 0:
             raise ValueError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
         if not 0 < self.k <= self.samples:

@@ -1,6 +1,5 @@
 """`report.html`: one self-contained page of a run, made from what its stages wrote."""
 
-import io
 import json
 from typing import Any
 
@@ -10,6 +9,7 @@ from etils import epath
 from markupsafe import Markup
 
 from r1jax.errors import UsageError
+from r1jax.telemetry.evaluation import BLUE, GREY, PLOT, intervals, plain_axes, show, svg_text
 from r1jax.telemetry.files import write_whole
 from r1jax.telemetry.metrics import read_metrics
 
@@ -28,7 +28,6 @@ FIGURE_NAMES = {
     "finished": "ended by itself",
 }
 SAMPLES = 12
-BLUE, GREY = "#2459c4", "#8a93a3"
 
 
 def write_report(workdir: epath.Path) -> epath.Path:
@@ -48,6 +47,7 @@ def write_report(workdir: epath.Path) -> epath.Path:
         table=before_after(evaluations),
         evaluations=list(evaluations),
         curves=[(name, Markup(svg)) for name, svg in curves.items()],
+        plots=[(name, Markup(plot.read_text())) for name in evaluations if (plot := workdir / name / PLOT).exists()],
         samples=paired_samples(workdir, list(evaluations)),
     )
     path = workdir / "report.html"
@@ -62,13 +62,14 @@ def read_stages(workdir: epath.Path) -> list[dict[str, Any]]:
     found = []
     for config in workdir.glob("*/config.json"):
         complete = config.parent / "complete.json"
+        result = json.loads(complete.read_text()) if complete.exists() else None
         found.append(
             {
                 "name": config.parent.name,
                 "began": config.stat().mtime,
                 "config": json.loads(config.read_text()),
                 "metrics": read_metrics(config.parent / "metrics.jsonl"),
-                "result": json.loads(complete.read_text()) if complete.exists() else None,
+                "result": result and {name: value for name, value in result.items() if name != "content"},  # a hash
             }
         )
     return sorted(found, key=lambda stage: stage["began"])
@@ -83,21 +84,11 @@ def before_after(evaluations: dict[str, dict[str, float]]) -> list[tuple[str, li
     """One row a figure, one column an evaluation."""
     names = list(dict.fromkeys(name for figures in evaluations.values() for name in figures))
     order = [name for name in FIGURE_NAMES if name in names] + [name for name in names if name not in FIGURE_NAMES]
-    hidden = {"pass@1_low", "pass@1_high", "content"}
     return [
         (FIGURE_NAMES.get(name, name), [show(name, figures) for figures in evaluations.values()])
         for name in order
-        if name not in hidden
+        if name not in intervals(names)
     ]
-
-
-def show(name: str, figures: dict[str, float]) -> str:
-    if name not in figures:
-        return "–"
-    text = f"{figures[name]:.1f}" if name == "response_tokens" else f"{figures[name]:.3f}"
-    if name == "pass@1":
-        text += f" [{figures['pass@1_low']:.3f}, {figures['pass@1_high']:.3f}]"
-    return text
 
 
 def draw_curves(metrics: list[dict[str, float]], base: dict[str, float]) -> str:
@@ -115,14 +106,9 @@ def draw_curves(metrics: list[dict[str, float]], base: dict[str, float]) -> str:
             axes.annotate("base", (steps[-1], start), color=GREY, ha="right", va="bottom", fontsize=8)
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", alpha=0.25)
-        axes.tick_params(labelsize=8)
+        plain_axes(axes)
     figure.supxlabel("RL step", fontsize=9)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+    return svg_text(figure)
 
 
 def paired_samples(workdir: epath.Path, evaluations: list[str]) -> list[list[dict[str, Any]]]:
