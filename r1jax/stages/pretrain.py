@@ -22,11 +22,6 @@ def pretrain(
         raise UsageError(
             f"ModelConfig.vocab_size is {model.vocab_size}, expected the {task.tokenizer.size} of task '{task.name}'"
         )
-    if config.sequence_length > model.max_position_embeddings:
-        raise UsageError(
-            f"PretrainConfig.sequence_length is {config.sequence_length}, expected at most"
-            f" ModelConfig.max_position_embeddings ({model.max_position_embeddings})"
-        )
     stage = run.stage(name, "pretrain", {"corpus": corpus}, pretrain=config, model=model, task=task.name)
     if stage.result() is not None:
         return stage.directory
