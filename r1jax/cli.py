@@ -55,7 +55,9 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a gin binding, after the files")
     where = run.add_mutually_exclusive_group(required=True)
     where.add_argument("--workdir", metavar="DIR", help="where the run lives")
-    where.add_argument("--dry_run", action="store_true", help="count parameters and memory, and run nothing")
+    where.add_argument(
+        "--dry_run", action="store_true", help="count parameters and memory, lower programs, make nothing"
+    )
 
     add("experiments", list_experiments, "list the experiments")
 
@@ -131,7 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
 def run_experiment(args: argparse.Namespace) -> None:
     from r1jax.gin_config import read_config
     from r1jax.parallel.layout import make_layout
-    from r1jax.stages.run import check_rollouts, open_run
+    from r1jax.stages.run import open_run
     from r1jax.telemetry.progress import Progress
     from r1jax.telemetry.report import write_report
 
@@ -139,10 +141,9 @@ def run_experiment(args: argparse.Namespace) -> None:
     module = load_experiment(args.experiment)
     config = read_config(module.Config, [gin_path(file) for file in args.gin or module.GIN_FILES], args.set)
     if args.dry_run:
-        print_parameters(config.model)
-        layout = make_layout(config.mesh)
-        check_rollouts(layout, config, memory=False)
-        print_memory(config, layout)
+        from r1jax.dry_run import dry_run
+
+        dry_run(config)
         return
     layout = make_layout(config.mesh)
     progress = Progress()
@@ -266,48 +267,6 @@ def export_checkpoint(args: argparse.Namespace) -> None:
 
     start_jax()
     export_hf(checkpoint_path(args.checkpoint), checkpoint_path(args.dest), progress=Progress())
-
-
-def print_parameters(model) -> None:
-    """The parameters, by part."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from r1jax.model.spec import count_active_params, count_params
-
-    counts = count_params(model)
-    mtp = counts.pop("mtp", 0) + counts.pop("router_bias.mtp", 0)
-    table = Table("parameters", "number")
-    table.columns[1].justify = "right"
-    for name, count in counts.items():
-        table.add_row(name, f"{count:,}")
-    table.add_row("all", f"{sum(counts.values()):,}", style="bold")
-    table.add_row("active for a token", f"{count_active_params(model):,}")
-    table.add_row("multi-token prediction, besides", f"{mtp:,}")
-    Console().print(table)
-
-
-def print_memory(config, layout) -> None:
-    """What each stage with rollouts holds on each device, and whether the device has it."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from r1jax.parallel.memory import GIB, device_memory, stage_memory
-    from r1jax.stages.run import stages_with_rollouts
-
-    stages = {name: stage_memory(layout, config.model, s) for name, s in stages_with_rollouts(config).items()}
-    there = device_memory(layout)
-    table = Table("GiB on each device", *stages)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for part in dict.fromkeys(part for needs in stages.values() for part in needs):
-        table.add_row(part, *(f"{needs.get(part, 0) / GIB:,.3f}" for needs in stages.values()))
-    table.add_row("all", *(f"{sum(needs.values()) / GIB:,.3f}" for needs in stages.values()), style="bold")
-    fits = ("fits" if sum(needs.values()) <= there else "does not fit" for needs in stages.values())
-    table.add_row(f"in {there / GIB:,.1f} of this device", *fits)
-    console = Console()
-    console.print(table)
-    console.print("what training steps compute comes on top: programs are not compiled yet", highlight=False)
 
 
 def write_report(args: argparse.Namespace) -> None:

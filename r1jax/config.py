@@ -303,6 +303,10 @@ class PretrainConfig:
         """What the mesh's batch axes have to divide."""
         return {"PretrainConfig.batch_size": self.batch_size}
 
+    def sequence_lengths(self) -> dict[str, int]:
+        """What the model has to have positions for."""
+        return {"PretrainConfig.sequence_length": self.sequence_length}
+
     def __post_init__(self) -> None:
         require_positive(self, "steps", "batch_size", "sequence_length", "documents", "log_every", "save_every")
 
@@ -324,6 +328,10 @@ class SFTConfig:
     def batch_sizes(self) -> dict[str, int]:
         """What the mesh's batch axes have to divide."""
         return {"SFTConfig.batch_size": self.batch_size}
+
+    def sequence_lengths(self) -> dict[str, int]:
+        """What the model has to have positions for."""
+        return {"SFTConfig.sequence_length": self.sequence_length}
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -424,6 +432,16 @@ class RLConfig:
         """Of the policy, on each rollout."""
         return self.minibatches * self.inner_epochs
 
+    @property
+    def accumulates(self) -> bool:
+        """Whether an update may take several microbatches, whose gradients are added."""
+        return self.row_tokens is not None or self.microbatch_rows is not None
+
+    @property
+    def refreshes_reference(self) -> bool:
+        """Whether there are updates enough for another reference than the first policy."""
+        return self.steps * self.updates >= self.reference_refresh_updates
+
     def __post_init__(self) -> None:
         require_positive(self, "steps", "questions", "group_size", "minibatches", "max_prompt_tokens")
         require_positive(self, "max_new_tokens", "prompts", "temperature", "reference_refresh_updates", "save_every")
@@ -480,6 +498,10 @@ class RewardModelConfig:
     held_out: float = 0.05  # share of the questions that is only measured on
     log_every: int = 10
     save_every: int = 100
+
+    def sequence_lengths(self) -> dict[str, int]:
+        """What the model has to have positions for."""
+        return {"RewardModelConfig.max_tokens": self.max_tokens}
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -564,6 +586,10 @@ class JudgedConfig:
         require_types(self)
         require_positive(self, "prompts", "samples", "max_prompt_tokens", "max_new_tokens", "temperature", "pairs")
         require_positive(self, "difference")
+
+
+WithRollouts = RLConfig | EvaluateConfig | RejectionConfig | JudgedConfig
+StageConfig = PretrainConfig | SFTConfig | RewardModelConfig | WithRollouts  # of a stage that needs the devices
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,6 @@ def pretrain(
             f"ModelConfig.{name} is {model.tokenizer_size or model.vocab_size}, expected the {task.tokenizer.size} of"
             f" task '{task.name}'"
         )
-    if config.sequence_length > model.max_position_embeddings:
-        raise UsageError(
-            f"PretrainConfig.sequence_length is {config.sequence_length}, expected at most"
-            f" ModelConfig.max_position_embeddings ({model.max_position_embeddings})"
-        )
     stage = run.stage(name, "pretrain", {"corpus": corpus}, pretrain=config, model=model, task=task.name)
     if stage.result() is not None:
         return stage.directory
