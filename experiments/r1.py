@@ -84,13 +84,10 @@ def watched() -> dict[str, Reward]:
     }
 
 
-def learned(run: Run, config: RLConfig, helpful: epath.Path, safe: epath.Path) -> dict[str, Reward]:
-    """Reward models, and the format, of requests: helpfulness in what is shown, harmlessness in all of it."""
-    return {
-        "helpful": Reward(LearnedReward(run.layout, helpful, TASK), 1.0, CHAT),
-        "safe": Reward(LearnedReward(run.layout, safe, TASK), 1.0, CHAT),
-        "chat_format": Reward(format_reward, config.format_weight, CHAT),
-    }
+def preferences(run: Run, config: RLConfig, models: dict[str, epath.Path]) -> dict[str, Reward]:
+    """Reward models by name, and the format, of requests."""
+    learned = {name: Reward(LearnedReward(run.layout, model, TASK), 1.0, CHAT) for name, model in models.items()}
+    return learned | {"chat_format": Reward(format_reward, config.format_weight, CHAT)}
 
 
 def helpfulness(problem: Problem, response: str) -> float:
@@ -154,6 +151,6 @@ def run(run: Run, config: Config) -> None:
     marked = judged(run, "marked", config.marked, "pointwise", policies, TASK, requests, chat.is_safe)
     safe = reward_model(run, "safe", config.safe, config.model, tuned, TASK, {"marked": marked})
     ruled = rl(run, "rules_rl", config.rules_rl, config.model, tuned, TASK, sums, rules(config.rules_rl, 1.0))
-    rewards = rules(config.final_rl, 1.0) | learned(run, config.final_rl, helpful, safe)
+    rewards = rules(config.final_rl, 1.0) | preferences(run, config.final_rl, {"helpful": helpful, "safe": safe})
     r1 = rl(run, "final_rl", config.final_rl, config.model, ruled, TASK, mixture, rewards)
     measure("r1", r1)

@@ -593,6 +593,19 @@ StageConfig = PretrainConfig | SFTConfig | RewardModelConfig | WithRollouts  # o
 
 
 @dataclass(frozen=True)
+class DemonstrationsConfig:
+    """A file of demonstrations, a JSON object a line."""
+
+    path: str
+    question: str = "question"  # the columns
+    reasoning: str = "reasoning"
+    summary: str = "summary"
+
+    def __post_init__(self) -> None:
+        require_types(self)
+
+
+@dataclass(frozen=True)
 class FinishedRunConfig:
     """Another run, whose stages are inputs."""
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -245,6 +245,18 @@ def check_batches(layout: Layout, *configs: Any) -> None:
     for config in configs:
         for name, size in config.batch_sizes().items() if hasattr(config, "batch_sizes") else ():
             layout.require_batch(name, size)
+
+
+def shard(path: epath.Path, records: int) -> dict[str, Any]:
+    """An ArrayRecord's line in an `index.json`."""
+    return {"file": path.name, "records": records, "content": content(path)}
+
+
+def write_index(stage: epath.Path, shards: Sequence[dict[str, Any]]) -> str:
+    """What a stage's records are found by (data/feeds.py); returns what they hold, as a hash."""
+    text = json.dumps({"shards": list(shards)}, indent=1)
+    write_whole(stage / "index.json", text)
+    return sha256(text.encode())
 
 
 def finished_stage(config: FinishedRunConfig, name: str) -> epath.Path:
