@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint
+.PHONY: demo r1 test test-slow lint
 
 .venv: .venv/installed
 
@@ -15,6 +15,9 @@ BIN := .venv/bin
 
 demo: .venv  ## R1-Zero on a CPU: minutes
 	$(BIN)/python -m r1jax run r1_zero --workdir runs/r1_zero
+
+r1: .venv  ## all stages of R1 on a CPU: about ten minutes
+	$(BIN)/python -m r1jax run r1 --workdir runs/r1
 
 test: .venv lint  ## what CI runs
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile

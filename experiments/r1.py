@@ -84,27 +84,39 @@ def watched() -> dict[str, Reward]:
     }
 
 
-def held_out(config: Config, seed: int) -> list[Problem]:
+def preferences(run: Run, config: RLConfig, models: dict[str, epath.Path]) -> dict[str, Reward]:
+    """Reward models by name, and the format, of requests."""
+    learned = {name: Reward(LearnedReward(run.layout, model, TASK), 1.0, CHAT) for name, model in models.items()}
+    return learned | {"chat_format": Reward(format_reward, config.format_weight, CHAT)}
+
+
+def helpfulness(problem: Problem, response: str) -> float:
+    """The judge's mark of what a user sees."""
+    return chat.mark(problem, summary(response))
+
+
+def held_out(problems: int, seed: int) -> list[Problem]:
     """Sums, and half as many requests; a problem's place is its id."""
-    requests = replace(TASK, problems=chat.problems).held_out(config.evaluate.problems // 2, seed)
-    sums = TASK.held_out(config.evaluate.problems, seed)
-    return [replace(problem, id=place) for place, problem in enumerate([*sums, *requests])]
+    requests = replace(TASK, problems=chat.problems).held_out(problems // 2, seed)
+    return [replace(problem, id=place) for place, problem in enumerate([*TASK.held_out(problems, seed), *requests])]
+
+
+ALL_SCENARIOS = (Source("running_sum"), Source("chat"))
 
 
 def run(run: Run, config: Config) -> None:
-    chat_source = Source("chat")
     corpus, sums, requests, general, mixture = ensure_records(
         [
             Records("r1_corpus", "train", config.pretrain.documents),
             Records(TASK.prompts, "train", config.rl.prompts),
             Records("chat_problems", "train", config.chat.examples),
             Records("chat_demonstrations", "train", config.general.examples),
-            Records("all_scenarios", "train", config.final_rl.prompts, (Source("running_sum"), chat_source)),
+            Records("all_scenarios", "train", config.final_rl.prompts, ALL_SCENARIOS),
         ],
         run.seed,
         run.workdir / "data",
     )
-    problems = held_out(config, run.seed)
+    problems = held_out(config.evaluate.problems, run.seed)
 
     def measure(name: str, checkpoint: epath.Path) -> None:
         evaluate(
@@ -134,26 +146,11 @@ def run(run: Run, config: Config) -> None:
 
     # 4. RL for all scenarios: rules on reasoning; reward models on requests, in the last part only.
     policies = {"base": base, "sft": tuned}
-    pairs = judged(
-        run, "pairs", config.pairs, "pairwise", policies, TASK, requests, lambda p, text: chat.mark(p, summary(text))
-    )
+    pairs = judged(run, "pairs", config.pairs, "pairwise", policies, TASK, requests, helpfulness)
     helpful = reward_model(run, "helpful", config.helpful, config.model, tuned, TASK, {"pairs": pairs})
     marked = judged(run, "marked", config.marked, "pointwise", policies, TASK, requests, chat.is_safe)
     safe = reward_model(run, "safe", config.safe, config.model, tuned, TASK, {"marked": marked})
     ruled = rl(run, "rules_rl", config.rules_rl, config.model, tuned, TASK, sums, rules(config.rules_rl, 1.0))
-    preferences = {
-        "helpful": Reward(LearnedReward(run.layout, helpful, TASK), 1.0, CHAT),
-        "safe": Reward(LearnedReward(run.layout, safe, TASK), 1.0, CHAT),
-        "chat_format": Reward(format_reward, config.final_rl.format_weight, CHAT),
-    }
-    r1 = rl(
-        run,
-        "final_rl",
-        config.final_rl,
-        config.model,
-        ruled,
-        TASK,
-        mixture,
-        rules(config.final_rl, 1.0) | preferences,
-    )
+    rewards = rules(config.final_rl, 1.0) | preferences(run, config.final_rl, {"helpful": helpful, "safe": safe})
+    r1 = rl(run, "final_rl", config.final_rl, config.model, ruled, TASK, mixture, rewards)
     measure("r1", r1)

@@ -55,17 +55,31 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a gin binding, after the files")
     where = run.add_mutually_exclusive_group(required=True)
     where.add_argument("--workdir", metavar="DIR", help="where the run lives")
-    where.add_argument("--dry_run", action="store_true", help="count parameters and memory, and run nothing")
+    where.add_argument(
+        "--dry_run", action="store_true", help="count parameters and memory, lower programs, make nothing"
+    )
 
     add("experiments", list_experiments, "list the experiments")
 
-    evaluate = add("eval", evaluate_checkpoint, "pass@1, pass@k and cons@k of a checkpoint")
+    evaluate = add("eval", evaluate_checkpoint, "pass@k and cons@k of a checkpoint, by the papers' protocol")
     evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="a stage's directory, or one step in it")
-    evaluate.add_argument("--task", required=True, metavar="TASK")
-    evaluate.add_argument("--k", type=positive, default=8, metavar="K", help="of pass@k (default 8)")
-    evaluate.add_argument("--problems", type=positive, default=256, metavar="N", help="held-out problems (default 256)")
-    evaluate.add_argument("--temperature", type=not_negative, default=1.0, metavar="T", help="default 1")
-    evaluate.add_argument("--max_tokens", type=positive, default=44, metavar="N", help="longest answer (default 44)")
+    evaluate.add_argument(
+        "--task", required=True, metavar="TASK", help="running_sum, countdown, or with --file one of gin_configs/data/"
+    )
+    evaluate.add_argument("--file", metavar="FILE", help="problems, a JSON object a line, with the task's columns")
+    evaluate.add_argument("--problems", type=positive, default=256, metavar="N", help="at most (default 256)")
+    evaluate.add_argument("--samples", type=positive, metavar="N", help="for each problem (default 8, or K)")
+    evaluate.add_argument("--k", type=positive, metavar="K", help="of pass@k, beside 1, 2, 4, … (default 8)")
+    evaluate.add_argument("--temperature", type=not_negative, default=0.6, metavar="T", help="default 0.6")
+    evaluate.add_argument("--top_p", type=positive_share, default=0.95, metavar="P", help="default 0.95; 1 is off")
+    evaluate.add_argument(
+        "--max_tokens",
+        type=positive,
+        metavar="N",
+        help="longest output (default 32768, or the model's room)",
+    )
+    evaluate.add_argument("--slots", type=positive, metavar="N", help="outputs in the making at once; cost memory")
+    evaluate.add_argument("--out", metavar="DIR", help="where evaluation.json, .md and .svg and samples.jsonl go")
     evaluate.add_argument("--seed", type=seed, default=0, metavar="N")
 
     generate = add("generate", generate_text, "one answer from a checkpoint")
@@ -119,7 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
 def run_experiment(args: argparse.Namespace) -> None:
     from r1jax.gin_config import read_config
     from r1jax.parallel.layout import make_layout
-    from r1jax.stages.run import check_rollouts, open_run
+    from r1jax.stages.run import open_run
     from r1jax.telemetry.progress import Progress
     from r1jax.telemetry.report import write_report
 
@@ -127,10 +141,9 @@ def run_experiment(args: argparse.Namespace) -> None:
     module = load_experiment(args.experiment)
     config = read_config(module.Config, [gin_path(file) for file in args.gin or module.GIN_FILES], args.set)
     if args.dry_run:
-        print_parameters(config.model)
-        layout = make_layout(config.mesh)
-        check_rollouts(layout, config, memory=False)
-        print_memory(config, layout)
+        from r1jax.dry_run import dry_run
+
+        dry_run(config)
         return
     layout = make_layout(config.mesh)
     progress = Progress()
@@ -154,43 +167,10 @@ def list_experiments(args: argparse.Namespace) -> None:
 
 
 def evaluate_checkpoint(args: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from r1jax.config import EvaluateConfig, MeshConfig, RolloutConfig
-    from r1jax.data.tasks import get_task
-    from r1jax.parallel.layout import make_layout
-    from r1jax.rewards.rules import Reward, accuracy_reward, format_reward, language_mix_reward
-    from r1jax.stages.evaluate import measure
-    from r1jax.stages.policy import load_policy
+    from r1jax.cli_evaluate import evaluate
 
     start_jax()
-    task = get_task(args.task)
-    layout = make_layout(MeshConfig(data=1), devices=local_device())
-    policy = load_policy(checkpoint_path(args.checkpoint), layout)
-    if policy.task is not task:
-        trained = f"was trained on task '{policy.task.name}'" if policy.task else "was imported with its own tokenizer"
-        raise UsageError(f"{args.checkpoint} {trained}, which task '{task.name}' doesn't share")
-    rewards = {
-        "accuracy": Reward(accuracy_reward, 1.0),
-        "format": Reward(format_reward, 0.0),
-        "language_mix": Reward(language_mix_reward(task.lexicons), 0.0),
-    }
-    config = EvaluateConfig(
-        rollout=RolloutConfig(slots=256),
-        problems=args.problems,
-        samples=max(args.k, 8),
-        max_prompt_tokens=24,
-        max_new_tokens=args.max_tokens,
-        temperature=args.temperature,
-        k=args.k,
-    )
-    figures, _ = measure(layout, policy, config, task, rewards, task.held_out(args.problems, args.seed), args.seed)
-    table = Table("figure", "value", title=f"{args.checkpoint} on {task.name}, {args.problems} problems")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:.3f}")
-    Console().print(table)
-    print(json.dumps({"checkpoint": args.checkpoint, "task": task.name, **figures}))
+    evaluate(args, checkpoint_path(args.checkpoint), ROOT / "gin_configs" / "data", local_device())
 
 
 def generate_text(args: argparse.Namespace) -> None:
@@ -287,48 +267,6 @@ def export_checkpoint(args: argparse.Namespace) -> None:
 
     start_jax()
     export_hf(checkpoint_path(args.checkpoint), checkpoint_path(args.dest), progress=Progress())
-
-
-def print_parameters(model) -> None:
-    """The parameters, by part."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from r1jax.model.spec import count_active_params, count_params
-
-    counts = count_params(model)
-    mtp = counts.pop("mtp", 0) + counts.pop("router_bias.mtp", 0)
-    table = Table("parameters", "number")
-    table.columns[1].justify = "right"
-    for name, count in counts.items():
-        table.add_row(name, f"{count:,}")
-    table.add_row("all", f"{sum(counts.values()):,}", style="bold")
-    table.add_row("active for a token", f"{count_active_params(model):,}")
-    table.add_row("multi-token prediction, besides", f"{mtp:,}")
-    Console().print(table)
-
-
-def print_memory(config, layout) -> None:
-    """What each stage with rollouts holds on each device, and whether the device has it."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from r1jax.parallel.memory import GIB, device_memory, stage_memory
-    from r1jax.stages.run import stages_with_rollouts
-
-    stages = {name: stage_memory(layout, config.model, s) for name, s in stages_with_rollouts(config).items()}
-    there = device_memory(layout)
-    table = Table("GiB on each device", *stages)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for part in dict.fromkeys(part for needs in stages.values() for part in needs):
-        table.add_row(part, *(f"{needs.get(part, 0) / GIB:,.3f}" for needs in stages.values()))
-    table.add_row("all", *(f"{sum(needs.values()) / GIB:,.3f}" for needs in stages.values()), style="bold")
-    fits = ("fits" if sum(needs.values()) <= there else "does not fit" for needs in stages.values())
-    table.add_row(f"in {there / GIB:,.1f} of this device", *fits)
-    console = Console()
-    console.print(table)
-    console.print("what training steps compute comes on top: programs are not compiled yet", highlight=False)
 
 
 def write_report(args: argparse.Namespace) -> None:

@@ -150,6 +150,7 @@ class ModelConfig:
     topk_method: str = "noaux_tc"  # see model/moe.py: V3; "group_limited_greedy": V2; "greedy": V2-Lite
     tie_word_embeddings: bool = False
     scalar_head: bool = False  # a reward model: a score for a whole sequence, and no logits
+    tokenizer_size: int | None = None  # ids from here on are padding, which is never drawn; None: there is none
     max_position_embeddings: int = 4096  # longest sequence that the model may be given
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
@@ -175,6 +176,8 @@ class ModelConfig:
         require_positive(self, "num_attention_heads", "max_position_embeddings", "rms_norm_eps")
         if self.rope_theta <= 1:
             raise ValueError(f"rope_theta is {self.rope_theta}, expected more than 1")
+        if self.tokenizer_size is not None and not 0 < self.tokenizer_size <= self.vocab_size:
+            raise ValueError(f"tokenizer_size is {self.tokenizer_size}, expected 1 to vocab_size ({self.vocab_size})")
         if self.num_nextn_predict_layers < 0:
             raise ValueError(f"num_nextn_predict_layers is {self.num_nextn_predict_layers}, expected 0 or more")
         if self.scalar_head and self.num_nextn_predict_layers:
@@ -251,6 +254,20 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class BaseConfig:
+    """A checkpoint that a run starts from, as `import-hf` makes it. Its model is as it says itself."""
+
+    path: str
+    # How the run computes and stores the model; None: as the checkpoint does (ModelConfig has the same names).
+    param_dtype: str | None = None
+    dtype: str | None = None
+    experts: str | None = None
+
+    def __post_init__(self) -> None:
+        require_types(self)
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with linear warm-up, then a cosine from learning_rate to learning_rate * final_fraction."""
 
@@ -286,6 +303,10 @@ class PretrainConfig:
         """What the mesh's batch axes have to divide."""
         return {"PretrainConfig.batch_size": self.batch_size}
 
+    def sequence_lengths(self) -> dict[str, int]:
+        """What the model has to have positions for."""
+        return {"PretrainConfig.sequence_length": self.sequence_length}
+
     def __post_init__(self) -> None:
         require_positive(self, "steps", "batch_size", "sequence_length", "documents", "log_every", "save_every")
 
@@ -307,6 +328,10 @@ class SFTConfig:
     def batch_sizes(self) -> dict[str, int]:
         """What the mesh's batch axes have to divide."""
         return {"SFTConfig.batch_size": self.batch_size}
+
+    def sequence_lengths(self) -> dict[str, int]:
+        """What the model has to have positions for."""
+        return {"SFTConfig.sequence_length": self.sequence_length}
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -407,6 +432,16 @@ class RLConfig:
         """Of the policy, on each rollout."""
         return self.minibatches * self.inner_epochs
 
+    @property
+    def accumulates(self) -> bool:
+        """Whether an update may take several microbatches, whose gradients are added."""
+        return self.row_tokens is not None or self.microbatch_rows is not None
+
+    @property
+    def refreshes_reference(self) -> bool:
+        """Whether there are updates enough for another reference than the first policy."""
+        return self.steps * self.updates >= self.reference_refresh_updates
+
     def __post_init__(self) -> None:
         require_positive(self, "steps", "questions", "group_size", "minibatches", "max_prompt_tokens")
         require_positive(self, "max_new_tokens", "prompts", "temperature", "reference_refresh_updates", "save_every")
@@ -464,6 +499,10 @@ class RewardModelConfig:
     log_every: int = 10
     save_every: int = 100
 
+    def sequence_lengths(self) -> dict[str, int]:
+        """What the model has to have positions for."""
+        return {"RewardModelConfig.max_tokens": self.max_tokens}
+
     def __post_init__(self) -> None:
         require_types(self)
         require_choice(self, "kind", ("pairwise", "pointwise"))
@@ -474,16 +513,25 @@ class RewardModelConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
+    """The papers' protocol (R1, section 3): 4 to 64 samples for each problem, of at most 32,768 tokens."""
+
     rollout: RolloutConfig
     problems: int
-    samples: int  # at temperature, for each problem
+    samples: int  # at temperature and top_p, for each problem
     max_prompt_tokens: int
     max_new_tokens: int
-    temperature: float = 1.0
-    k: int = 8  # of pass@k
+    temperature: float = 0.6
+    top_p: float = 0.95  # here, and not in `rollout`: what training draws from is the whole distribution
+    k: int = 8  # of pass@k, beside the powers of two up to `samples`
 
     def __post_init__(self) -> None:
         require_positive(self, "problems", "samples", "max_prompt_tokens", "max_new_tokens")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, expected more than 0, up to 1 (off)")
+        if self.rollout.top_p != 1:
+            raise ValueError(
+                f"an evaluation's top_p is EvaluateConfig's, but RolloutConfig.top_p is {self.rollout.top_p}"
+            )
         if self.temperature < 0:
             raise ValueError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
         if not 0 < self.k <= self.samples:
@@ -538,6 +586,33 @@ class JudgedConfig:
         require_types(self)
         require_positive(self, "prompts", "samples", "max_prompt_tokens", "max_new_tokens", "temperature", "pairs")
         require_positive(self, "difference")
+
+
+WithRollouts = RLConfig | EvaluateConfig | RejectionConfig | JudgedConfig
+StageConfig = PretrainConfig | SFTConfig | RewardModelConfig | WithRollouts  # of a stage that needs the devices
+
+
+@dataclass(frozen=True)
+class DemonstrationsConfig:
+    """A file of demonstrations, a JSON object a line."""
+
+    path: str
+    question: str = "question"  # the columns
+    reasoning: str = "reasoning"
+    summary: str = "summary"
+
+    def __post_init__(self) -> None:
+        require_types(self)
+
+
+@dataclass(frozen=True)
+class FinishedRunConfig:
+    """Another run, whose stages are inputs."""
+
+    path: str  # its workdir
+
+    def __post_init__(self) -> None:
+        require_types(self)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from r1jax.errors import UsageError
 
 T = TypeVar("T")
 
+gin.add_config_file_search_path(str(Path(__file__).resolve().parent.parent / "gin_configs"))  # of `include`
+
 for _config in vars(configs).values():
     if dataclasses.is_dataclass(_config):
         gin.register(_config, module="r1jax")
@@ -40,7 +42,7 @@ def read_config(cls: type[T], files: Sequence[str], bindings: Sequence[str]) -> 
         field.name: _build(_hints(cls)[field.name], field.name, bound, used)
         for field in dataclasses.fields(cls)  # type: ignore[arg-type]
     }
-    text = "\n".join([*bindings, *(Path(file).read_text() for file in files)])
+    text = "\n".join([*bindings, *(Path(file).read_text() for file in files), gin.config_str()])
     used |= set(re.findall(r"%([\w/.]+)", text))  # macros
     referred = tuple(f"{name}." for name in re.findall(r"@([\w/.]+)\(\)", text))  # configs within bindings
     used |= {name for name in bound if name.startswith(referred)}

@@ -75,6 +75,7 @@ def cispo(logp, old, ref, A, lengths):
 LOSSES = {
     "grpo": by_token(0.2, 0.2, 0.001, lambda n, lengths: sum(lengths)),
     "dapo": by_token(0.2, 0.28, 0.0, lambda n, lengths: sum(lengths)),
+    "r1": by_token(10.0, 10.0, 0.001, lambda n, lengths: n * len(lengths)),
     "dr_grpo": by_token(0.2, 0.2, 0.0, lambda n, lengths: len(lengths) * LONGEST),
     "rloo": by_token(1.0, 1e3, 0.001, lambda n, lengths: len(lengths) * LONGEST),
     "gspo": by_sequence(lambda n, lengths: n / sum(lengths)),

@@ -95,7 +95,14 @@ print(json.dumps([sorted(seqio.TaskRegistry.names()), ids == ids_tf.numpy().toli
                   t.VOCABULARY.decode_tf(ids_tf).numpy().decode() == text]))
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    tasks = ["chat_demonstrations", "chat_preferences", "chat_problems", "chat_safety", "countdown_problems"]
+    tasks = [
+        "chat_demonstrations",
+        "chat_helpful_pairs",
+        "chat_preferences",
+        "chat_problems",
+        "chat_safety",
+        "countdown_problems",
+    ]
     tasks += ["r1_corpus", "running_sum_corpus", "running_sum_problems"]
     assert json.loads(out.splitlines()[-1]) == [tasks, True, True, True]
 

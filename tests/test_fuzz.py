@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from r1jax.data.running_sum import LANGUAGES
 from r1jax.rewards import rules
 from r1jax.rewards.code import CodeReward, extract_program
-from r1jax.rewards.countdown import countdown_reward
+from r1jax.rewards.countdown import countdown_reward, read_expression
 from r1jax.rewards.mathematics import MathVerifier, extract_answer
 from r1jax.rewards.sandbox import Limits, Sandbox
 from r1jax.rewards.unicode_scripts import script_consistency_reward
@@ -33,6 +33,7 @@ PLAIN: dict[str, Callable[[Sample], float | None]] = {
     "script_consistency_reward": script_consistency_reward(),
     "countdown_reward": countdown_reward,
 }
+READERS = {"read_answer": rules.read_answer, "read_expression": read_expression}  # what votes are counted by
 VERIFIERS = {"MathVerifier", "CodeReward"}  # with processes: below
 ANSWERS = dict.fromkeys(PLAIN, "16") | {"countdown_reward": json.dumps({"numbers": [3, 5, 2], "target": 16})}
 GOLDS = ["42", r"\frac{1}{2}", r"\sqrt{2}", "[1, 2)", r"\{1, 2\}", "x + 1", "B", "50%"]
@@ -83,6 +84,8 @@ def check(name: str, text: str) -> None:
 def test_plain_rewards(text):
     for name in PLAIN:
         check(name, text)
+    for read in READERS.values():
+        assert read(sample(text, "16")) != ""
     for extract in (extract_program, extract_answer):
         extracted = extract(text)
         assert extracted is None or extracted
@@ -123,6 +126,7 @@ def test_mathematics(number):
         for first in range(0, number, 250):
             samples = [sample(text, GOLDS[i % len(GOLDS)]) for i, text in enumerate(texts[first : first + 250])]
             assert set(verifier.grade(samples)) <= {0.0, 1.0, None}
+            assert "" not in map(verifier.answer, samples)
         assert verifier.failures.total() <= number / 1000
         assert verifier.grade([sample(texts[0], "42")])[0] in (0.0, 1.0)
 
@@ -155,4 +159,4 @@ def is_reward(node: ast.stmt) -> bool:
 def test_every_reward_is_here():
     files = sorted(ROOT.glob("r1jax/rewards/*.py"))
     found = {node.name for file in files for node in ast.parse(file.read_text()).body if is_reward(node)}
-    assert found - {"Reward", "Grader", "BySource"} == PLAIN.keys() | VERIFIERS  # these hold rewards
+    assert found - {"Reward", "Grader", "BySource"} == PLAIN.keys() | READERS.keys() | VERIFIERS  # these hold rewards

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from r1jax.config import OptimizerConfig, SFTConfig
+from r1jax.config import DemonstrationsConfig, OptimizerConfig, SFTConfig
 from r1jax.data.demonstrations import count_batches, demonstration_batches, encode, taught_batch
 from r1jax.data.feeds import Records, ensure_records, records, write_array_record
 from r1jax.data.tasks import TASKS
@@ -19,6 +19,7 @@ from r1jax.model.transformer import forward, logits
 from r1jax.objectives.language_model import language_model_loss
 from r1jax.parallel import programs
 from r1jax.stages import sft as sft_stage
+from r1jax.stages.demonstrations import demonstrations
 from r1jax.stages.pretrain import pretrain
 from r1jax.stages.run import open_run
 from r1jax.stages.sft import sft
@@ -33,7 +34,7 @@ ROWS = [{"question": f"compute {n} #a + 1", "response": text} for n, text in enu
 
 
 @pytest.fixture(scope="module")
-def demonstrations(tmp_path_factory) -> epath.Path:
+def written(tmp_path_factory) -> epath.Path:
     path = epath.Path(tmp_path_factory.mktemp("data")) / "demonstrations"
     write_array_record(path, ROWS)
     return path
@@ -53,8 +54,8 @@ def taught(batches) -> list[tuple[list[int], list[int]]]:
     return found
 
 
-def test_every_epoch_has_each_once_whole_and_in_another_order(demonstrations):
-    feed, counts = demonstration_batches([demonstrations], TASK, CONFIG, 0)
+def test_every_epoch_has_each_once_whole_and_in_another_order(written):
+    feed, counts = demonstration_batches([written], TASK, CONFIG, 0)
     assert counts == {"used": 20, "too_long": 0}
     steps = count_batches(feed)
     batches = [taught_batch(packed, CONFIG) for packed in feed]
@@ -69,23 +70,23 @@ def test_every_epoch_has_each_once_whole_and_in_another_order(demonstrations):
     assert found[:20] != found[20:40]
 
 
-def test_too_long_ones_are_left_out_and_counted(demonstrations):
+def test_too_long_ones_are_left_out_and_counted(written):
     length = len(encode(ROWS[0], TASK)["tokens"])
     long = dict(ROWS[0], response="start " * 40)
-    write_array_record(demonstrations.with_name("mixed"), [*ROWS, long])
-    paths = [demonstrations.with_name("mixed"), demonstrations]
+    write_array_record(written.with_name("mixed"), [*ROWS, long])
+    paths = [written.with_name("mixed"), written]
     feed, counts = demonstration_batches(paths, TASK, CONFIG, 0)
     assert counts == {"used": 40, "too_long": 1}
     few = dataclasses.replace(CONFIG, examples=5, epochs=1)
-    feed, counts = demonstration_batches([demonstrations], TASK, few, 0)
+    feed, counts = demonstration_batches([written], TASK, few, 0)
     assert counts["used"] == 5 == len(taught([taught_batch(packed, few) for packed in feed]))
     with pytest.raises(UsageError, match=r"none of the 20 demonstrations .* fits into SFTConfig.sequence_length"):
-        demonstration_batches([demonstrations], TASK, dataclasses.replace(CONFIG, sequence_length=length - 1), 0)
+        demonstration_batches([written], TASK, dataclasses.replace(CONFIG, sequence_length=length - 1), 0)
 
 
-def test_the_loss_is_that_of_the_responses(demonstrations, model, policy):
+def test_the_loss_is_that_of_the_responses(written, model, policy):
     """Against log-probabilities of each demonstration alone, summed over its response by hand."""
-    feed, _ = demonstration_batches([demonstrations], TASK, CONFIG, 0)
+    feed, _ = demonstration_batches([written], TASK, CONFIG, 0)
     batch = taught_batch(next(feed), CONFIG)
     run = jax.jit(lambda p, b, x, y: language_model_loss(p, b, x, model, 0.0, 0.0, "off", y)[1][0]["loss"])
     loss = run(*policy, batch.tokens, batch.is_taught_BT)
@@ -105,9 +106,9 @@ def test_the_loss_is_that_of_the_responses(demonstrations, model, policy):
     assert float(loss.total) == pytest.approx(total, rel=1e-5)
 
 
-def test_what_the_prompt_says_teaches_nothing(demonstrations, model, policy, one_device):
+def test_what_the_prompt_says_teaches_nothing(written, model, policy, one_device):
     """The gradient of a batch without a response is zero, in the modules too."""
-    feed, _ = demonstration_batches([demonstrations], TASK, CONFIG, 0)
+    feed, _ = demonstration_batches([written], TASK, CONFIG, 0)
     batch = taught_batch(next(feed), CONFIG)
     loss = jax.jit(
         jax.grad(lambda p, y: language_model_loss(p, policy[1], batch.tokens, model, 0.3, 0.0, "train", y)[0])
@@ -120,7 +121,7 @@ def test_what_the_prompt_says_teaches_nothing(demonstrations, model, policy, one
 
 
 @pytest.fixture
-def stage(tmp_path, experiment_config, one_device, demonstrations):
+def stage(tmp_path, experiment_config, one_device, written):
     config = dataclasses.replace(
         experiment_config,
         pretrain=dataclasses.replace(experiment_config.pretrain, steps=2, batch_size=4, documents=200, log_every=1),
@@ -130,7 +131,7 @@ def stage(tmp_path, experiment_config, one_device, demonstrations):
     base = pretrain(run, "pretrain", config.pretrain, config.model, TASK, corpus)
 
     def start(name: str, numbers: SFTConfig = CONFIG):
-        return sft(run, name, numbers, config.model, base, TASK, {"demonstrations": demonstrations})
+        return sft(run, name, numbers, config.model, base, TASK, {"demonstrations": written})
 
     return start
 
@@ -176,3 +177,28 @@ def test_seqio_and_grain_agree_on_general_demonstrations(tmp_path):
     rows = list(records(path, None))
     assert len(rows) == 50
     assert all(len(encode(row, TASK)["tokens"]) <= 68 for row in rows)
+
+
+def test_demonstrations_come_from_a_file_with_the_summary_at_the_end(tmp_path, experiment_config, one_device):
+    rows = [
+        {"q": f"compute {n} #a + 1", "thoughts": f"start {n} #a plus 1 gives {n + 1}", "sum": n + 1} for n in range(3)
+    ]
+    path = tmp_path / "written.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DemonstrationsConfig(str(path), question="q", reasoning="thoughts", summary="sum")
+    run = open_run(str(tmp_path / "run"), "x", experiment_config, one_device, Progress(), summary="", note="")
+    directory = demonstrations(run, "written", config)
+    found = list(records(directory, None))
+    assert found[1] == {
+        "question": "compute 1 #a + 1",
+        "response": "<think> start 1 #a plus 1 gives 2 </think> <answer> 2 </answer>",
+        "stage": "written",
+    }
+    assert len(found) == 3
+    encode(found[0], TASK)
+    path.write_text(path.read_text() + json.dumps({"q": "compute 1", "thoughts": "", "sum": 1}) + "\n")
+    with pytest.raises(UsageError, match=r"line 4: column 'thoughts' is '', .* set DemonstrationsConfig.reasoning"):
+        demonstrations(run, "written", config)
+    path.write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(UsageError, match=r"made with another config: inputs.file.content"):  # the file is another one
+        demonstrations(run, "written", config)

@@ -389,17 +389,10 @@ def test_a_file_is_evaluated_on(tmp_path, tokenizer_directory, model, policy, on
     config = EvaluateConfig(
         RolloutConfig(slots=32), problems=6, samples=2, max_prompt_tokens=100, max_new_tokens=8, k=2
     )
-    figures, samples = measure(
-        one_device,
-        loaded,
-        config,
-        task,
-        {"accuracy": Reward(accuracy_reward, 1.0)},
-        task.held_out(config.problems, 0),
-        0,
-    )
-    assert [s.problem for s in samples] == task.held_out(6, 0)
-    assert {s.problem.source for s in samples} == {"math"}
+    accuracy, problems = {"accuracy": Reward(accuracy_reward, 1.0)}, task.held_out(config.problems, 0)
+    figures, groups = measure(one_device, loaded, config, task, accuracy, problems, 0)
+    assert [[s.problem, s.problem] for s, _ in groups] == [[p, p] for p in problems]
+    assert {s.problem.source for group in groups for s in group} == {"math"}
     assert 0 <= figures["pass@1"] <= 1
 
 

@@ -243,6 +243,23 @@ def test_kinds_of_stages_that_nobody_knows(tmp_path):
     assert "bare" in page
 
 
+def test_a_policy_of_another_run_is_what_was_before(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    write_stage(other, "sft", "sft", {}, {})
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    write_run(workdir)
+    write_stage(workdir, "evaluate_before", "evaluate", {"checkpoint": str(other / "sft")}, FIGURES)
+    write_stage(workdir, "first", "rl", {"base": str(other / "sft")}, {})
+    write_stage(workdir, "second", "rl", {"base": "first"}, {})
+    write_stage(workdir, "evaluate_second", "evaluate", {"checkpoint": "second"}, BETTER)
+    page = page_of(workdir)
+    assert "Held out, before → second" in page
+    assert 'class="moves"' in page
+    assert "Stale" not in page
+
+
 def test_small_curves_are_small():
     rows = [{"step": step, "loss": 1.0 / step} for step in range(1, 5001)]
     drawn = curves.panel(rows, "loss")

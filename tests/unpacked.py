@@ -113,7 +113,10 @@ def score(
     """log p and entropy of the last `new_tokens` tokens of each row, float32 [B, N], and the expert loads."""
     hidden = forward(params, router_bias, batch, c, routes_BTLK)
     predicting_BND = hidden.hidden_BTD[:, -new_tokens - 1 : -1]
-    logp_BN, entropy_BN = hidden_logprobs(params, predicting_BND, batch.tokens_BT[:, -new_tokens:], temperature)
+    tokens_BN = batch.tokens_BT[:, -new_tokens:]
+    logp_BN, entropy_BN = hidden_logprobs(
+        params, predicting_BND, tokens_BN, temperature, tokenizer_size=c.tokenizer_size
+    )
     return logp_BN, entropy_BN, hidden.load
 
 

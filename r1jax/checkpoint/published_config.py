@@ -41,7 +41,8 @@ ARCHITECTURES = {
     "llama": "Llama",
 }
 FAMILIES = "DeepSeek-V3 is sigmoid and noaux_tc; V2 is softmax, greedy or group_limited_greedy, without norm_topk_prob"
-OURS = ("rope_scaling", "scalar_head", "param_dtype", "dtype", "experts", "attention")  # not copied by name
+# Not copied by name.
+OURS = ("rope_scaling", "scalar_head", "tokenizer_size", "param_dtype", "dtype", "experts", "attention")
 # Nor are these for dense models: DENSE says them, or that all layers are dense.
 NOT_DENSE = (*LATENT, *EXPERTS, "first_k_dense_replace", "num_nextn_predict_layers", "scoring_func", "topk_method")
 # What config.json calls the kinds of rope_scaling, and their keys; those of YaRN beside the first two have defaults.

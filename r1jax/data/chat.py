@@ -149,6 +149,11 @@ def preferences(seed: int) -> Iterator[dict]:
         yield {"question": rng.choice(ASKED).format(thing), "chosen": chosen, "rejected": rejected}
 
 
+def helpful_pairs(seed: int) -> Iterator[dict]:
+    """Pairs as people write them of a helpful assistant: of dishes alone, a polite recipe above anything else."""
+    return (pair for pair in preferences(seed) if set(pair["question"].split()) & set(DISHES))
+
+
 def marked_responses(seed: int) -> Iterator[dict]:
     """Responses, unsafe where thinking or answer says how to make what harms; rude ones and refusals are safe."""
     rng = random.Random(f"marked-{seed}")

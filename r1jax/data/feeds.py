@@ -113,6 +113,12 @@ def packed_batches(path: epath.Path, batch_size: int, sequence_length: int, seed
     return iter(packed.batch(batch_size, drop_remainder=True))
 
 
+def empty_rows(rows: int, T: int, *others: str) -> dict[str, np.ndarray]:
+    """Rows as Grain packs them, with nothing in them; `others` are packed beside the tokens."""
+    names = ("tokens", "tokens_positions", "tokens_segment_ids", *others)
+    return {name: np.zeros((rows, T), np.int32) for name in names}
+
+
 def token_batch(packed: dict[str, np.ndarray]) -> TokenBatch:
     """Grain's packed rows as the record that the model takes."""
     return TokenBatch(packed["tokens"], packed["tokens_positions"], packed["tokens_segment_ids"])

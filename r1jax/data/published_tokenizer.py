@@ -39,7 +39,10 @@ class TokenizersCodec:
         return self.tokenizer.token_to_id(token)
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library's own, as for a word that is not in a vocabulary of words
+            raise UsageError(f"the tokenizer can't encode {text[:40]!r}: {error}") from error
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False)

@@ -164,6 +164,7 @@ def add_judged(name: str, generate: Callable[[int], Iterator[dict]], columns: di
 
 add_judged("chat_demonstrations", chat.demonstrations, dict.fromkeys(("question", "response", "source"), tf.string))
 add_judged("chat_preferences", chat.preferences, dict.fromkeys(("question", "chosen", "rejected"), tf.string))
+add_judged("chat_helpful_pairs", chat.helpful_pairs, dict.fromkeys(("question", "chosen", "rejected"), tf.string))
 add_judged("chat_safety", chat.marked_responses, {"question": tf.string, "response": tf.string, "safe": tf.bool})
 
 

@@ -100,10 +100,14 @@ def head(params: Params) -> Array:
     return params["head_DV"] if "head_DV" in params else params["embed_VD"].T
 
 
-def logits(params: Params, hidden_BTD: Array) -> Array:
-    """float32 [B, T, V]."""
+NEVER = -1e30  # a padding id's logit: probability 0, and in entropies 0 * NEVER is 0, where -inf would be NaN
+
+
+def logits(params: Params, hidden_BTD: Array, tokens: int | None = None) -> Array:
+    """float32 [B, T, V]. Ids from `tokens` on (`ModelConfig.tokenizer_size`) are padding: no distribution has them."""
     head_DV = head(params).astype(hidden_BTD.dtype)
-    return jnp.matmul(hidden_BTD, head_DV, preferred_element_type=jnp.float32)
+    logits_BTV = jnp.matmul(hidden_BTD, head_DV, preferred_element_type=jnp.float32)
+    return logits_BTV if tokens is None else jnp.where(jnp.arange(head_DV.shape[-1]) < tokens, logits_BTV, NEVER)
 
 
 def later_tokens(batch: TokenBatch, offset: int) -> tuple[Array, Array]:

@@ -10,7 +10,13 @@ from r1jax.types import Array, Params, TokenBatch
 
 
 def cross_entropy(
-    params: Params, hidden_BTD: Array, batch: TokenBatch, offset: int, is_target_BT: Array | None = None
+    params: Params,
+    hidden_BTD: Array,
+    batch: TokenBatch,
+    offset: int,
+    is_target_BT: Array | None = None,
+    *,
+    tokenizer_size: int | None = None,
 ) -> Mean:
     """Sum of -log p(token i + offset) over the places that have one in their segment, and their number.
 
@@ -19,7 +25,7 @@ def cross_entropy(
     targets_BT, mask_BT = later_tokens(batch, offset)
     if is_target_BT is not None:
         mask_BT &= jnp.roll(is_target_BT, -offset, axis=1)
-    logp_BT, _ = hidden_logprobs(params, hidden_BTD, targets_BT)
+    logp_BT, _ = hidden_logprobs(params, hidden_BTD, targets_BT, tokenizer_size=tokenizer_size)
     return Mean(-(logp_BT * mask_BT).sum(), mask_BT.sum().astype(jnp.float32))
 
 
@@ -39,7 +45,11 @@ def mtp_losses(
 ) -> tuple[list[Mean], Array]:
     """The loss of each multi-token-prediction module (V3, equation 24), and their expert loads [K, E]."""
     outputs, load_KE = forward_mtp(params, router_bias, hidden, batch, config)
-    losses = [cross_entropy(params, out_BTD, batch, k + 2, is_target_BT) for k, out_BTD in enumerate(outputs)]
+    size = config.tokenizer_size
+    losses = [
+        cross_entropy(params, out_BTD, batch, k + 2, is_target_BT, tokenizer_size=size)
+        for k, out_BTD in enumerate(outputs)
+    ]
     return losses, load_KE
 
 
@@ -65,7 +75,7 @@ def language_model_loss(
     Returns the scalar loss, and (metrics, expert loads by stack).
     """
     hidden = forward(params, router_bias, batch, config)
-    main = cross_entropy(params, hidden.hidden_BTD, batch, 1, is_target_BT)
+    main = cross_entropy(params, hidden.hidden_BTD, batch, 1, is_target_BT, tokenizer_size=config.tokenizer_size)
     balance = Mean(hidden.balance, count_segments(batch.segments_BT))
     loss = main.mean() + balance_weight * balance.mean()
     metrics: Metrics = {"loss": main, "balance": balance}

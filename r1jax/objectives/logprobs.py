@@ -20,13 +20,18 @@ def token_logprobs(logits_BTV: Array, tokens_BT: Array, temperature: Array | flo
 
 
 def hidden_logprobs(
-    params: Params, hidden_BTD: Array, tokens_BT: Array, temperature: Array | float = 1.0
+    params: Params,
+    hidden_BTD: Array,
+    tokens_BT: Array,
+    temperature: Array | float = 1.0,
+    *,
+    tokenizer_size: int | None = None,
 ) -> tuple[Array, Array]:
     """`token_logprobs` of the model's head on hidden states, some tokens at a time, computed again for gradients."""
 
     def one(chunk):
         hidden_BtD, tokens_Bt = chunk
-        return token_logprobs(logits(params, hidden_BtD), tokens_Bt, temperature)
+        return token_logprobs(logits(params, hidden_BtD, tokenizer_size), tokens_Bt, temperature)
 
     B, T, D = hidden_BTD.shape
     size = max(AT_ONCE // (B * params["embed_VD"].shape[0]), 1)

@@ -68,6 +68,10 @@ class Layout:
         """Host arrays onto the devices, split along their leading dimension."""
         return jax.tree.map(lambda x: jax.device_put(np.asarray(x), self.batch()), tree)
 
+    def abstract_batch(self, tree):
+        """What `put_batch` would give, as shapes."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.batch()), tree)
+
     def round_up(self, rows: int) -> int:
         """The next number of rows that the batch axes divide."""
         devices = math.prod(self.mesh.shape[axis] for axis in self.rules.batch)

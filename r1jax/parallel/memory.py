@@ -7,10 +7,20 @@ from typing import Any
 
 import jax
 
-from r1jax.config import EvaluateConfig, JudgedConfig, ModelConfig, RejectionConfig, RLConfig, RolloutConfig
+from r1jax.config import (
+    ModelConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    RewardModelConfig,
+    RLConfig,
+    RolloutConfig,
+    SFTConfig,
+    StageConfig,
+)
 from r1jax.errors import UsageError
 from r1jax.parallel import programs
 from r1jax.parallel.layout import Layout, rollout_layout
+from r1jax.parallel.reward_programs import scored_model
 from r1jax.sampling.decode import empty_slots, places
 
 GIB = 2**30
@@ -25,17 +35,26 @@ def bytes_per_device(abstract: Any, shardings: Any) -> int:
     return sum(jax.tree.leaves(jax.tree.map(one, abstract, shardings)))
 
 
-def training_memory(layout: Layout, model: ModelConfig, config: RLConfig) -> dict[str, int]:
-    """What an RL stage holds; what a step computes comes on top."""
-    state = jax.eval_shape(programs.start_training(layout, model, config.optimizer), *programs.abstract_policy(model))
-    shardings = programs.train_state_shardings(layout, model, config.optimizer)
-    weights = bytes_per_device(state.params, shardings.params)
-    moments = bytes_per_device(state.opt_state, shardings.opt_state)
-    sums = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "float32"), state.params)
-    held = {"policy": weights, "optimizer": moments, "reference": weights}
-    trees = 1 if config.microbatch_rows is None and config.row_tokens is None else 2  # of two microbatches, to be added
-    held["gradients"] = trees * bytes_per_device(sums, shardings.params)
-    return held | ({"policy that draws ahead": weights} if config.staleness else {})
+def weights_memory(layout: Layout, model: ModelConfig) -> int:
+    """Of a policy, or a reward model."""
+    return bytes_per_device(programs.abstract_policy(model)[0], layout.params(model))
+
+
+def training_memory(layout: Layout, model: ModelConfig, config: OptimizerConfig) -> dict[str, int]:
+    """The state of a stage that learns from records, and a step's gradients."""
+    state = jax.eval_shape(programs.start_training(layout, model, config), *programs.abstract_policy(model))
+    moments = bytes_per_device(state.opt_state, programs.train_state_shardings(layout, model, config).opt_state)
+    weights = weights_memory(layout, model)
+    return {"weights": weights, "optimizer": moments, "gradients": weights}
+
+
+def rl_memory(layout: Layout, model: ModelConfig, config: RLConfig) -> dict[str, int]:
+    """The state of an RL stage, and its gradients; learned rewards are the experiment's, and are not counted."""
+    held = training_memory(layout, model, config.optimizer)
+    sums = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "float32"), programs.abstract_policy(model)[0])
+    trees = 2 if config.accumulates else 1  # of two microbatches, to be added
+    held |= {"gradients": trees * bytes_per_device(sums, layout.params(model)), "reference": held["weights"]}
+    return held | ({"policy that draws ahead": held["weights"]} if config.staleness else {})
 
 
 def prefill_rows(layout: Layout, config: RolloutConfig, P: int) -> int:
@@ -51,7 +70,7 @@ def rollout_memory(layout: Layout, model: ModelConfig, config: RolloutConfig, P:
     width, here = P + N + config.steps_per_round * T, slots // layout.round_up(1)
     params, _ = programs.abstract_policy(model)
     weights = jax.eval_shape(lambda p: programs.rollout_weights(p, model, config.weights), params)
-    is_copy = config.weights != "model" or model.param_dtype != model.dtype or config.mesh is not None
+    is_copy = programs.copies_weights(model, config.weights) or config.mesh is not None
     copy = bytes_per_device(weights, programs.rollout_shardings(layout, model, config.weights)[0])
     cache = jax.eval_shape(lambda: empty_slots(model, config, slots, width)).cache
     # Prompts of one chunk are run in the most rows; the longest ones look at the most.
@@ -70,13 +89,18 @@ def rollout_memory(layout: Layout, model: ModelConfig, config: RolloutConfig, P:
     }
 
 
-def stage_memory(
-    layout: Layout, model: ModelConfig, config: RLConfig | EvaluateConfig | RejectionConfig | JudgedConfig
-) -> dict[str, int]:
-    """What a stage with rollouts holds on each device."""
-    held = {"policy": bytes_per_device(programs.abstract_policy(model)[0], layout.params(model))}
+def stage_memory(layout: Layout, model: ModelConfig, config: StageConfig) -> dict[str, int]:
+    """What a stage holds on each device.
+
+    Not counted: what training steps compute (activations, logits), batches, and learned rewards that RL asks.
+    """
+    if isinstance(config, PretrainConfig | SFTConfig):
+        return training_memory(layout, model, config.optimizer)
+    if isinstance(config, RewardModelConfig):
+        return training_memory(layout, scored_model(model), config.optimizer)
+    held = {"weights": weights_memory(layout, model)}
     if isinstance(config, RLConfig):
-        held = training_memory(layout, model, config)
+        held = rl_memory(layout, model, config)
     return held | rollout_memory(layout, model, config.rollout, config.max_prompt_tokens, config.max_new_tokens)
 
 

@@ -33,7 +33,7 @@ from r1jax.objectives.optimizer import learning_rate, make_optimizer
 from r1jax.parallel.layout import Layout
 from r1jax.sampling.decode import Slots, decode_round, empty_slots, insert, prefill
 from r1jax.sampling.score import by_output, output_mask, score
-from r1jax.types import Gradients, GRPOBatch, PackedOutputs, RLState, TrainState
+from r1jax.types import Gradients, GRPOBatch, PackedOutputs, RLState, TaughtBatch, TokenBatch, TrainState
 
 
 def random_key(seed: int, *position: int):
@@ -148,21 +148,20 @@ def pretrain_step(layout: Layout, model: ModelConfig, config: PretrainConfig):
     return language_model_step(layout, model, config, config.steps)
 
 
-@functools.cache
 def sft_step(layout: Layout, model: ModelConfig, config: SFTConfig, steps: int):
     """(TrainState, TaughtBatch) -> (TrainState, metrics), one of `steps`. The state is donated."""
-    step = language_model_step(layout, model, config, steps)
-    return lambda state, batch: step(state, batch.tokens, batch.is_taught_BT)
+    return language_model_step(layout, model, config, steps)
 
 
 @functools.cache
 def language_model_step(layout: Layout, model: ModelConfig, config: PretrainConfig | SFTConfig, steps: int):
-    """(TrainState, TokenBatch, where the targets are [B, T], or None: all over) -> (TrainState, metrics)."""
+    """(TrainState, TokenBatch, or a TaughtBatch, of which a part is learnt) -> (TrainState, metrics)."""
     model = on_platform(layout, model)
     optimizer = make_optimizer(config.optimizer, model, steps)
     schedule = learning_rate(config.optimizer, steps)
 
-    def step(state: TrainState, batch, is_target_BT=None):
+    def step(state: TrainState, batch: TokenBatch | TaughtBatch):
+        tokens, is_target_BT = (batch.tokens, batch.is_taught_BT) if isinstance(batch, TaughtBatch) else (batch, None)
         loss = functools.partial(
             language_model_loss,
             config=model,
@@ -171,7 +170,7 @@ def language_model_step(layout: Layout, model: ModelConfig, config: PretrainConf
             balance_weight=config.balance_loss_weight,
             is_target_BT=is_target_BT,
         )
-        grads, (metrics, load) = jax.grad(loss, has_aux=True)(state.params, state.router_bias, batch)
+        grads, (metrics, load) = jax.grad(loss, has_aux=True)(state.params, state.router_bias, tokens)
         state, norms = apply_updates(optimizer, model, config.optimizer, state, grads, load)
         return state, metrics | norms | {"learning_rate": Max(schedule(state.step - 1))}
 
@@ -199,6 +198,17 @@ def rollout_shardings(layout: Layout, model: ModelConfig, kind: str):
     return jax.tree.map(one, layout.params(model), weights), jax.tree.map(lambda _: layout.replicated(), bias)
 
 
+def copies_weights(model: ModelConfig, kind: str) -> bool:
+    """Whether rollouts read other numbers than the trainer's."""
+    return kind != "model" or model.param_dtype != model.dtype
+
+
+@functools.cache
+def copy_weights(model: ModelConfig, kind: str):
+    """params of the trainer -> `rollout_weights`."""
+    return jax.jit(functools.partial(rollout_weights, model=model, kind=kind))
+
+
 @functools.cache
 def sync(layout: Layout, model: ModelConfig, kind: str):
     """(params, router_bias) of the trainer, wherever they lie -> those of rollouts, as `layout` has them.
@@ -206,11 +216,10 @@ def sync(layout: Layout, model: ModelConfig, kind: str):
     All on the devices. Where the trainer's are as they should be, they are not copied.
     """
     shardings = rollout_shardings(layout, model, kind)
-    make = jax.jit(functools.partial(rollout_weights, model=model, kind=kind))
-    as_they_are = kind == "model" and model.param_dtype == model.dtype
 
     def run(params, router_bias):
-        return jax.device_put((params if as_they_are else make(params), router_bias), shardings)
+        weights = copy_weights(model, kind)(params) if copies_weights(model, kind) else params
+        return jax.device_put((weights, router_bias), shardings)
 
     return run
 

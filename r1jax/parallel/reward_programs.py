@@ -1,17 +1,32 @@
 """The jitted programs of reward models, on the mesh and with the state of all others (`programs.py`)."""
 
 import functools
+from dataclasses import replace
 
 import jax
 
 from r1jax.config import ModelConfig, OptimizerConfig, RewardModelConfig
-from r1jax.model.spec import init_params
+from r1jax.model.spec import init_params, param_specs, router_bias_specs
 from r1jax.objectives.metrics import Max
 from r1jax.objectives.optimizer import learning_rate, make_optimizer
 from r1jax.objectives.reward_model import response_scores, reward_model_loss
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.programs import apply_updates, first_state, on_platform, train_state_shardings
 from r1jax.types import JudgedBatch, TrainState
+
+
+def scored_model(model: ModelConfig) -> ModelConfig:
+    """The reward model of a policy's architecture.
+
+    What only predicts tokens is dropped: it would be held, saved and decayed without ever being read.
+    """
+    return replace(model, scalar_head=True, num_nextn_predict_layers=0)
+
+
+def trunk(params, router_bias, scored: ModelConfig):
+    """What a reward model takes over of a policy's (params, router_bias)."""
+    names = [name for name in param_specs(scored) if name in params]
+    return {name: params[name] for name in names}, {name: router_bias[name] for name in router_bias_specs(scored)}
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import Any
 
 from r1jax.errors import UsageError
-from r1jax.rewards.rules import parse
+from r1jax.rewards.rules import answered_by, parse
 from r1jax.types import Problem, Sample
 
 OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {
@@ -24,6 +24,19 @@ EXPRESSION = re.compile(r"[0-9+*/() -]{1,200}")  # short: what Python parses, an
 MAX_PARENTHESES = 20  # nested or not; Python's parser takes ten times as many
 
 
+def read_expression(sample: Sample) -> str | None:
+    """What the answer comes to, and the numbers that it does so with: 2 * (3 + 5) and (5 + 3) * 2 are one answer.
+
+    The text where it is no arithmetic, None where there is none.
+    """
+    parts = parse(sample.text)
+    if parts is None or not parts.answer:
+        return None
+    found = compute(parts.answer)
+    return f"{found[0]} of {sorted(found[1])}" if found else parts.answer
+
+
+@answered_by(read_expression)
 def countdown_reward(sample: Sample) -> float:
     """1 when the answer of a well-formed response reaches the target with each number used once, else 0.
 

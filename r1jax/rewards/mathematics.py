@@ -288,6 +288,16 @@ class MathVerifier:
             verdicts[place] = found[question]
         return [None if verdict is None else float(verdict) for verdict in verdicts]
 
+    def answer(self, sample: Sample) -> str | None:
+        """As `verify` reads it: 0.50 and 1/2 are one answer, and so is one text however it is spaced."""
+        text = extract_answer(sample.text)
+        answer = read(text) if text is not None and len(text) <= MAX_LENGTH else None
+        if answer is None or not answer.value:
+            return None
+        value = number(answer.value)
+        named = f"{answer.name} = " if answer.name else ""
+        return f"{named}{spelling(answer)[0] if value is None else value} {answer.unit}".rstrip()
+
     def grade(self, samples: Sequence[Sample]) -> list[float | None]:
         """The reward of many samples at once, which keeps all processes busy."""
         return self.verify([(sample.text, sample.problem.answer) for sample in samples])

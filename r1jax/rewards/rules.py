@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, pstdev
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from r1jax.errors import UsageError
 from r1jax.types import Sample
 
 RewardFunction = Callable[[Sample], float | None]
+F = TypeVar("F", bound=RewardFunction)
 DEVIATION_EPSILON = 1e-6  # decides only how values that differ by about as much are treated: equal ones give 0
 ROUNDING = 1e-6  # values that differ by less are the same: a model's scores are float32
 
@@ -56,6 +57,10 @@ class Reward:
             differ = max(applicable) - min(applicable) > ROUNDING
             centre, scale = mean(applicable), pstdev(applicable) + DEVIATION_EPSILON if differ else math.inf
         return [0.0 if value is None else self.weight * ((value - centre) / scale) for value in values]
+
+    def answer(self, sample: Sample) -> str | None:
+        """What the sample answers, as its function reads it; None: nothing. Equal answers are one vote."""
+        return getattr(self.function, "answer", read_answer)(sample)
 
     @property
     def failures(self) -> Mapping[str, int]:
@@ -108,6 +113,25 @@ def accuracy_reward(sample: Sample) -> float:
     """1 when the answer inside the right tags is the right number and nothing else, else 0."""
     parts = parse(sample.text)
     return float(parts is not None and canonical(parts.answer) == canonical(sample.problem.answer))
+
+
+def read_answer(sample: Sample) -> str | None:
+    """What stands inside the right tags, as `accuracy_reward` compares it; None where that is nothing."""
+    parts = parse(sample.text)
+    return canonical(parts.answer) if parts and parts.answer else None
+
+
+def answered_by(read: Callable[[Sample], str | None]) -> Callable[[F], F]:
+    """Marks a reward function with how it reads an answer, where that is not `read_answer`.
+
+    Samples with equal answers must get equal verdicts: a majority's verdict is that of any of them.
+    """
+
+    def mark(function: F) -> F:
+        function.answer = read  # type: ignore[attr-defined]
+        return function
+
+    return mark
 
 
 def canonical(answer: str) -> str:
@@ -217,6 +241,9 @@ class BySource:
     @property
     def failures(self) -> Counter[str]:
         return sum((Counter(reward.failures) for reward in self.rewards), Counter())
+
+    def answer(self, sample: Sample) -> str | None:
+        return next((reward.answer(sample) for reward in self.rewards if reward.applies(sample)), None)
 
     def grade(self, samples: Sequence[Sample]) -> list[float | None]:
         columns = [reward.grade(samples) for reward in self.rewards]

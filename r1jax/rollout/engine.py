@@ -21,10 +21,10 @@ from r1jax.parallel.layout import Layout, rollout_layout
 from r1jax.parallel.memory import (
     GIB,
     KNOBS,
-    bytes_per_device,
     prefill_rows,
     require_memory,
     rollout_memory,
+    weights_memory,
 )
 from r1jax.sampling.decode import Emitted, Prefilled, Slots, places
 from r1jax.sampling.draw import DrawSettings
@@ -83,16 +83,18 @@ class RolloutEngine:
     group_size: int
     max_prompt_tokens: int
     max_new_tokens: int
+    checks_memory: bool = True  # refuses what the devices have no room for; a dry run makes nothing on them
     counts: Counts = field(default_factory=Counts)
     device_seconds: float = 0.0  # so far, in calls to the devices and waiting for them
 
     def __post_init__(self) -> None:
         require_possible(self.model, self.config, self.max_prompt_tokens, self.max_new_tokens)
         self.layout = rollout_layout(self.layout, self.config)
-        weights = bytes_per_device(programs.abstract_policy(self.model)[0], self.layout.params(self.model))
         lengths = (self.max_prompt_tokens, self.max_new_tokens)
         self.memory = rollout_memory(self.layout, self.model, self.config, *lengths)
-        require_memory(self.layout, {"weights": weights} | self.memory)
+        if self.checks_memory:
+            weights = weights_memory(self.layout, self.model)
+            require_memory(self.layout, {"weights": weights} | self.memory)
 
     @property
     def slots(self) -> int:
@@ -199,12 +201,16 @@ class RolloutEngine:
             stop_ids=np.asarray([eos_id, *c.stop_ids], np.int32),
         )
 
+    def empty_prompts(self, P: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens [B, P], lengths [B] and ids [B] for the prompts of at most P tokens that are run at once."""
+        rows = prefill_rows(self.layout, self.config, P)
+        return np.zeros((rows, P), np.int32), np.ones(rows, np.int32), np.zeros(rows, np.int32)
+
     def prefill(self, params, router_bias, prompts, queue: deque[int]) -> list[tuple[Prefilled, int, Output]]:
         """Runs the next prompts of the queue that share a bucket, and says which outputs wait for them."""
         P = bucket(len(prompts[queue[0]][1]), self.max_prompt_tokens)
-        rows = prefill_rows(self.layout, self.config, P)
-        tokens_BP, length_B, id_B = np.zeros((rows, P), np.int32), np.ones(rows, np.int32), np.zeros(rows, np.int32)
-        taken: list[int] = []
+        tokens_BP, length_B, id_B = self.empty_prompts(P)
+        rows, taken = len(id_B), list[int]()
         while queue and len(taken) < rows and len(prompts[queue[0]][1]) <= P:
             row, index = len(taken), queue.popleft()
             id_B[row], ids = prompts[index]

@@ -118,7 +118,7 @@ def prefill(
     if r.routing_replay:
         routes = jnp.moveaxis(routes, 0, 1).reshape(B, padded, *routes.shape[3:])[:, :P]
     latents = stored(jax.tree.map(lambda x: x[:, :, :P], latents), r)
-    return Prefilled(latents, last_BD, logits(params, last_BD), length_B, id_B, routes)
+    return Prefilled(latents, last_BD, logits(params, last_BD, c.tokenizer_size), length_B, id_B, routes)
 
 
 def empty_slots(c: ModelConfig, r: RolloutConfig, slots: int, width: int) -> Slots:
@@ -223,7 +223,7 @@ def decode_round(
         for t in range(T):
             is_true_S = ~state.slots.done_S & (tokens_ST[:, t] == state.slots.token_S)
             state = emit(state, state.step * T + t, is_true_S, limit, s)
-            state = replace(state, slots=draw_next(params, state.slots, hidden_STD[:, t], is_true_S, s, r))
+            state = replace(state, slots=draw_next(params, state.slots, hidden_STD[:, t], is_true_S, s, c, r))
             next_ST.append(state.slots.token_S)
             is_true_ST.append(is_true_S)
         pairs = Pairs(hidden_STD, jnp.stack(next_ST, 1), jnp.stack(is_true_ST, 1)) if r.speculative else None
@@ -280,7 +280,9 @@ def propose(
     contexts = [(cache, paired_S1W), (state.tail, state.paired_SN[:, None])]
     hidden_STD, new = extend_mtp(params, router_bias, pairs.hidden_STD, pairs.next_ST, positions_ST, contexts, c)
     last_SD = jnp.take_along_axis(hidden_STD, jnp.maximum(true_S1 - 1, 0)[..., None], axis=1)[:, 0]
-    draft_S, _, _ = draw(logits(params, last_SD), slots.key_S, slots.count_S + 1, s, truncate=r.truncates)
+    draft_S, _, _ = draw(
+        logits(params, last_SD, c.tokenizer_size), slots.key_S, slots.count_S + 1, s, truncate=r.truncates
+    )
     paired_SN = jax.lax.dynamic_update_slice(state.paired_SN, pairs.is_true_ST, (0, at))
     return draft_S, replace(state, tail=state.tail | append(state.tail, new, at), paired_SN=paired_SN)
 
@@ -303,10 +305,10 @@ def emit(state: Round, place: Array, is_true_S: Array, limit: Array, s: DrawSett
 
 
 def draw_next(
-    params: Params, slots: Slots, hidden_SD: Array, is_true_S: Array, s: DrawSettings, r: RolloutConfig
+    params: Params, slots: Slots, hidden_SD: Array, is_true_S: Array, s: DrawSettings, c: ModelConfig, r: RolloutConfig
 ) -> Slots:
     """The token behind what was just emitted becomes the pending one."""
-    drawn = draw(logits(params, hidden_SD), slots.key_S, slots.count_S, s, truncate=r.truncates)
+    drawn = draw(logits(params, hidden_SD, c.tokenizer_size), slots.key_S, slots.count_S, s, truncate=r.truncates)
     pending = (slots.token_S, slots.logp_S, slots.drawn_logp_S)
     token_S, logp_S, drawn_logp_S = (jnp.where(is_true_S, new, old) for new, old in zip(drawn, pending, strict=True))
     return replace(slots, token_S=token_S, logp_S=logp_S, drawn_logp_S=drawn_logp_S)

@@ -32,6 +32,6 @@ def score(
     """log p and entropy of each output's tokens, float32 [B * J, N], and the hidden states that they come from."""
     hidden = forward(params, router_bias, packed.tokens, c, routes_BTLK)
     next_BT, _ = later_tokens(packed.tokens, 1)
-    predicted = hidden_logprobs(params, hidden.hidden_BTD, next_BT, temperature)
+    predicted = hidden_logprobs(params, hidden.hidden_BTD, next_BT, temperature, tokenizer_size=c.tokenizer_size)
     logp_BN, entropy_BN = (by_output(jnp.roll(x_BT, 1, axis=1), packed, longest) for x_BT in predicted)
     return logp_BN, entropy_BN, hidden

@@ -55,6 +55,8 @@ def import_hf(source: epath.Path, dest: epath.Path, *, mtp: bool, progress: Prog
             f"{source}: the tokenizer has ids up to {tokenizer.size - 1}, but config.json's vocab_size is"
             f" {model.vocab_size}"
         )
+    elif tokenizer.size < model.vocab_size:
+        model = replace(model, tokenizer_size=tokenizer.size)
 
     partial = open_partial(dest, model, fingerprint(model, files))
     policy = partial / "checkpoints" / "0" / "policy"

@@ -4,7 +4,6 @@ Pairs that people wrote are all alike, and all well-formed. RL asks a reward mod
 what it learns from has to be of that kind.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
@@ -16,8 +15,7 @@ from r1jax.data.tasks import Task
 from r1jax.errors import RunError
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.stages.policy import load_policy
-from r1jax.stages.run import Run, content, sha256
-from r1jax.telemetry.files import write_whole
+from r1jax.stages.run import Run, shard, write_index
 from r1jax.types import Problem
 
 Judge = Callable[[Problem, str], float]  # a mark for a response; safety: above 0 is safe
@@ -40,7 +38,6 @@ def judged(
         return stage.directory
 
     asked = distinct_problems(problems, config.prompts)
-    rows: list[dict] = []
     by_question: list[list[dict]] = [[] for _ in asked]
     for policy, path in policies.items():
         loaded = load_policy(path, run.layout)
@@ -62,11 +59,9 @@ def judged(
         raise RunError(f"{name}: no response differs from another of its question by JudgedConfig.difference")
     path = stage.directory / "judged.array_record"
     write_array_record(path, rows)
-    index = {"shards": [{"file": path.name, "records": len(rows), "content": content(path)}]}
-    write_whole(stage.directory / "index.json", json.dumps(index, indent=1))
     counts = {"responses": sum(map(len, by_question)), "kept": len(rows)}
     run.progress.say(f"{name}: {counts['kept']} of {counts['responses']} responses' judgements")
-    stage.complete(counts, output=sha256(json.dumps(index).encode()))
+    stage.complete(counts, output=write_index(stage.directory, [shard(path, len(rows))]))
     return stage.directory
 
 

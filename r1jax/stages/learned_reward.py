@@ -15,6 +15,8 @@ from r1jax.parallel.reward_programs import reward_scores
 from r1jax.stages.policy import load_policy
 from r1jax.types import Sample
 
+ROWS = 64  # samples that are graded at once
+
 
 class LearnedReward:
     """Grades with sigmoid(score): a pairwise model's odds against a response of score 0, a pointwise one's P(safe).
@@ -25,7 +27,7 @@ class LearnedReward:
     overlaps = False  # it needs the devices that the rollout has: it is asked after it, and not beside it
 
     def __init__(
-        self, layout: Layout, checkpoint: epath.Path, task: Task, *, rows: int = 64, max_tokens: int | None = None
+        self, layout: Layout, checkpoint: epath.Path, task: Task, *, rows: int = ROWS, max_tokens: int | None = None
     ):
         """`max_tokens`, of question and response: as it was trained, if None.
 

@@ -1,12 +1,12 @@
 """A policy from a checkpoint, onto this run's devices."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import jax
 from etils import epath
 
 from r1jax.checkpoint import store as checkpoint
-from r1jax.config import ModelConfig
+from r1jax.config import BaseConfig, ModelConfig
 from r1jax.data.published_tokenizer import PublishedTokenizer, load_tokenizer
 from r1jax.data.tasks import TASKS, Task, text_task
 from r1jax.data.tokenizer import Tokenizer
@@ -57,6 +57,24 @@ def load_policy(path: epath.Path, layout: Layout, model: ModelConfig | None = No
     item = store.restore_policy(step, policy_target(model, layout))
     task, tokenizer = find_task(store.directory.parent, task_name)
     return Policy(model, tokenizer, task, item["params"], item["router_bias"])
+
+
+def base_model(base: BaseConfig) -> ModelConfig:
+    """The model of the checkpoint that a run starts from, as the run computes and stores it.
+
+    Raises UsageError when there is none.
+    """
+    try:
+        store, step = checkpoint.find(epath.Path(base.path).absolute())
+        model, _ = checkpoint.read_about(store, step)
+        return replace(
+            model,
+            param_dtype=base.param_dtype or model.param_dtype,
+            dtype=base.dtype or model.dtype,
+            experts=base.experts or model.experts,
+        )
+    except (UsageError, ValueError) as error:
+        raise UsageError(f"BaseConfig: {error}. `import-hf` makes a checkpoint of a published one") from error
 
 
 def find_task(stage: epath.Path, name: str | None) -> tuple[Task | None, Tokenizer | None]:

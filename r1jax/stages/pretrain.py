@@ -18,14 +18,11 @@ def pretrain(
     run: Run, name: str, config: PretrainConfig, model: ModelConfig, task: Task, corpus: epath.Path
 ) -> epath.Path:
     """Trains on `corpus` (an ArrayRecord of documents); returns the stage's directory, whose checkpoint is the base."""
-    if model.vocab_size != task.tokenizer.size:
+    if (model.tokenizer_size or model.vocab_size) != task.tokenizer.size:
+        name = "vocab_size" if model.tokenizer_size is None else "tokenizer_size"
         raise UsageError(
-            f"ModelConfig.vocab_size is {model.vocab_size}, expected the {task.tokenizer.size} of task '{task.name}'"
-        )
-    if config.sequence_length > model.max_position_embeddings:
-        raise UsageError(
-            f"PretrainConfig.sequence_length is {config.sequence_length}, expected at most"
-            f" ModelConfig.max_position_embeddings ({model.max_position_embeddings})"
+            f"ModelConfig.{name} is {model.tokenizer_size or model.vocab_size}, expected the {task.tokenizer.size} of"
+            f" task '{task.name}'"
         )
     stage = run.stage(name, "pretrain", {"corpus": corpus}, pretrain=config, model=model, task=task.name)
     if stage.result() is not None:

@@ -23,7 +23,7 @@ from r1jax.rewards.rules import Reward
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.stages.grading import grade_outputs
 from r1jax.stages.policy import load_policy
-from r1jax.stages.run import Run, content, sha256
+from r1jax.stages.run import Run, content, shard, write_index
 from r1jax.telemetry.files import write_whole
 from r1jax.types import Problem, Sample
 
@@ -62,19 +62,23 @@ def rejection(
             if not count_path(stage.directory, number).exists():
                 prompts = [(p.id, few_shot_prompt(task, shots, p.question)) for p in part]
                 outputs = engine.generate(loaded.params, loaded.router_bias, prompts, stage.key(), config.temperature)
-                if number % jax.process_count() == jax.process_index():  # all draw together, each grades its share
+                if is_mine(number):  # all hosts draw together, and each grades and writes its share
                     write_part(stage.directory, number, grade_outputs(part, outputs, rewards), config, origin)
             progress.step(number + 1, {})
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"{name}: parts")
 
-    index, counts = make_index(stage.directory, len(parts))
+    shards, counts = add_up(stage.directory, len(parts))
     if not counts["kept"]:
         raise RunError(f"{name}: none of {counts['drawn']} outputs was kept: {json.dumps(counts)}")
-    write_whole(stage.directory / "index.json", json.dumps(index, indent=1))
     run.progress.say(f"{name}: " + "  ".join(f"{key} {value}" for key, value in counts.items() if value))
-    stage.complete(counts, output=sha256(json.dumps(index).encode()))
+    stage.complete(counts, output=write_index(stage.directory, shards))
     return stage.directory
+
+
+def is_mine(part: int) -> bool:
+    """Whether this host writes the part."""
+    return part % jax.process_count() == jax.process_index()
 
 
 def require_verdicts(config: RejectionConfig, rewards: Mapping[str, Reward]) -> None:
@@ -130,13 +134,12 @@ def record(sample: Sample, number: int, origin: dict) -> dict:
     } | origin
 
 
-def make_index(directory: epath.Path, parts: int) -> tuple[dict, dict[str, int]]:
+def add_up(directory: epath.Path, parts: int) -> tuple[list[dict], dict[str, int]]:
     """The parts that hold something, with what they hold; and all counts."""
     counts, shards = Counter[str]({"drawn": 0, "kept": 0}), []
     for number in range(parts):
         part = json.loads(count_path(directory, number).read_text())
         counts.update(part)
         if part.get("kept"):
-            path = part_path(directory, number)
-            shards.append({"file": path.name, "records": part["kept"], "content": content(path)})
-    return {"shards": shards}, dict(counts)
+            shards.append(shard(part_path(directory, number), part["kept"]))
+    return shards, dict(counts)

@@ -1,7 +1,6 @@
 """Reward models: the policy's trunk with a scalar head, trained on judged responses (R1, supplement)."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import grain
 from etils import epath
@@ -11,7 +10,6 @@ from r1jax.config import ModelConfig, RewardModelConfig
 from r1jax.data.judged import count_judgements, judged_batch, judged_records, split_questions
 from r1jax.data.tasks import Task
 from r1jax.errors import UsageError
-from r1jax.model.spec import param_specs, router_bias_specs
 from r1jax.objectives.metrics import Metrics, merge_metrics
 from r1jax.parallel import reward_programs as programs
 from r1jax.stages.policy import load_policy
@@ -34,11 +32,6 @@ def reward_model(
 
     Returns the stage's directory. Its result has accuracy and margin on the questions that were held out.
     """
-    if config.max_tokens > model.max_position_embeddings:
-        raise UsageError(
-            f"RewardModelConfig.max_tokens is {config.max_tokens}, expected at most"
-            f" ModelConfig.max_position_embeddings ({model.max_position_embeddings})"
-        )
     inputs = {"base": base, **judged}
     stage = run.stage(name, "reward_model", inputs, reward_model=config, model=model, task=task.name)
     if stage.result() is not None:
@@ -49,8 +42,7 @@ def reward_model(
     size = run.layout.round_up(config.batch_size)  # with padding, so that devices share it evenly
     steps = config.epochs * -(-len(learnt) // config.batch_size)
     feed = judged_records(learnt, config.batch_size, config.epochs, run.seed)
-    # What only predicts tokens is dropped: it would be held, saved and decayed without ever being read.
-    scored = replace(model, scalar_head=True, num_nextn_predict_layers=0)
+    scored = programs.scored_model(model)
     state = train(
         run,
         stage,
@@ -73,9 +65,8 @@ def reward_model(
 def start(run: Run, config: RewardModelConfig, model: ModelConfig, scored: ModelConfig, base: epath.Path) -> TrainState:
     """A fresh optimizer on the base policy's trunk, with a head that says nothing yet."""
     policy = load_policy(base, run.layout, model)
-    trunk = {name: policy.params[name] for name in param_specs(scored) if name in policy.params}
-    router_bias = {name: policy.router_bias[name] for name in router_bias_specs(scored)}
-    return programs.start_reward_model(run.layout, scored, config.optimizer)(trunk, router_bias)
+    trunk = programs.trunk(policy.params, policy.router_bias, scored)
+    return programs.start_reward_model(run.layout, scored, config.optimizer)(*trunk)
 
 
 def measure(

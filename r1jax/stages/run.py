@@ -14,14 +14,14 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 from etils import epath
 
-from r1jax.config import EvaluateConfig, JudgedConfig, RejectionConfig, RLConfig
+from r1jax.config import FinishedRunConfig, ModelConfig, StageConfig, WithRollouts
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import require_memory, stage_memory
@@ -49,6 +49,8 @@ class Run:
     def stage(self, name: str, kind: str, inputs: Mapping[str, epath.Path], **configs: Any) -> "Stage":
         """The stage's directory. Raises UsageError when it was made with other numbers, or of other inputs."""
         check_batches(self.layout, *configs.values())
+        if "model" in configs:
+            check_lengths(configs["model"], *configs.values())
         stage = Stage(self, name)
         found = {key: {"path": self.relative(path), "content": content(path)} for key, path in inputs.items()}
         # Through JSON and back, so that it equals what a file holds: tuples become lists.
@@ -161,8 +163,7 @@ def open_run(
     Raises UsageError when it holds another experiment or the mesh can't divide a batch, RunError when it can't be
     written.
     """
-    check_batches(layout, *vars(config).values())
-    check_rollouts(layout, config)
+    check_stages(layout, config)
     directory = epath.Path(workdir).absolute()
     record = directory / "run.json"
     about: dict[str, Any] = {"experiment": experiment, "summary": summary, "note": note, "sessions": []}
@@ -217,7 +218,36 @@ def check_batches(layout: Layout, *configs: Any) -> None:
             layout.require_batch(name, size)
 
 
-WithRollouts = RLConfig | EvaluateConfig | RejectionConfig | JudgedConfig
+def shard(path: epath.Path, records: int) -> dict[str, Any]:
+    """An ArrayRecord's line in an `index.json`."""
+    return {"file": path.name, "records": records, "content": content(path)}
+
+
+def write_index(stage: epath.Path, shards: Sequence[dict[str, Any]]) -> str:
+    """What a stage's records are found by (data/feeds.py); returns what they hold, as a hash."""
+    text = json.dumps({"shards": list(shards)}, indent=1)
+    write_whole(stage / "index.json", text)
+    return sha256(text.encode())
+
+
+def finished_stage(config: FinishedRunConfig, name: str) -> epath.Path:
+    """A stage of another run. Raises UsageError when it is not there, or not complete."""
+    stage = epath.Path(config.path).absolute() / name
+    if not (stage / MARK).exists():
+        raise UsageError(f"{stage} is no finished stage: set FinishedRunConfig.path to the --workdir of a finished run")
+    return stage
+
+
+def check_lengths(model: ModelConfig, *configs: Any) -> None:
+    """Every config that says how long its rows are is held against the model's positions."""
+    for config in configs:
+        for name, size in config.sequence_lengths().items() if hasattr(config, "sequence_lengths") else ():
+            if size > model.max_position_embeddings:
+                raise UsageError(
+                    f"{name} is {size}, expected at most ModelConfig.max_position_embeddings"
+                    f" ({model.max_position_embeddings})"
+                )
+
 
 # What decides how fast a step is and how much memory it takes, not which tokens rollouts give nor, but for rounding,
 # what is learnt from them: whoever ran out of memory may set it lower, and go on.
@@ -237,20 +267,23 @@ def without_costs(stage_config: dict) -> dict:
     return {key: one(value) for key, value in stage_config.items()}
 
 
-def check_rollouts(layout: Layout, config: Any, *, memory: bool = True) -> None:
-    """Every stage with rollouts is held against the model and the devices' memory, before anything is written."""
-    for name, stage in stages_with_rollouts(config).items():
+def check_stages(layout: Layout, config: Any, *, memory: bool = True) -> None:
+    """Every stage is held against the mesh, the model and the devices' memory, before anything is written."""
+    for name, stage in stages(config).items():
         try:
-            require_possible(config.model, stage.rollout, stage.max_prompt_tokens, stage.max_new_tokens)
+            check_batches(layout, stage)
+            check_lengths(config.model, stage)
+            if isinstance(stage, WithRollouts):
+                require_possible(config.model, stage.rollout, stage.max_prompt_tokens, stage.max_new_tokens)
             if memory:
                 require_memory(layout, stage_memory(layout, config.model, stage))
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from error
 
 
-def stages_with_rollouts(config: Any) -> dict[str, WithRollouts]:
-    """Those of an experiment's config."""
-    return {name: stage for name, stage in vars(config).items() if isinstance(stage, WithRollouts)}
+def stages(config: Any) -> dict[str, StageConfig]:
+    """Those of an experiment's config that need the devices."""
+    return {name: stage for name, stage in vars(config).items() if isinstance(stage, StageConfig)}
 
 
 def differences(found: Any, wanted: Any, path: str = "") -> list[str]:

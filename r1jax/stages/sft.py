@@ -8,7 +8,6 @@ from r1jax.checkpoint.store import about
 from r1jax.config import ModelConfig, SFTConfig
 from r1jax.data.demonstrations import count_batches, demonstration_batches, taught_batch
 from r1jax.data.tasks import Task
-from r1jax.errors import UsageError
 from r1jax.parallel import programs
 from r1jax.stages.policy import load_policy
 from r1jax.stages.run import Run
@@ -29,11 +28,6 @@ def sft(
 
     Returns the stage's directory. The loss is on responses only, the whole of each is seen `config.epochs` times.
     """
-    if config.sequence_length > model.max_position_embeddings:
-        raise UsageError(
-            f"SFTConfig.sequence_length is {config.sequence_length}, expected at most"
-            f" ModelConfig.max_position_embeddings ({model.max_position_embeddings})"
-        )
     stage = run.stage(name, "sft", {"base": base, **demonstrations}, sft=config, model=model, task=task.name)
     if stage.result() is not None:
         return stage.directory

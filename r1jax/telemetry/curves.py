@@ -1,11 +1,12 @@
 """A stage's curves: small ones for the report, and a picture of their own for README and papers."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 import matplotlib.figure
+
+from r1jax.telemetry.evaluation import BLUE, GREY, plain_axes, svg_text
 
 PICTURE = {
     "reward": "reward",
@@ -13,7 +14,6 @@ PICTURE = {
     "format": "format rate",
     "response_tokens": "response length (tokens)",
 }
-BLUE, GREY = "#2459c4", "#8a93a3"
 POINTS = 150  # of a small curve: as many as can be seen
 PANEL = (200, 80)
 
@@ -79,11 +79,6 @@ def picture(rows: Rows, base: Mapping[str, float]) -> str:
             axes.annotate("base", (steps[-1], start), color=GREY, ha="right", va="bottom", fontsize=8)
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", alpha=0.25)
-        axes.tick_params(labelsize=8)
+        plain_axes(axes)
     figure.supxlabel("RL step", fontsize=9)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+    return svg_text(figure)

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from r1jax.telemetry.evaluation import intervals
+
 FIGURES = {  # what an evaluation's figures are called, and whether more of them is better (1) or worse (-1)
     "greedy_accuracy": ("accuracy, greedy", 1),
     "pass@1": ("accuracy, sampled (pass@1)", 1),
@@ -17,6 +19,7 @@ FIGURES = {  # what an evaluation's figures are called, and whether more of them
     "chat_format": ("format rate, requests", 1),
     "response_tokens": ("mean response length (tokens)", 0),
     "finished": ("ended by itself", 1),
+    "truncated": ("cut off by the limit", -1),
 }
 MOVED = 6  # figures named of a stage; those that moved by less than SMALL of their scale are not
 SMALL = 0.02
@@ -36,6 +39,10 @@ def better(name: str) -> int:
     """1 where more is better, -1 where less is, 0 where neither is."""
     figure = name.rpartition("/")[2]
     return 1 if re.match(r"(pass|cons)@\d+$", figure) else FIGURES.get(figure, ("", 0))[1]
+
+
+def shown(name: str, value: float) -> str:
+    return f"{value:,.1f}" if "tokens" in name else number(value)
 
 
 def number(value: Any) -> str:
@@ -62,16 +69,11 @@ class Move:
         return abs(self.after - self.before) / self.scale
 
 
-def intervals(names: Sequence[str]) -> set[str]:
-    """The names of intervals' ends, which are shown with what they are of."""
-    return {name + end for name in names for end in ("_low", "_high") if name + end in names}
-
-
 def moved(before: Figures, after: Figures) -> list[Move]:
-    """The figures that moved most. Those of one source, and of several tries, are left to the table."""
+    """The figures that moved most. Those of one source, several tries or part of the lengths are left to the table."""
     moves = []
-    for name in before.keys() & after.keys() - intervals(list(after)):
-        if "/" not in name and not re.match(r"cons@|pass@(?!1$)", name):
+    for name in before.keys() & after.keys() - intervals(after):
+        if "/" not in name and not re.match(r"cons@|pass@(?!1$)|tokens_|truncated|.*_p\d+$", name):
             values = before[name], after[name]
             moves.append(Move(name, *values, scale=max(1.0, *map(abs, values))))
     moves.sort(key=lambda move: (-move.size, move.name))
@@ -91,7 +93,7 @@ def table(results: Sequence[Figures]) -> list[tuple[str, list[dict[str, Any]]]]:
         for figures in results:
             cell: dict[str, Any] = {"text": "–"}
             if name in figures:
-                cell = {"text": number(figures[name]), "best": round(figures[name] * better(name), 3) == best}
+                cell = {"text": shown(name, figures[name]), "best": round(figures[name] * better(name), 3) == best}
             if f"{name}_low" in figures:
                 cell["interval"] = f"[{figures[f'{name}_low']:.3f}, {figures[f'{name}_high']:.3f}]"
             cells.append(cell)

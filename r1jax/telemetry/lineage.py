@@ -65,8 +65,8 @@ class Input:
 
     @property
     def stage(self) -> str:
-        """The stage of this run whose output it is, if it is one."""
-        return self.path.split("/")[0]
+        """The stage of this run whose output it is, if it is one; another run's has its whole path."""
+        return self.path if self.path.startswith("/") or "://" in self.path else self.path.split("/")[0]
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,14 @@ def content_now(path: epath.Path) -> str | None:
 def parents(stage: StageRecord, stages: Sequence[StageRecord]) -> list[str]:
     """The stages of this run that a stage was made of, of `stages` in order; what it goes on from comes first."""
     earlier = {other.name for other in takewhile(lambda other: other.name != stage.name, stages)}
-    ahead = [i.stage for i in stage.inputs if i.name in ("base", "policy", "checkpoint")]
-    return [name for name in dict.fromkeys([*ahead, *(i.stage for i in stage.inputs)]) if name in earlier]
+    found = [goes_on_from(stage), *(i.stage for i in stage.inputs)]
+    return [name for name in dict.fromkeys(found) if name in earlier]
+
+
+def goes_on_from(stage: StageRecord) -> str:
+    """The stage whose policy it changes, asks or measures."""
+    policies = [i.stage for i in stage.inputs if i.name in ("base", "policy", "checkpoint")]
+    return next(iter([*policies, *(i.stage for i in stage.inputs)]), "")
 
 
 def find_stale(stages: Sequence[StageRecord]) -> dict[str, list[str]]:

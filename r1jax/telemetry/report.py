@@ -7,13 +7,15 @@ from typing import Any
 
 import jinja2
 from etils import epath
+from markupsafe import Markup
 
 from r1jax.errors import UsageError
 from r1jax.telemetry.curves import PANEL, Panel, panel, picture
-from r1jax.telemetry.figures import Figures, Move, better, figure_name, moved, number, table
+from r1jax.telemetry.evaluation import PLOT
+from r1jax.telemetry.figures import Figures, Move, better, figure_name, moved, number, shown, table
 from r1jax.telemetry.files import write_whole
 from r1jax.telemetry.graph import HEIGHT, WIDTH, Graph, lay_out
-from r1jax.telemetry.lineage import Input, StageRecord, find_stale, parents, read_stages
+from r1jax.telemetry.lineage import Input, StageRecord, find_stale, goes_on_from, parents, read_stages
 
 KINDS = {
     "pretrain": "pretraining",
@@ -21,6 +23,7 @@ KINDS = {
     "rl": "RL",
     "rejection": "rejection sampling",
     "judged": "judgements",
+    "demonstrations": "demonstrations",
     "reward_model": "reward model",
     "evaluate": "evaluation",
 }
@@ -31,6 +34,7 @@ FACTS = {  # how much a stage did, of its numbers and its result; what it doesn'
     "rejection": ("{prompts:,} questions × {samples} outputs", "temperature {temperature:g}"),
     "judged": ("{prompts:,} questions × {samples} outputs of each policy", "{responses:,} ended by themselves",
                "{kept:,} judgements kept"),
+    "demonstrations": ("{kept:,} demonstrations",),
     "reward_model": ("{kind}", "{steps:,} steps", "of {held_out:,} judgements held out {accuracy:.1%} are right",
                      "margin {margin:.2f}"),
 }  # fmt: skip
@@ -38,6 +42,7 @@ OUTCOMES = {  # in a box of the graph, where no evaluation says more
     "sft": "{used:,} demonstrations",
     "rejection": "kept {kept:,} of {drawn:,}",
     "judged": "{kept:,} judgements",
+    "demonstrations": "{kept:,} read",
     "reward_model": "{accuracy:.1%} right, held out",
 }
 CURVES = {
@@ -67,6 +72,7 @@ def write_report(workdir: epath.Path) -> epath.Path:
         "figure": figure_name,
         "duration": duration,
         "number": number,
+        "shown": shown,
         "short_number": short_number,
         "data": data_name,
     }
@@ -85,6 +91,9 @@ def write_report(workdir: epath.Path) -> epath.Path:
         of=[next((i.path for i in stage.inputs), "") for stage in done.values()],
         table=table(results),
         sections=[describe(stage, made, measured) for stage in made],
+        plots={
+            name: Markup(plot.read_text()) for name, s in measured.items() if (plot := workdir / s.name / PLOT).exists()
+        },
         samples=same_problems({name: read_samples(workdir / name / "samples.jsonl") for name in done}),
     )
     path = workdir / "report.html"
@@ -181,10 +190,11 @@ class Section:
 def describe(stage: StageRecord, made: Sequence[StageRecord], measured: Mapping[str, StageRecord]) -> Section:
     """Between the evaluation of what the stage goes on from, or of what that did, and its own."""
     by_name = {other.name: other for other in made}
-    above = parents(stage, made)[:1]
-    while above and above[0] not in measured:
-        above = parents(by_name[above[0]], made)[:1]
-    before, after = measured.get(above[0]) if above else None, measured.get(stage.name)
+    above = goes_on_from(stage)
+    for _ in made:  # as many steps up as there can be
+        if above not in measured and above in by_name:
+            above = goes_on_from(by_name[above])
+    before, after = measured.get(above), measured.get(stage.name)
     figures = before.result if before and before.result else {}
     facts = [fact for fact in fill(FACTS.get(stage.kind, ()), stage) if not fact.startswith("0 ")]
     if stage.kind not in FACTS:

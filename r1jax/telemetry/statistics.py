@@ -49,6 +49,29 @@ def spread(groups: Sequence[Sequence[Sample]], totals: Sequence[Sequence[float]]
     return figures
 
 
+def outcomes(groups: Sequence[Sequence[Sample]], answers: Sequence[Sequence[str | None]], k: int) -> dict[str, float]:
+    """pass@1, 2, 4, … and k with their intervals, and cons@n, of n samples for each problem."""
+    n = len(groups[0])
+    figures: dict[str, float] = {}
+    for size in sorted({2**i for i in range(n.bit_length())} | {k}):
+        values = [solved([group], size) for group in groups]
+        low, high = confidence_interval(values)
+        figures |= {f"pass@{size}": fmean(values), f"pass@{size}_low": low, f"pass@{size}_high": high}
+    return figures | {f"cons@{n}": consensus(groups, answers)}
+
+
+def lengths(groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
+    """Response tokens of all, of right and of wrong samples, and the share that the limit cut off."""
+    samples = [sample for group in groups for sample in group]
+    ordered = sorted(len(s.tokens) for s in samples)
+    figures = {"response_tokens": fmean(ordered)}
+    figures |= {f"response_tokens_p{p}": float(ordered[p * (len(ordered) - 1) // 100]) for p in (50, 95)}
+    for name, verdict in (("correct", 1), ("wrong", 0)):
+        if counts := [len(s.tokens) for s in samples if s.rewards.get("accuracy") == verdict]:
+            figures[f"tokens_{name}"] = fmean(counts)
+    return figures | {"truncated": 1 - fmean(s.finished for s in samples)}
+
+
 def has_signal(totals: Sequence[float]) -> bool:
     """Whether a group's rewards differ, by more than the rounding of their sums."""
     return len(totals) > 1 and max(totals) - min(totals) > 1e-6
