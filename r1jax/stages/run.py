@@ -1,12 +1,12 @@
 """A run's directory, and its stages: each with its config, inputs, metrics, outputs and completion mark.
 
 A stage's directory holds `config.json` (its numbers, and each input's path and content), `sessions.json` (who worked on
-it: command, git state, versions), what it makes, and, when it is done, `complete.json` (its result, and the content of
-its output). Contents make a chain: a stage's inputs are the contents of other stages' outputs.
+it, and when: command, git state, versions), what it makes, and, when it is done, `complete.json` (its result, and the
+content of its output). Contents make a chain: a stage's inputs are the contents of other stages' outputs
+(telemetry/lineage.py reads it).
 """
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -28,6 +28,7 @@ from r1jax.parallel.memory import require_memory, stage_memory
 from r1jax.parallel.programs import random_key
 from r1jax.rollout.engine import require_possible
 from r1jax.telemetry.files import write_whole
+from r1jax.telemetry.lineage import MARK, content, sha256
 from r1jax.telemetry.progress import Progress
 
 VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "gin-config")
@@ -67,7 +68,7 @@ class Run:
             write_whole(stage.config_path, json.dumps(wanted, indent=1))
         if stage.result() is None:
             sessions = json.loads(stage.sessions_path.read_text()) if stage.sessions_path.exists() else []
-            write_whole(stage.sessions_path, json.dumps([*sessions, self.session], indent=1))
+            write_whole(stage.sessions_path, json.dumps([*sessions, self.session | {"began": now()}], indent=1))
         return stage
 
 
@@ -104,6 +105,8 @@ class Stage:
     def complete(self, result: dict[str, Any], *, output: str | None = None) -> None:
         """Marks the stage as done. `output` is what its output holds, as a hash; None: its result is all it gives."""
         output = output or sha256(json.dumps(result).encode())
+        sessions = json.loads(self.sessions_path.read_text())
+        write_whole(self.sessions_path, json.dumps([*sessions[:-1], sessions[-1] | {"ended": now()}], indent=1))
         write_whole(self.directory / MARK, json.dumps(result | {"content": output}, indent=1))
 
     @property
@@ -114,42 +117,6 @@ class Stage:
     def key(self, *position: int):
         """A random key: a function of the run's seed, this stage and the position in it."""
         return random_key(self.run.seed, self.number, *position)
-
-
-MARK = "complete.json"
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
-def read_mark(stage: epath.Path) -> str:
-    """Raises RunError for a stage of an older version, whose mark has no content."""
-    mark = json.loads((stage / MARK).read_text())
-    if "content" not in mark:
-        raise RunError(f"{stage} was made by an older version of r1jax, which did not say what it holds: make it again")
-    return mark["content"]
-
-
-def content(path: epath.Path) -> str:
-    """What an input holds: of a stage, what its mark says; of files, the hash of their names and bytes.
-
-    Raises UsageError when there is nothing, or an unfinished stage.
-    """
-    if (path / MARK).exists():
-        return read_mark(path)
-    if (path / "config.json").exists() and (path / "sessions.json").exists():
-        raise UsageError(f"{path} is a stage that is not complete: it can't be an input yet")
-    if not path.exists():
-        raise UsageError(f"{path} does not exist, and a stage has it as its input")
-    if path.is_dir():
-        held = sorted(path.iterdir(), key=lambda child: child.name)
-        return sha256("".join(f"{child.name} {content(child)}\n" for child in held).encode())
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()[:16]
 
 
 def hanging_on(workdir: epath.Path, stage: str) -> list[str]:
@@ -219,6 +186,10 @@ def open_run(
     return Run(directory, config.run.seed, layout, progress, about["sessions"][-1])
 
 
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def session(seed: int) -> dict:
     """What a later reader needs to repeat this: command, code, versions, devices."""
     root = epath.Path(__file__).parent.parent.parent
@@ -228,7 +199,7 @@ def session(seed: int) -> dict:
     except OSError:  # no git on this machine
         git = ""
     return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "started": now(),
         "command": " ".join(["python -m r1jax", *sys.argv[1:]]),
         "git": git or "not a git checkout",
         "versions": {
