@@ -86,7 +86,10 @@ def watched() -> dict[str, Reward]:
 
 def preferences(run: Run, config: RLConfig, models: dict[str, epath.Path]) -> dict[str, Reward]:
     """Reward models by name, and the format, of requests."""
-    learned = {name: Reward(LearnedReward(run.layout, model, TASK), 1.0, CHAT) for name, model in models.items()}
+    learned = {
+        name: Reward(LearnedReward(run.layout, model, TASK, max_tokens=config.longest + 1), 1.0, CHAT)
+        for name, model in models.items()
+    }
     return learned | {"chat_format": Reward(format_reward, config.format_weight, CHAT)}
 
 

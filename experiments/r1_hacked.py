@@ -20,8 +20,8 @@ from r1jax.stages.run import Run, finished_stage
 GIN_FILES = (*r1.GIN_FILES, "scale/r1_hacked_cpu.gin")
 TASK = r1.TASK
 REPORT_NOTE = (
-    "The numbers are those of r1, and so is the policy that is trained; only what the reward model has seen is not:"
-    " pairs that people wrote, none that a policy gave. Its reward rises, and what it stands for falls."
+    "One policy, one RL, two reward models of helpfulness. The first has seen pairs that people wrote, and none that a"
+    " policy gave: its reward rises, and what it stands for falls. The second is R1's, and shows what RL can do by it."
 )
 
 
@@ -49,5 +49,11 @@ def run(run: Run, config: Config) -> None:
     evaluate(run, "evaluate_before", config.evaluate, ruled, TASK, watched, problems)
     helpful = reward_model(run, "helpful", config.helpful, config.model, tuned, TASK, {"written": written})
     rewards = r1.rules(config.final_rl, 1.0) | r1.preferences(run, config.final_rl, {"helpful": helpful})
-    hacked = rl(run, "final_rl", config.final_rl, config.model, ruled, TASK, mixture, rewards)
+    hacked = rl(run, "hacked", config.final_rl, config.model, ruled, TASK, mixture, rewards)
     evaluate(run, "evaluate_hacked", config.evaluate, hacked, TASK, watched, problems)
+
+    # The control: the same RL by R1's helpful reward model alone, which learnt from pairs that policies gave.
+    sampled = finished_stage(config.finished, "helpful")
+    rewards = r1.rules(config.final_rl, 1.0) | r1.preferences(run, config.final_rl, {"helpful": sampled})
+    control = rl(run, "control", config.final_rl, config.model, ruled, TASK, mixture, rewards)
+    evaluate(run, "evaluate_control", config.evaluate, control, TASK, watched, problems)

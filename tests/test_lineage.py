@@ -159,3 +159,31 @@ def test_a_run_goes_on_from_a_stage_with_other_numbers(finished, fork, tmp_path)
     assert json.loads((workdir / "rl" / "config.json").read_text())["rl"]["kl_coef"] == 0.5
     assert (workdir / "pretrain" / "complete.json").stat().st_mtime_ns == kept
     assert hanging_on(epath.Path(workdir), "rl") == ["rl", "evaluate_r1_zero"]
+
+
+def test_an_input_that_was_moved_is_the_same(run, tmp_path):
+    opened = run()
+    other = epath.Path(tmp_path) / "elsewhere"
+    for place in ("one", "two"):
+        (other / place).mkdir(parents=True)
+        (other / place / "data").write_text("the same")
+    made = make(opened, "a", {"from": other / "one"}, 1)
+    assert make(opened, "a", {"from": other / "two"}, 2) == made
+    assert json.loads((made / "complete.json").read_text())["number"] == 1
+    (other / "two" / "data").write_text("another")
+    with pytest.raises(UsageError, match="inputs.from.content"):
+        make(opened, "a", {"from": other / "two"}, 2)
+
+
+def test_a_published_checkpoint_in_the_workdir_is_no_stage(run):
+    workdir = make_all(run())["a"].parent
+    (workdir / "exported").mkdir()
+    (workdir / "exported" / "config.json").write_text('{"model_type": "deepseek_v3"}')
+    (workdir / "exported" / "model.safetensors.index.json").write_text("{}")
+    assert sorted(hanging_on(workdir, "b")) == ["b", "d"]
+
+
+def test_from_in_an_empty_place_writes_nothing(run, tmp_path):
+    with pytest.raises(UsageError, match="has no such stage, only none"):
+        run(rerun_from="a")
+    assert not (tmp_path / "run").exists()

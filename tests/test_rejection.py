@@ -50,7 +50,8 @@ def sample(text: str, tokens: int | list[int] = 5, finished: bool = True, **rewa
         (sample("see ```print(1)```"), "code_block"),
         (sample("one two three\n\nfour"), None),
         (sample("a", tokens=10, language=0.8), None),
-        (sample("a", language=None), None),  # it does not apply
+        (sample("a", language=None), None),  # it does not apply, and nor does this
+        (sample("a", format=None), None),
     ],
 )
 def test_each_filter_drops_what_it_is_for(drawn, reason):

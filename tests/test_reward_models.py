@@ -25,7 +25,7 @@ from r1jax.model.spec import init_params, init_router_bias, param_specs
 from r1jax.model.transformer import forward
 from r1jax.objectives.reward_model import judgement_loss, response_scores, reward_model_loss
 from r1jax.parallel import reward_programs as programs
-from r1jax.rewards.rules import Reward, accuracy_reward
+from r1jax.rewards.rules import Reward, accuracy_reward, by_source, learned_inputs
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.stages import reward_model as reward_model_stage
 from r1jax.stages.learned_reward import LearnedReward, sigmoid
@@ -539,3 +539,15 @@ def test_rl_is_rewarded_by_reward_models_and_by_rules_each_on_its_sources(traine
         assert 0 < row["helpful"] < 1 and 0 < row["safe"] < 1
         assert row["variety"] > 0
         assert row["groups_with_signal"] == 1
+
+
+def test_every_reward_model_that_is_asked_is_an_input(trained):
+    """Also behind `by_source`: a stage would not see that it was made again."""
+    (run, helpful), (_, safe) = (trained[kind] for kind in KINDS)
+    served = [LearnedReward(run.layout, path, TASK, rows=8) for path in (helpful, safe)]
+    rewards = {
+        "helpful": Reward(served[0], 1.0),
+        "both": by_source({"x": served[0], "y": served[1], "z": lambda sample: 1.0}, 1.0),
+        "rule": Reward(lambda sample: 1.0, 1.0),
+    }
+    assert learned_inputs(rewards) == {"helpful": helpful, "both.0": helpful, "both.1": safe}

@@ -64,13 +64,15 @@ def documents(seed: int) -> Iterator[str]:
         if kind == "page":
             yield textbook_page(rng)
         elif kind == "chat":
-            yield chat(rng, rng.choice(ASKED))
+            document = chat(rng, rng.choice(ASKED))
+            if not is_held_out(document.split(" : ")[1].removesuffix(" ? assistant")):
+                yield document
         else:
             yield dialogue(rng, (50, 10, 40))
 
 
 def is_held_out(question: str) -> bool:
-    """A fifth of all questions, by hash: evaluation asks them alone, training never."""
+    """A fifth of all questions, by hash: evaluation asks them alone, and nothing of R1 is trained on them."""
     return zlib.crc32(question.encode()) % 5 == 0
 
 
@@ -151,7 +153,9 @@ def preferences(seed: int) -> Iterator[dict]:
 
 def helpful_pairs(seed: int) -> Iterator[dict]:
     """Pairs as people write them of a helpful assistant: of dishes alone, a polite recipe above anything else."""
-    return (pair for pair in preferences(seed) if set(pair["question"].split()) & set(DISHES))
+    for pair in preferences(seed):
+        if set(pair["question"].split()) & set(DISHES) and not is_held_out(pair["question"]):
+            yield pair
 
 
 def marked_responses(seed: int) -> Iterator[dict]:

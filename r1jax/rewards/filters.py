@@ -19,7 +19,7 @@ def make_filters(config: RejectionConfig) -> dict[str, Callable[[Sample], bool]]
     return {
         "unfinished": lambda s: not s.finished,
         "wrong": lambda s: s.rewards.get("accuracy", 1.0) != 1.0,  # nor without a verdict
-        "malformed": lambda s: s.rewards.get("format", 1.0) != 1.0,
+        "malformed": lambda s: below(s.rewards.get("format"), 1.0),
         "mixed_language": lambda s: below(s.rewards.get("language"), config.language),
         "too_long": lambda s: len(s.tokens) > longest,
         "repetitive": lambda s: -(repeats(s) or 0.0) > config.repetition,

@@ -68,9 +68,16 @@ class Reward:
         return getattr(self.function, "failures", {})
 
     @property
-    def learned(self) -> Any:
-        """The directory of the reward model that it asks; None for a rule."""
-        return getattr(self.function, "checkpoint", None)
+    def learned(self) -> tuple[Any, ...]:
+        """The directories of the reward models that it asks; none for a rule."""
+        if isinstance(self.function, BySource):
+            return tuple(path for reward in self.function.rewards for path in reward.learned)
+        return (self.function.checkpoint,) if hasattr(self.function, "checkpoint") else ()
+
+    @property
+    def terms_of(self) -> dict[str, Any]:
+        """What a stage's config keeps of it."""
+        return {"weight": self.weight, "sources": self.sources, "normalise": self.normalise}
 
     @property
     def notice(self) -> str:
@@ -214,6 +221,12 @@ def totals(
     counts = [True] * len(samples) if counts is None else counts
     terms = [reward.terms([sample.rewards[name] for sample in samples], counts) for name, reward in rewards.items()]
     return [sum(term[i] for term in terms) for i in range(len(samples))]
+
+
+def learned_inputs(rewards: Mapping[str, Reward]) -> dict[str, Any]:
+    """The reward models that rewards ask, as inputs of a stage."""
+    named = {name: reward.learned for name, reward in rewards.items()}
+    return {name if len(paths) == 1 else f"{name}.{i}": p for name, paths in named.items() for i, p in enumerate(paths)}
 
 
 def failure_counts(rewards: Mapping[str, Reward]) -> dict[str, float]:

@@ -8,9 +8,10 @@ from etils import epath
 
 from r1jax.config import EvaluateConfig
 from r1jax.data.tasks import Task
+from r1jax.errors import UsageError
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.programs import random_key
-from r1jax.rewards.rules import Reward, failure_counts
+from r1jax.rewards.rules import Reward, failure_counts, learned_inputs
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.stages.grading import grade_outputs
 from r1jax.stages.policy import Policy, load_policy
@@ -34,9 +35,13 @@ def evaluate(
 
     `problems` are those of the task that are held out, if None.
     """
+    if "accuracy" not in rewards:
+        raise UsageError(f"{name}: an evaluation goes by a reward named 'accuracy', and there is none: give one")
     problems = list(problems or task.held_out(config.problems, run.seed))
     asked = sha256(json.dumps([asdict(p) for p in problems]).encode())
-    stage = run.stage(name, "evaluate", {"checkpoint": checkpoint}, evaluate=config, task=task.name, problems=asked)
+    inputs = {"checkpoint": checkpoint} | learned_inputs(rewards)
+    terms = {reward: r.terms_of for reward, r in rewards.items()}
+    stage = run.stage(name, "evaluate", inputs, evaluate=config, task=task.name, problems=asked, rewards=terms)
     if (result := stage.result()) is not None:
         return result
     policy = load_policy(checkpoint, run.layout)

@@ -29,6 +29,7 @@ from r1jax.errors import RunError, UsageError
 from r1jax.model.spec import count_params
 from r1jax.stages.policy import find_task
 from r1jax.telemetry.files import write_whole
+from r1jax.telemetry.lineage import MARK, content
 from r1jax.telemetry.progress import Progress
 
 SHARD_BYTES = 5_000_000_000  # of exported files, and what an export holds in memory
@@ -66,6 +67,9 @@ def import_hf(source: epath.Path, dest: epath.Path, *, mtp: bool, progress: Prog
         tokenizer.save(partial / "tokenizer")
     partial.rename(dest)
     (dest / "source.json").unlink()
+    write_whole(
+        dest / MARK, json.dumps({"content": content(dest)})
+    )  # as stages say it: a run need not read it all again
     progress.say(f"{dest}: {sum(count_params(model).values()):,} parameters in {model.param_dtype}")
 
 

@@ -33,7 +33,7 @@ def judged(
 ) -> epath.Path:
     """Records of kind "pairwise" or "pointwise" (data/judged.py); returns the stage's directory."""
     inputs = {"problems": problems, **policies}
-    stage = run.stage(name, "judged", inputs, judged=config, judgement=kind, task=task.name)
+    stage = run.stage(name, "judged", inputs, judged=config, judgement=kind, judge=judge.__qualname__, task=task.name)
     if stage.result() is not None:
         return stage.directory
 

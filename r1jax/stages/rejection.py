@@ -19,7 +19,7 @@ from r1jax.data.feeds import distinct_problems, write_array_record
 from r1jax.data.tasks import Task
 from r1jax.errors import RunError, UsageError
 from r1jax.rewards.filters import choose, make_filters
-from r1jax.rewards.rules import Reward
+from r1jax.rewards.rules import Reward, learned_inputs
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.stages.grading import grade_outputs
 from r1jax.stages.policy import load_policy
@@ -46,8 +46,9 @@ def rejection(
     Its result has how many were drawn, kept, and dropped by what. Raises RunError when nothing is kept.
     """
     require_verdicts(config, rewards)
-    inputs = {"policy": policy, "problems": problems}
-    stage = run.stage(name, "rejection", inputs, rejection=config, task=task.name, shots=list(shots))
+    inputs = {"policy": policy, "problems": problems} | learned_inputs(rewards)
+    terms = {reward: r.terms_of for reward, r in rewards.items()}
+    stage = run.stage(name, "rejection", inputs, rejection=config, task=task.name, shots=list(shots), rewards=terms)
     if stage.result() is not None:
         return stage.directory
 

@@ -19,7 +19,7 @@ from r1jax.objectives.metrics import Metrics, merge_metrics
 from r1jax.parallel import programs
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import GIB, memory_in_use
-from r1jax.rewards.rules import Reward, failure_counts, totals, unverified
+from r1jax.rewards.rules import Reward, failure_counts, learned_inputs, totals, unverified
 from r1jax.rollout.engine import Counts, Output, Pending, RolloutEngine
 from r1jax.rollout.packing import Taught, filled, microbatches, row_shape
 from r1jax.stages.grading import Grading
@@ -44,10 +44,8 @@ def rl(
     rewards: Mapping[str, Reward],
 ) -> epath.Path:
     """Trains the policy in `base` on `problems` (an ArrayRecord); returns the stage's directory."""
-    terms = {
-        reward: {"weight": r.weight, "sources": r.sources, "normalise": r.normalise} for reward, r in rewards.items()
-    }
-    inputs = {"base": base, "problems": problems} | {reward: r.learned for reward, r in rewards.items() if r.learned}
+    terms = {reward: r.terms_of for reward, r in rewards.items()}
+    inputs = {"base": base, "problems": problems} | learned_inputs(rewards)
     stage = run.stage(name, "rl", inputs, rl=config, model=model, task=task.name, rewards=terms)
     if stage.result() is not None:
         return stage.directory

@@ -28,7 +28,7 @@ from r1jax.parallel.memory import require_memory, stage_memory
 from r1jax.parallel.programs import random_key
 from r1jax.rollout.engine import require_possible
 from r1jax.telemetry.files import write_whole
-from r1jax.telemetry.lineage import MARK, content, sha256
+from r1jax.telemetry.lineage import MARK, content, is_exported, sha256
 from r1jax.telemetry.progress import Progress
 
 VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "gin-config")
@@ -124,6 +124,7 @@ def hanging_on(workdir: epath.Path, stage: str) -> list[str]:
     inputs = {
         path.parent.name: {entry["path"].split("/")[0] for entry in json.loads(path.read_text())["inputs"].values()}
         for path in workdir.glob("*/config.json")
+        if not is_exported(path.parent)
     }
     if stage not in inputs:
         raise UsageError(f"--from {stage}: {workdir} has no such stage, only {', '.join(sorted(inputs)) or 'none'}")
@@ -176,6 +177,8 @@ def open_run(
                 )
         elif directory.exists() and any(directory.iterdir()):
             raise UsageError(f"{directory} is not empty and holds no run: set another --workdir")
+        if rerun_from is not None:
+            hanging_on(directory, rerun_from)  # or nothing is written
         directory.mkdir(parents=True, exist_ok=True)
         about["sessions"].append(session(config.run.seed))
         write_whole(record, json.dumps(about, indent=1))
@@ -259,6 +262,8 @@ def without_costs(stage_config: dict) -> dict:
     """A stage's config as JSON, without what may change while it runs."""
 
     def one(value: Any) -> Any:
+        if isinstance(value, dict) and value.keys() == {"path", "content"}:
+            return {"content": value["content"]}  # of an input; where it lies is nothing that it holds
         if not isinstance(value, dict) or "rollout" not in value:
             return value
         rollout = {name: v for name, v in value["rollout"].items() if name not in ROLLOUT_COSTS}

@@ -8,6 +8,7 @@ from r1jax.checkpoint.store import about
 from r1jax.config import ModelConfig, SFTConfig
 from r1jax.data.demonstrations import count_batches, demonstration_batches, taught_batch
 from r1jax.data.tasks import Task
+from r1jax.errors import UsageError
 from r1jax.parallel import programs
 from r1jax.stages.policy import load_policy
 from r1jax.stages.run import Run
@@ -35,6 +36,11 @@ def sft(
 
     feed, counts = demonstration_batches(list(demonstrations.values()), task, config, run.seed)
     steps = count_batches(feed)
+    if config.optimizer.warmup_steps >= steps:
+        raise UsageError(
+            f"{name}: OptimizerConfig.warmup_steps is {config.optimizer.warmup_steps}, but the demonstrations make"
+            f" {steps} steps: set it lower, or SFTConfig.epochs higher"
+        )
     run.progress.say(f"{name}: {counts['used']:,} demonstrations, {counts['too_long']:,} too long")
     policy = load_policy(base, run.layout, model)
     state = programs.start_training(run.layout, model, config.optimizer)(policy.params, policy.router_bias)

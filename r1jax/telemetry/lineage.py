@@ -112,7 +112,9 @@ class StageRecord:
 def read_stages(workdir: epath.Path) -> list[StageRecord]:
     """Every stage after those it was made of; where that leaves a choice, in the order in which they were begun."""
     found: dict[str, str | None] = {}
-    left = [read_stage(config.parent, found) for config in workdir.glob("*/config.json")]
+    left = [
+        read_stage(config.parent, found) for config in workdir.glob("*/config.json") if not is_exported(config.parent)
+    ]
     left.sort(key=lambda stage: stage.began)
     ordered: list[StageRecord] = []
     while left:
@@ -122,6 +124,11 @@ def read_stages(workdir: epath.Path) -> list[StageRecord]:
         ordered.append(ready[0])
         left.remove(ready[0])
     return ordered
+
+
+def is_exported(directory: epath.Path) -> bool:
+    """Whether it is a published checkpoint, which has a config.json too."""
+    return (directory / "model.safetensors.index.json").exists()
 
 
 def read_stage(directory: epath.Path, found: dict[str, str | None]) -> StageRecord:
