@@ -84,8 +84,8 @@ def test_training_and_evaluation_share_no_question():
     asked |= {d["question"] for d in itertools.islice(chat.helpful_pairs(0), 2000)}
     assert asked <= {p.question for p in train}
     read = " ".join(itertools.islice(chat.documents(0), 20000))
-    assert not [p.question for p in test if f" {p.question} ?" in read]
-    assert sum(f" {p.question} ?" in read for p in train) == len(train)
+    assert not [p.question for p in test if f": {p.question} ?" in read]
+    assert all(f": {p.question} ?" in read for p in train)
 
 
 def test_six_in_ten_demonstrations_are_good_and_all_are_in_form():

@@ -259,17 +259,16 @@ UPDATE_COSTS = ("row_tokens", "microbatch_rows")
 
 
 def without_costs(stage_config: dict) -> dict:
-    """A stage's config as JSON, without what may change while it runs."""
+    """A stage's config as JSON, without what may change while it runs, and where its inputs lie."""
 
     def one(value: Any) -> Any:
-        if isinstance(value, dict) and value.keys() == {"path", "content"}:
-            return {"content": value["content"]}  # of an input; where it lies is nothing that it holds
         if not isinstance(value, dict) or "rollout" not in value:
             return value
         rollout = {name: v for name, v in value["rollout"].items() if name not in ROLLOUT_COSTS}
         return {name: v for name, v in value.items() if name not in UPDATE_COSTS} | {"rollout": rollout}
 
-    return {key: one(value) for key, value in stage_config.items()}
+    held = {name: {"content": entry["content"]} for name, entry in stage_config.get("inputs", {}).items()}
+    return {key: one(value) for key, value in stage_config.items()} | {"inputs": held}
 
 
 def check_stages(layout: Layout, config: Any, *, memory: bool = True) -> None:
