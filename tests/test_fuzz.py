@@ -21,7 +21,7 @@ from r1jax.types import Problem, Sample
 from tests.conftest import ROOT
 
 EXAMPLES = 10_000
-SECONDS = 1.0  # of this process's own time, for one text: far from what any needs, and a busy machine changes nothing
+SECONDS = 1.0  # of this thread's own time, for one text: far from what any needs, and a busy machine changes nothing
 
 PLAIN: dict[str, Callable[[Sample], float | None]] = {
     "format_reward": rules.format_reward,
@@ -72,9 +72,9 @@ def sample(text: str, answer: str) -> Sample:
 
 
 def check(name: str, text: str) -> None:
-    started = time.process_time()
+    started = time.thread_time()
     value = PLAIN[name](sample(text, ANSWERS[name]))
-    assert time.process_time() - started < SECONDS, name
+    assert time.thread_time() - started < SECONDS, name
     assert value is None or math.isfinite(value), name
     assert value is None or (-1 <= value <= 0 if name.endswith("penalty") else 0 <= value <= 1), name
 
@@ -102,9 +102,9 @@ def test_plain_rewards_on_long_texts(name):
 def test_extraction_from_long_texts():
     for piece in PIECES:
         for text in (piece * 10_000, f"<think> x </think> <answer> {piece * 10_000} </answer>"):
-            started = time.process_time()
+            started = time.thread_time()
             extract_program(text), extract_answer(text)
-            assert time.process_time() - started < SECONDS, piece
+            assert time.thread_time() - started < SECONDS, piece
 
 
 def draw_texts(number: int) -> list[str]:

@@ -141,7 +141,7 @@ def test_files_that_hold_nothing_or_are_not_there(tmp_path):
 
 
 def test_sources_that_make_no_sense():
-    with pytest.raises(UsageError, match="no generator of that name, only countdown, running_sum"):
+    with pytest.raises(UsageError, match="no generator of that name, only chat, countdown, running_sum"):
         ensure_records([Records("mix", "train", 3, (Source("gsm8k"),))], 0, epath.Path("/nowhere"))
     with pytest.raises(ValueError, match="rate is 0, expected more than 0"):
         Source("countdown", rate=0)
