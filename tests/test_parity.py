@@ -47,15 +47,6 @@ def our_logits(policy, tokens) -> np.ndarray:
     return np.asarray(run(policy.params, policy.router_bias, token_batch(tokens)))
 
 
-def assert_same_greedy(ours: list[int], theirs: list[int], logits_TV: np.ndarray) -> None:
-    """The same tokens, up to a place where the reference's two best are the same within `LOGITS`."""
-    different = [t for t, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
-    if different:
-        t = different[0]
-        assert t >= 32, f"another token at {t}"
-        assert logits_TV[t, theirs[t]] - logits_TV[t, ours[t]] <= LOGITS * logits_TV[t].std()
-
-
 def assert_same_logits(ours: np.ndarray, theirs: np.ndarray) -> None:
     assert np.abs(ours - theirs).max() <= LOGITS * theirs.std()
 
@@ -70,7 +61,9 @@ def drawn(draw, seeds, slow=(), *more) -> list:
     return [*(param(seed, []) for seed in seeds), *(param(seed, [pytest.mark.slow]) for seed in slow)]
 
 
-DRAWN = [*drawn(draw, range(10), range(10, 26)), *drawn(draw_dense, range(6), range(6, 24))]
+# Not the dense 5: its 55th greedy token is a tie, within 2e-7 of the logits' deviation.
+DENSE_DRAWN = drawn(draw_dense, [0, 1, 2, 3, 4, 8], [6, 7, *range(9, 24), 26])
+DRAWN = [*drawn(draw, range(10), range(10, 26)), *DENSE_DRAWN]
 
 
 @pytest.mark.parametrize(("config", "seed"), DRAWN)
@@ -91,10 +84,7 @@ def test_logits_and_greedy_continuation(config, seed, tmp_path, one_device):
     engine = RolloutEngine(one_device, policy.model, None, RolloutConfig(prefill_rows=2, **options), 1, 20, 64)
     asked = list(enumerate(tokens.tolist()))
     outputs = engine.generate(policy.params, policy.router_bias, asked, jax.random.key(0), 0.0)
-    with torch.no_grad():
-        chosen_by = reference(greedy).logits.numpy()[:, 19:-1]
-    for group, theirs, logits_TV in zip(outputs, greedy[:, 20:].tolist(), chosen_by, strict=True):
-        assert_same_greedy(group[0].tokens, theirs, logits_TV)
+    assert [group[0].tokens for group in outputs] == greedy[:, 20:].tolist()
 
 
 MIXED = [*drawn(draw, [0, 1]), *drawn(draw_dense, [], [2, 3, 4])]
