@@ -159,6 +159,7 @@ class ModelConfig:
     dtype: str = "float32"  # of activations, and of weights where they are used
     experts: str = "grouped"  # "grouped" (ragged_dot) or "dense" (every expert on every token: few, small experts)
     attention: str = "auto"  # by platform; or one of the implementations in model/softmax_attention.py
+    remat: str = "none"  # what layers keep for the backward pass: all; their "attention"'s output; nothing: "full"
 
     @property
     def qk_head_dim(self) -> int:
@@ -191,6 +192,7 @@ class ModelConfig:
         require_choice(self, "dtype", ("float32", "bfloat16"))
         require_choice(self, "experts", ("grouped", "dense"))
         require_choice(self, "attention", ("auto", "full", "chunked", "splash", "cudnn"))
+        require_choice(self, "remat", ("none", "attention", "full"))
         if not 0 <= self.first_k_dense_replace <= self.num_hidden_layers:
             raise ValueError(
                 f"first_k_dense_replace is {self.first_k_dense_replace}, expected 0 to num_hidden_layers"

@@ -167,6 +167,6 @@ def test_heads_of_keys_that_the_mesh_cannot_divide(dense_model):
 
 
 def test_rules_that_clash():
-    lay = dataclasses.replace(layout("2x4 tensor"), rules=Rules(embed="tensor"))
+    lay = dataclasses.replace(layout("2x4 tensor"), rules=Rules(embed=("tensor",)))
     with pytest.raises(UsageError, match="two of its dimensions on one mesh axis"):
         lay.param("embed", ParamSpec((8, 8), ("vocab", "embed"), 1, ""))

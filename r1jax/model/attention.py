@@ -9,23 +9,25 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from r1jax.config import ModelConfig
 from r1jax.model.layers import rms_norm, rotate, yarn_mscale
-from r1jax.model.softmax_attention import MASKED, attend
+from r1jax.model.ops import ONE_DEVICE, Ops
+from r1jax.model.softmax_attention import MASKED
 from r1jax.types import Array, Params
 
 # DeepSeek's models have it here whatever their rms_norm_eps is.
 LATENT_NORM_EPS = 1e-6
 
 
-def queries(p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig) -> tuple[Array, Array]:
+def queries(p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig, ops: Ops = ONE_DEVICE) -> tuple[Array, Array]:
     """The parts without and with position: [B, T, H, N] and [B, T, H, R] (V2, equations 37 to 40)."""
     if c.q_lora_rank is None:
-        q_BTHM = jnp.einsum("BTD,DHM->BTHM", x_BTD, p["q_DHM"])
+        q_BTHM = ops.heads(jnp.einsum("BTD,DHM->BTHM", ops.inner(x_BTD), p["q_DHM"]))
     else:
         c_q_BTQ = rms_norm(x_BTD @ p["q_a_DQ"], p["q_norm_Q"], LATENT_NORM_EPS)
-        q_BTHM = jnp.einsum("BTQ,QHM->BTHM", c_q_BTQ, p["q_b_QHM"])
+        q_BTHM = ops.heads(jnp.einsum("BTQ,QHM->BTHM", ops.inner(c_q_BTQ), p["q_b_QHM"]))
     q_nope_BTHN, q_rope_BTHR = jnp.split(q_BTHM, [c.qk_nope_head_dim], axis=-1)
     return q_nope_BTHN, rotate(q_rope_BTHR, positions_BT, c)
 
@@ -46,21 +48,29 @@ def score_scale(c: ModelConfig) -> float:
     return scale * yarn_mscale(c.rope_scaling.factor, c.rope_scaling.mscale_all_dim) ** 2
 
 
-def attend_expanded(p: Params, x_BTD: Array, positions_BT: Array, segments_BT: Array, c: ModelConfig) -> Array:
+def attend_expanded(
+    p: Params, x_BTD: Array, positions_BT: Array, segments_BT: Array, c: ModelConfig, ops: Ops = ONE_DEVICE
+) -> Array:
     """Attention of whole sequences over themselves, [B, T, D]."""
-    q_BTHM = jnp.concatenate(queries(p, x_BTD, positions_BT, c), axis=-1)
+    q_BTHM = jnp.concatenate(queries(p, x_BTD, positions_BT, c, ops), axis=-1)
     latents_BTX = latents(p, x_BTD, positions_BT, c)
     c_kv_BTC, k_rope_BTR = jnp.split(latents_BTX, [p["kv_norm_C"].size], axis=-1)
-    kv_BTHW = jnp.einsum("BTC,CHW->BTHW", c_kv_BTC, p["kv_b_CHW"])
+    kv_BTHW = ops.heads(jnp.einsum("BTC,CHW->BTHW", ops.inner(c_kv_BTC), p["kv_b_CHW"]))
     k_nope_BTHN, v_BTHU = jnp.split(kv_BTHW, [c.qk_nope_head_dim], axis=-1)
     k_rope_BTHR = jnp.broadcast_to(k_rope_BTR[:, :, None], (*k_nope_BTHN.shape[:3], c.qk_rope_head_dim))
     k_BTHM = jnp.concatenate([k_nope_BTHN, k_rope_BTHR], axis=-1)
-    out_BTHU = attend(q_BTHM, k_BTHM, v_BTHU, segments_BT, score_scale(c), c.attention)
+    out_BTHU = ops.attend(q_BTHM, k_BTHM, v_BTHU, segments_BT, score_scale(c), c.attention)
+    out_BTHU = checkpoint_name(out_BTHU, "attended")
     return jnp.einsum("BTHU,HUD->BTD", out_BTHU, p["out_HUD"])
 
 
 def attend_absorbed(
-    p: Params, x_BTD: Array, positions_BT: Array, contexts: Sequence[tuple[Array, Array]], c: ModelConfig
+    p: Params,
+    x_BTD: Array,
+    positions_BT: Array,
+    contexts: Sequence[tuple[Array, Array]],
+    c: ModelConfig,
+    ops: Ops = ONE_DEVICE,
 ) -> tuple[Array, Array]:
     """Attention of T new tokens over latents that are there already, and over each other. Latents stay latents.
 
@@ -72,13 +82,13 @@ def attend_absorbed(
       The output [B, T, D] and the new tokens' latents [B, T, X].
     """
     T = x_BTD.shape[1]
-    q_nope_BTHN, q_rope_BTHR = queries(p, x_BTD, positions_BT, c)
+    q_nope_BTHN, q_rope_BTHR = queries(p, x_BTD, positions_BT, c, ops)
     new_BTX = latents(p, x_BTD, positions_BT, c)
     sources = [*contexts, (new_BTX, jnp.tril(jnp.ones((1, T, T), bool)))]
 
     k_b_CHN, v_b_CHU = jnp.split(p["kv_b_CHW"], [c.qk_nope_head_dim], axis=-1)
     q_latent_BTHC = jnp.einsum("BTHN,CHN->BTHC", q_nope_BTHN, k_b_CHN)  # the key up-projection, absorbed
-    q_BTHX = jnp.concatenate([q_latent_BTHC, q_rope_BTHR], axis=-1)
+    q_BTHX = ops.rows(ops.heads(jnp.concatenate([q_latent_BTHC, q_rope_BTHR], axis=-1)))
 
     def scores(latents_BSX, mask_BTS):
         scores_BTHS = jnp.einsum("BTHX,BSX->BTHS", q_BTHX, latents_BSX, preferred_element_type=jnp.float32)
@@ -91,5 +101,6 @@ def attend_absorbed(
     out_BTHX = jnp.zeros_like(q_BTHX)
     for w_BTHS, (latents_BSX, _) in parts:
         out_BTHX += jnp.einsum("BTHS,BSX->BTHX", w_BTHS, latents_BSX)
-    out_BTHU = jnp.einsum("BTHC,CHU->BTHU", out_BTHX[..., : c.kv_lora_rank], v_b_CHU)  # the value's, absorbed
+    out_BTHC = ops.heads(ops.rows(out_BTHX[..., : c.kv_lora_rank]))
+    out_BTHU = jnp.einsum("BTHC,CHU->BTHU", out_BTHC, v_b_CHU)  # the value's, absorbed
     return jnp.einsum("BTHU,HUD->BTD", out_BTHU, p["out_HUD"]), new_BTX

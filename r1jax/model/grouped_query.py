@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from r1jax.config import ModelConfig
 from r1jax.model.layers import rms_norm, rotate
-from r1jax.model.softmax_attention import MASKED, attend
+from r1jax.model.ops import ONE_DEVICE, Ops
+from r1jax.model.softmax_attention import MASKED
 from r1jax.types import Array, Params
 
 
@@ -38,16 +40,25 @@ def keys_and_values(p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig
     return rotate(k_BTYM, positions_BT, c), project(p, x_BTD, "v_DYM")
 
 
-def attend_grouped(p: Params, x_BTD: Array, positions_BT: Array, segments_BT: Array, c: ModelConfig) -> Array:
+def attend_grouped(
+    p: Params, x_BTD: Array, positions_BT: Array, segments_BT: Array, c: ModelConfig, ops: Ops = ONE_DEVICE
+) -> Array:
     """Attention of whole sequences over themselves, [B, T, D]."""
-    q_BTHM = queries(p, x_BTD, positions_BT, c)
-    k_BTYM, v_BTYM = keys_and_values(p, x_BTD, positions_BT, c)
-    out_BTHM = attend(q_BTHM, k_BTYM, v_BTYM, segments_BT, c.head_dim**-0.5, c.attention)
+    x_BTD = ops.inner(x_BTD)
+    q_BTHM = ops.heads(queries(p, x_BTD, positions_BT, c))
+    k_BTYM, v_BTYM = (ops.heads(x) for x in keys_and_values(p, x_BTD, positions_BT, c))
+    out_BTHM = ops.attend(q_BTHM, k_BTYM, v_BTYM, segments_BT, c.head_dim**-0.5, c.attention)
+    out_BTHM = checkpoint_name(out_BTHM, "attended")
     return jnp.einsum("BTHM,HMD->BTD", out_BTHM, p["out_HMD"])
 
 
 def attend_cached(
-    p: Params, x_BTD: Array, positions_BT: Array, contexts: Sequence[tuple[dict[str, Array], Array]], c: ModelConfig
+    p: Params,
+    x_BTD: Array,
+    positions_BT: Array,
+    contexts: Sequence[tuple[dict[str, Array], Array]],
+    c: ModelConfig,
+    ops: Ops = ONE_DEVICE,
 ) -> tuple[Array, dict[str, Array]]:
     """Attention of T new tokens over keys and values that are there already, and over each other.
 
@@ -64,12 +75,14 @@ def attend_cached(
     """
     B, T, _ = x_BTD.shape
     H, Y, M = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-    k_BTYM, v_BTYM = keys_and_values(p, x_BTD, positions_BT, c)
+    x_BTD = ops.inner(x_BTD)
+    k_BTYM, v_BTYM = (ops.rows(ops.heads(x)) for x in keys_and_values(p, x_BTD, positions_BT, c))
     new = {"keys": k_BTYM.reshape(B, T, Y * M), "values": v_BTYM.reshape(B, T, Y * M)}
     sources = [*contexts, (new, jnp.tril(jnp.ones((1, T, T), bool)))]
 
     part_HY = jnp.repeat(jnp.eye(Y, dtype=x_BTD.dtype), H // Y, axis=0)
-    q_BTHX = jnp.einsum("BTHM,HY->BTHYM", queries(p, x_BTD, positions_BT, c), part_HY).reshape(B, T, H, Y * M)
+    q_BTHM = ops.rows(ops.heads(queries(p, x_BTD, positions_BT, c)))
+    q_BTHX = jnp.einsum("BTHM,HY->BTHYM", q_BTHM, part_HY).reshape(B, T, H, Y * M)
 
     def scores(keys_BSX, mask_BTS):
         scores_BTHS = jnp.einsum("BTHX,BSX->BTHS", q_BTHX, keys_BSX, preferred_element_type=jnp.float32)
@@ -82,4 +95,4 @@ def attend_cached(
     for w_BTHS, (cache, _) in zip(jnp.split(weights_BTHS, ends[:-1], axis=-1), sources, strict=True):
         out_BTHX += jnp.einsum("BTHS,BSX->BTHX", w_BTHS, cache["values"])
     out_BTHM = jnp.einsum("BTHYM,HY->BTHM", out_BTHX.reshape(B, T, H, Y, M), part_HY)
-    return jnp.einsum("BTHM,HMD->BTD", out_BTHM, p["out_HMD"]), new
+    return jnp.einsum("BTHM,HMD->BTD", ops.heads(out_BTHM), p["out_HMD"]), new

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from r1jax.config import ModelConfig
 from r1jax.model.layers import feed_forward
+from r1jax.model.ops import ONE_DEVICE, Ops
 from r1jax.model.spec import uses_router_bias
 from r1jax.types import Array, Params
 
@@ -48,30 +49,14 @@ def choose_experts(
     return ids_TK, gates_TK * c.routed_scaling_factor
 
 
-def experts_dense(p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array) -> Array:
-    """Every expert on every token, weighted: the oracle, and the fastest form for few and small experts on a CPU."""
-    E = p["gate_EDF"].shape[0]
-    weights_TE = (jax.nn.one_hot(ids_TK, E, dtype=x_TD.dtype) * gates_TK.astype(x_TD.dtype)[..., None]).sum(axis=1)
-    hidden_ETF = jax.nn.silu(jnp.einsum("TD,EDF->ETF", x_TD, p["gate_EDF"]))
-    hidden_ETF = hidden_ETF * jnp.einsum("TD,EDF->ETF", x_TD, p["up_EDF"]) * weights_TE.T[..., None]
-    return jnp.einsum("ETF,EFD->TD", hidden_ETF, p["down_EFD"])
-
-
-def experts_grouped(p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array) -> Array:
-    """Each token only on its chosen experts: sort by expert, three ragged matmuls, unsort."""
-    T, K = ids_TK.shape
-    order = jnp.argsort(ids_TK.reshape(-1), stable=True)  # [T * K] slots, ordered by expert
-    group_sizes_E = jnp.bincount(ids_TK.reshape(-1), length=p["gate_EDF"].shape[0])
-    sorted_SD = x_TD[order // K]
-    hidden_SF = jax.nn.silu(jax.lax.ragged_dot(sorted_SD, p["gate_EDF"], group_sizes_E))
-    hidden_SF = hidden_SF * jax.lax.ragged_dot(sorted_SD, p["up_EDF"], group_sizes_E)
-    out_SD = jax.lax.ragged_dot(hidden_SF, p["down_EFD"], group_sizes_E)
-    out_SD = out_SD[jnp.argsort(order)].reshape(T, K, -1)
-    return jnp.einsum("TKD,TK->TD", out_SD, gates_TK.astype(x_TD.dtype))
-
-
 def moe(
-    p: Params, bias_E: Array, x_BTD: Array, segments_BT: Array, c: ModelConfig, replay_BTK: Array | None = None
+    p: Params,
+    bias_E: Array,
+    x_BTD: Array,
+    segments_BT: Array,
+    c: ModelConfig,
+    replay_BTK: Array | None = None,
+    ops: Ops = ONE_DEVICE,
 ) -> tuple[Array, dict[str, Array]]:
     """Routed plus shared experts, [B, T, D], and the router's statistics over all but segment 0, the padding.
 
@@ -82,16 +67,18 @@ def moe(
     scores_TE = affinities(p, x_TD, c)
     replay_TK = None if replay_BTK is None else replay_BTK.reshape(-1, c.num_experts_per_tok)
     ids_TK, gates_TK = choose_experts(scores_TE, bias_E, c, replay_TK)
-    experts = experts_dense if c.experts == "dense" else experts_grouped
-    out_TD = experts(p, x_TD, ids_TK, gates_TK) + feed_forward(p["shared"], x_TD)
+    shape_BTK = (*segments_BT.shape, c.num_experts_per_tok)
+    ids_BTK = ids_TK.reshape(shape_BTK)
+    out_BTD = ops.experts(p, x_BTD, ids_BTK, gates_TK.reshape(shape_BTK), c)
+    out_BTD += ops.rows(feed_forward(p["shared"], ops.inner(x_BTD)))
 
     chosen_TE = jax.nn.one_hot(ids_TK, c.n_routed_experts).sum(axis=1)
     chosen_BTE = chosen_TE.reshape(*segments_BT.shape, -1) * (segments_BT > 0)[..., None]
     balance = balance_loss(scores_TE.reshape(chosen_BTE.shape), chosen_BTE, segments_BT, c)
-    return out_TD.reshape(x_BTD.shape), {
+    return out_BTD, {
         "load_E": chosen_BTE.sum(axis=(0, 1)),
         "balance": balance,
-        "ids_BTK": ids_TK.reshape(*segments_BT.shape, -1),
+        "ids_BTK": ids_BTK,
     }
 
 

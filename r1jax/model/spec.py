@@ -84,7 +84,8 @@ def _feed_forward(D: int, F: int, published: str) -> dict:
 
 def _experts(c: ModelConfig) -> dict:
     E, D, F = c.n_routed_experts, c.hidden_size, c.moe_intermediate_size
-    into, out, published = ("experts", "embed", "mlp"), ("experts", "mlp", "embed"), "mlp.experts.{expert}"
+    into, out = ("experts", "expert_embed", "expert_mlp"), ("experts", "expert_mlp", "expert_embed")
+    published = "mlp.experts.{expert}"
     return {
         "router_DE": ParamSpec((D, E), ("embed", "router"), D, "mlp.gate.weight", 1),
         "gate_EDF": ParamSpec((E, D, F), into, D, f"{published}.gate_proj.weight", 1),

@@ -1,6 +1,7 @@
 """The model: embedding, scanned layers, norm, head, and the multi-token-prediction modules. Pure functions."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -14,6 +15,7 @@ from r1jax.model.attention import attend_absorbed, attend_expanded
 from r1jax.model.grouped_query import attend_cached, attend_grouped
 from r1jax.model.layers import feed_forward, rms_norm
 from r1jax.model.moe import moe
+from r1jax.model.ops import ONE_DEVICE, Ops
 from r1jax.model.quantize import dequantize, is_quantized
 from r1jax.model.spec import stack_layers
 from r1jax.types import Array, Params, TokenBatch
@@ -42,52 +44,78 @@ def stacks(params: Params) -> list[str]:
     return [name for name in ("dense", "moe") if name in params]
 
 
-def attend_whole(p: Params, x_BTD: Array, positions_BT: Array, segments_BT: Array, c: ModelConfig) -> Array:
+def attend_whole(
+    p: Params, x_BTD: Array, positions_BT: Array, segments_BT: Array, c: ModelConfig, ops: Ops = ONE_DEVICE
+) -> Array:
     """Attention of whole sequences over themselves, [B, T, D]."""
     attend = attend_grouped if c.kv_lora_rank is None else attend_expanded
-    return attend(p, x_BTD, positions_BT, segments_BT, c)
+    return attend(p, x_BTD, positions_BT, segments_BT, c, ops)
 
 
-def attend_new(p: Params, x_BTD: Array, positions_BT: Array, contexts: Sequence, c: ModelConfig) -> tuple[Array, Any]:
+def attend_new(
+    p: Params, x_BTD: Array, positions_BT: Array, contexts: Sequence, c: ModelConfig, ops: Ops = ONE_DEVICE
+) -> tuple[Array, Any]:
     """Attention of new tokens over what the cache has of those before, [B, T, D], and what it is to have of them."""
     attend = attend_cached if c.kv_lora_rank is None else attend_absorbed
-    return attend(p, x_BTD, positions_BT, contexts, c)
+    return attend(p, x_BTD, positions_BT, contexts, c, ops)
 
 
-def _block(p: Params, bias_E: Array | None, x_BTD: Array, segments_BT: Array, attend, c: ModelConfig, replay_BTK=None):
+def embed(params: Params, tokens_BT: Array, c: ModelConfig, ops: Ops) -> Array:
+    """[B, T, D] in the dtype of the activations."""
+    return ops.rows(ops.gather("embed_VD", params["embed_VD"].astype(c.dtype))[tokens_BT])
+
+
+def _block(
+    p: Params, bias_E: Array | None, x_BTD: Array, segments_BT: Array, attend, c: ModelConfig, ops: Ops, replay_BTK=None
+):
     """One layer, its router's statistics, and what `attend(weights, x)` returns beside its output."""
     p = dequantize(p, c.dtype)  # here, so that one layer at a time is in more than eight bits
     attended_BTD, kept = attend(p["attention"], rms_norm(x_BTD, p["attention_norm_D"], c.rms_norm_eps))
-    x_BTD = x_BTD + attended_BTD
+    x_BTD = x_BTD + ops.rows(attended_BTD)
     normed_BTD = rms_norm(x_BTD, p["feed_forward_norm_D"], c.rms_norm_eps)
     if bias_E is None:
-        return x_BTD + feed_forward(p["feed_forward"], normed_BTD), None, kept
-    routed_BTD, statistics = moe(p["feed_forward"], bias_E, normed_BTD, segments_BT, c, replay_BTK)
+        return x_BTD + ops.rows(feed_forward(p["feed_forward"], ops.inner(normed_BTD))), None, kept
+    routed_BTD, statistics = moe(p["feed_forward"], bias_E, normed_BTD, segments_BT, c, replay_BTK, ops)
     return x_BTD + routed_BTD, statistics, kept
 
 
+def remat(layer: Callable, c: ModelConfig) -> Callable:
+    """A layer that keeps less for the backward pass, and computes it again (`ModelConfig.remat`)."""
+    if c.remat == "none":
+        return layer
+    names = ("attended",) if c.remat == "attention" else ()
+    policy = jax.checkpoint_policies.save_only_these_names(*names)
+    return jax.checkpoint(layer, policy=policy, prevent_cse=False)  # in a scan there is nothing to share
+
+
 def forward(
-    params: Params, router_bias: dict, batch: TokenBatch, config: ModelConfig, routes_BTLK: Array | None = None
+    params: Params,
+    router_bias: dict,
+    batch: TokenBatch,
+    config: ModelConfig,
+    routes_BTLK: Array | None = None,
+    ops: Ops = ONE_DEVICE,
 ) -> Hidden:
     """Runs whole (packed or padded) sequences. `batch` holds int32 [B, T]; segment 0 is padding.
 
     `routes_BTLK` prescribes the experts of each token in each layer that has experts; -1 lets the router choose.
     """
     chex.assert_equal_shape([batch.tokens_BT, batch.positions_BT, batch.segments_BT])
-    params = cast(params, config)
 
     def attend(p, x_BTD):
-        return attend_whole(p, x_BTD, batch.positions_BT, batch.segments_BT, config), None
+        return attend_whole(p, x_BTD, batch.positions_BT, batch.segments_BT, config, ops), None
 
-    def layer(x_BTD, weights):
+    def layer(name, x_BTD, weights):
         p, bias_E, replay_BTK = weights
-        x_BTD, statistics, _ = _block(p, bias_E, x_BTD, batch.segments_BT, attend, config, replay_BTK)
+        p = ops.gather(name, cast(p, config))  # here, so that one layer at a time is cast, and whole
+        x_BTD, statistics, _ = _block(p, bias_E, x_BTD, batch.segments_BT, attend, config, ops, replay_BTK)
         return x_BTD, statistics and {name: statistics[name] for name in ("load_E", "balance")}
 
-    x_BTD, load, balance = params["embed_VD"][batch.tokens_BT], {}, jnp.zeros(())
+    x_BTD, load, balance = embed(params, batch.tokens_BT, config, ops), {}, jnp.zeros(())
     for name in stacks(params):
         replay_LBTK = None if routes_BTLK is None or name == "dense" else jnp.moveaxis(routes_BTLK, 2, 0)
-        x_BTD, statistics = jax.lax.scan(layer, x_BTD, (params[name], router_bias.get(name), replay_LBTK))
+        run = remat(functools.partial(layer, name), config)
+        x_BTD, statistics = jax.lax.scan(run, x_BTD, (params[name], router_bias.get(name), replay_LBTK))
         if statistics is not None:
             load[name], balance = statistics["load_E"], statistics["balance"].mean()
     return Hidden(rms_norm(x_BTD, params["norm_D"], config.rms_norm_eps), load, balance)
@@ -117,30 +145,35 @@ def later_tokens(batch: TokenBatch, offset: int) -> tuple[Array, Array]:
     return jnp.roll(batch.tokens_BT, -offset, axis=1), same_BT & (jnp.arange(T) < T - offset)
 
 
-def forward_mtp(params: Params, router_bias: dict, hidden: Hidden, batch: TokenBatch, config: ModelConfig):
+def forward_mtp(
+    params: Params, router_bias: dict, hidden: Hidden, batch: TokenBatch, config: ModelConfig, ops: Ops = ONE_DEVICE
+):
     """Multi-token prediction (V3, section 2.2): module k sees token i + k beside position i and predicts i + k + 1.
 
     Returns the modules' hidden states, a list of [B, T, D] after each module's norm, and their expert loads [K, E].
     A module takes the previous one's normed hidden states, as the first takes the model's. Where token i + k lies in
     another segment, the module sees zeros, no expert counts the token, and the loss masks it.
     """
-    params = cast(params, config)
-    x_BTD, outputs, loads = hidden.hidden_BTD, [], []
+    outputs, loads = [hidden.hidden_BTD], []
 
     def attend(p, x_BTD):
-        return attend_whole(p, x_BTD, batch.positions_BT, batch.segments_BT, config), None
+        return attend_whole(p, x_BTD, batch.positions_BT, batch.segments_BT, config, ops), None
+
+    def module(x_BTD, later_BTD, segments_BT, p, bias_E):
+        p = ops.gather("mtp", cast(p, config))
+        pair_BTD = ops.rows(mtp_input(p, x_BTD, later_BTD, config))
+        x_BTD, statistics, _ = _block(p["block"], bias_E, pair_BTD, segments_BT, attend, config, ops)
+        return rms_norm(x_BTD, p["norm_D"], config.rms_norm_eps), statistics["load_E"]
 
     for k in range(config.num_nextn_predict_layers):
-        p = jax.tree.map(lambda w, k=k: w[k], params["mtp"])
         later_BT, mask_BT = later_tokens(batch, k + 1)
-        later_BTD = jnp.where(mask_BT[..., None], params["embed_VD"][later_BT], 0)
-        pair_BTD = mtp_input(p, x_BTD, later_BTD, config)
+        later_BTD = jnp.where(mask_BT[..., None], embed(params, later_BT, config, ops), 0)
+        p = jax.tree.map(lambda w, k=k: w[k], params["mtp"])
         segments_BT = batch.segments_BT * mask_BT
-        x_BTD, statistics, _ = _block(p["block"], router_bias["mtp"][k], pair_BTD, segments_BT, attend, config)
-        x_BTD = rms_norm(x_BTD, p["norm_D"], config.rms_norm_eps)
+        x_BTD, load_E = remat(module, config)(outputs[-1], later_BTD, segments_BT, p, router_bias["mtp"][k])
         outputs.append(x_BTD)
-        loads.append(statistics["load_E"])
-    return outputs, jnp.stack(loads)
+        loads.append(load_E)
+    return outputs[1:], jnp.stack(loads)
 
 
 def mtp_input(p: Params, hidden_BTD: Array, embedded_BTD: Array, c: ModelConfig) -> Array:
@@ -157,6 +190,7 @@ def extend(
     positions_BT: Array,
     contexts: Sequence[tuple[dict[str, Any], Array]],
     config: ModelConfig,
+    ops: Ops = ONE_DEVICE,
 ) -> tuple[Array, dict[str, Any], Array | None]:
     """Runs T new tokens of each sequence over the latents of what came before: prefill, decoding and verification.
 
@@ -174,20 +208,20 @@ def extend(
     segments_BT = jnp.ones(tokens_BT.shape, jnp.int32)
     masks = [mask_BTS for _, mask_BTS in contexts]
 
-    def layer(x_BTD, weights):
+    def layer(name, x_BTD, weights):
         p, bias_E, caches = weights
-        caches = dequantize(caches, config.dtype)
+        p, caches = ops.gather(name, p), dequantize(caches, config.dtype)
 
         def attend(p, x_BTD):
-            return attend_new(p, x_BTD, positions_BT, list(zip(caches, masks, strict=True)), config)
+            return attend_new(p, x_BTD, positions_BT, list(zip(caches, masks, strict=True)), config, ops)
 
-        x_BTD, statistics, new_BTX = _block(p, bias_E, x_BTD, segments_BT, attend, config)
+        x_BTD, statistics, new_BTX = _block(p, bias_E, x_BTD, segments_BT, attend, config, ops)
         return x_BTD, (new_BTX, None if statistics is None else statistics["ids_BTK"])
 
-    x_BTD, new, routes_BTLK = params["embed_VD"][tokens_BT], {}, None
+    x_BTD, new, routes_BTLK = embed(params, tokens_BT, config, ops), {}, None
     for name in stacks(params):
-        caches = [latents[name] for latents, _ in contexts]
-        x_BTD, (new[name], ids_LBTK) = jax.lax.scan(layer, x_BTD, (params[name], router_bias.get(name), caches))
+        run, caches = functools.partial(layer, name), [latents[name] for latents, _ in contexts]
+        x_BTD, (new[name], ids_LBTK) = jax.lax.scan(run, x_BTD, (params[name], router_bias.get(name), caches))
         if ids_LBTK is not None:
             routes_BTLK = jnp.moveaxis(ids_LBTK, 0, 2)
     return rms_norm(x_BTD, params["norm_D"], config.rms_norm_eps), new, routes_BTLK
@@ -201,6 +235,7 @@ def extend_mtp(
     positions_BT: Array,
     contexts: Sequence[tuple[dict[str, Array], Array]],
     config: ModelConfig,
+    ops: Ops = ONE_DEVICE,
 ) -> tuple[Array, dict[str, Array]]:
     """As `extend`, the first multi-token-prediction module: of position i it is given the model's hidden state, after
     the final norm, and token i + 1; it predicts token i + 2.
@@ -208,15 +243,15 @@ def extend_mtp(
     Returns:
       hidden [B, T, D] after the module's norm, and its latents of these positions, {"mtp": [1, B, T, X]}.
     """
-    p = jax.tree.map(lambda w: w[0], params["mtp"])
+    p = ops.gather("mtp", jax.tree.map(lambda w: w[0], params["mtp"]))
     caches = [(dequantize(latents["mtp"], config.dtype)[0], mask_BTS) for latents, mask_BTS in contexts]
 
     def attend(p, x_BTD):
-        return attend_new(p, x_BTD, positions_BT, caches, config)
+        return attend_new(p, x_BTD, positions_BT, caches, config, ops)
 
-    x_BTD = mtp_input(p, hidden_BTD, params["embed_VD"][tokens_BT], config)
+    x_BTD = ops.rows(mtp_input(p, hidden_BTD, embed(params, tokens_BT, config, ops), config))
     segments_BT = jnp.ones(tokens_BT.shape, jnp.int32)
-    x_BTD, _, new_BTX = _block(p["block"], router_bias["mtp"][0], x_BTD, segments_BT, attend, config)
+    x_BTD, _, new_BTX = _block(p["block"], router_bias["mtp"][0], x_BTD, segments_BT, attend, config, ops)
     return rms_norm(x_BTD, p["norm_D"], config.rms_norm_eps), {"mtp": new_BTX[None]}
 
 

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from r1jax.config import ModelConfig
+from r1jax.model.ops import ONE_DEVICE, Ops
 from r1jax.model.transformer import Hidden, forward, forward_mtp, later_tokens
 from r1jax.objectives.logprobs import hidden_logprobs
 from r1jax.objectives.metrics import Max, Mean, Metrics
@@ -17,6 +18,7 @@ def cross_entropy(
     is_target_BT: Array | None = None,
     *,
     tokenizer_size: int | None = None,
+    ops: Ops = ONE_DEVICE,
 ) -> Mean:
     """Sum of -log p(token i + offset) over the places that have one in their segment, and their number.
 
@@ -25,7 +27,7 @@ def cross_entropy(
     targets_BT, mask_BT = later_tokens(batch, offset)
     if is_target_BT is not None:
         mask_BT &= jnp.roll(is_target_BT, -offset, axis=1)
-    logp_BT, _ = hidden_logprobs(params, hidden_BTD, targets_BT, tokenizer_size=tokenizer_size)
+    logp_BT, _ = hidden_logprobs(params, hidden_BTD, targets_BT, tokenizer_size=tokenizer_size, ops=ops)
     return Mean(-(logp_BT * mask_BT).sum(), mask_BT.sum().astype(jnp.float32))
 
 
@@ -42,12 +44,13 @@ def mtp_losses(
     batch: TokenBatch,
     config: ModelConfig,
     is_target_BT: Array | None = None,
+    ops: Ops = ONE_DEVICE,
 ) -> tuple[list[Mean], Array]:
     """The loss of each multi-token-prediction module (V3, equation 24), and their expert loads [K, E]."""
-    outputs, load_KE = forward_mtp(params, router_bias, hidden, batch, config)
+    outputs, load_KE = forward_mtp(params, router_bias, hidden, batch, config, ops)
     size = config.tokenizer_size
     losses = [
-        cross_entropy(params, out_BTD, batch, k + 2, is_target_BT, tokenizer_size=size)
+        cross_entropy(params, out_BTD, batch, k + 2, is_target_BT, tokenizer_size=size, ops=ops)
         for k, out_BTD in enumerate(outputs)
     ]
     return losses, load_KE
@@ -67,6 +70,7 @@ def language_model_loss(
     balance_weight: float,
     mtp: str = "train",
     is_target_BT: Array | None = None,
+    ops: Ops = ONE_DEVICE,
 ) -> tuple[Array, tuple[Metrics, dict[str, Array]]]:
     """Mean next-token loss + mtp_weight * mean over modules of their loss (V3, equation 25) + balance loss.
 
@@ -74,14 +78,15 @@ def language_model_loss(
 
     Returns the scalar loss, and (metrics, expert loads by stack).
     """
-    hidden = forward(params, router_bias, batch, config)
-    main = cross_entropy(params, hidden.hidden_BTD, batch, 1, is_target_BT, tokenizer_size=config.tokenizer_size)
+    hidden = forward(params, router_bias, batch, config, ops=ops)
+    size = config.tokenizer_size
+    main = cross_entropy(params, hidden.hidden_BTD, batch, 1, is_target_BT, tokenizer_size=size, ops=ops)
     balance = Mean(hidden.balance, count_segments(batch.segments_BT))
     loss = main.mean() + balance_weight * balance.mean()
     metrics: Metrics = {"loss": main, "balance": balance}
     load = hidden.load
     if config.num_nextn_predict_layers and mtp != "off":
-        modules, mtp_load_KE = mtp_losses(params, router_bias, hidden, batch, config, is_target_BT)
+        modules, mtp_load_KE = mtp_losses(params, router_bias, hidden, batch, config, is_target_BT, ops)
         metrics["mtp_loss"] = pooled(modules)
         if mtp == "train":
             loss += mtp_weight * sum(m.mean() for m in modules) / len(modules)

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.config import ModelConfig
+from r1jax.model.ops import ONE_DEVICE, Ops
 from r1jax.model.transformer import forward
 from r1jax.objectives.metrics import Mean, Metrics
 from r1jax.types import Array, JudgedBatch, Params, TokenBatch
 
 
 def response_scores(
-    params: Params, router_bias: dict, tokens_BT: Array, length_B: Array, config: ModelConfig
+    params: Params, router_bias: dict, tokens_BT: Array, length_B: Array, config: ModelConfig, ops: Ops = ONE_DEVICE
 ) -> tuple[Array, dict[str, Array]]:
     """The scalar head on the hidden state, after the final norm, of each row's last token: float32 [B]; expert loads.
 
@@ -20,7 +21,7 @@ def response_scores(
     T = tokens_BT.shape[1]
     is_token_BT = (jnp.arange(T) < length_B[:, None]).astype(jnp.int32)
     batch = TokenBatch(tokens_BT * is_token_BT, jnp.arange(T) * is_token_BT, is_token_BT)
-    hidden = forward(params, router_bias, batch, config)
+    hidden = forward(params, router_bias, batch, config, ops=ops)
     last_B11 = jnp.maximum(length_B - 1, 0)[:, None, None]
     last_BD = jnp.take_along_axis(hidden.hidden_BTD, last_B11, axis=1)[:, 0]
     scores_B1 = last_BD.astype(jnp.float32) @ params["score_D1"].astype(jnp.float32)
@@ -66,9 +67,9 @@ def judgement_loss(scores_B: Array, batch: JudgedBatch, kind: str) -> tuple[Mean
 
 
 def reward_model_loss(
-    params: Params, router_bias: dict, batch: JudgedBatch, config: ModelConfig, kind: str
+    params: Params, router_bias: dict, batch: JudgedBatch, config: ModelConfig, kind: str, ops: Ops = ONE_DEVICE
 ) -> tuple[Array, tuple[Metrics, dict[str, Array]]]:
     """The scalar loss, and (metrics, expert loads by stack)."""
-    scores_B, load = response_scores(params, router_bias, batch.tokens_BT, batch.length_B, config)
+    scores_B, load = response_scores(params, router_bias, batch.tokens_BT, batch.length_B, config, ops)
     loss, metrics = judgement_loss(scores_B, batch, kind)
     return loss.mean(), (metrics, load)

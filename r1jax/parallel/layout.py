@@ -15,27 +15,52 @@ from r1jax.types import Params
 
 @dataclass(frozen=True)
 class Rules:
-    """The mesh axis of each logical axis that `ParamSpec` names; None keeps the dimension whole on every device."""
+    """The mesh axes of each logical axis that `ParamSpec` names; () keeps the dimension whole on every device.
 
-    vocab: str | None = "tensor"
-    embed: str | None = "fsdp"
-    heads: str | None = "tensor"
-    mlp: str | None = "tensor"
-    experts: str | None = "expert"
-    lora: str | None = None
-    head: str | None = None
-    router: str | None = None
-    score: str | None = None
-    concat: str | None = None
-    norm: str | None = None
-    layers: str | None = None
-    batch: tuple[str, ...] = ("data", "fsdp")
+    These are training's: every device has rows of its own but those along "tensor". What fsdp divides is gathered a
+    layer at a time; tokens travel to their experts.
+    """
+
+    vocab: tuple[str, ...] = ("tensor",)
+    embed: tuple[str, ...] = ("fsdp", "expert")
+    heads: tuple[str, ...] = ("tensor",)
+    mlp: tuple[str, ...] = ("tensor",)
+    experts: tuple[str, ...] = ("expert",)
+    expert_embed: tuple[str, ...] = ("fsdp",)
+    expert_mlp: tuple[str, ...] = ("tensor",)
+    lora: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
+    router: tuple[str, ...] = ()
+    score: tuple[str, ...] = ()
+    concat: tuple[str, ...] = ()
+    norm: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    batch: tuple[str, ...] = ("data", "fsdp", "expert")
+
+
+# Rollouts with a mesh of their own: a step multiplies few rows, so that weights stay where they are, divided along
+# "tensor", and rows travel; the cache, which is larger than anything else, is divided by rows over all devices.
+ROLLOUT_RULES = Rules(
+    embed=(),
+    experts=("expert", "tensor"),
+    expert_embed=(),
+    expert_mlp=(),
+    batch=("data", "fsdp", "expert", "tensor"),
+)
 
 
 @dataclass(frozen=True)
 class Layout:
     mesh: Mesh
     rules: Rules = Rules()
+
+    def axes(self, logical: str) -> tuple[str, ...]:
+        """The mesh axes that divide a logical axis."""
+        return getattr(self.rules, logical)
+
+    def devices(self, axes: tuple[str, ...]) -> int:
+        """How many parts these mesh axes make."""
+        return math.prod(self.mesh.shape[axis] for axis in axes)
 
     def replicated(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec())
@@ -46,15 +71,17 @@ class Layout:
 
     def param(self, name: str, spec: ParamSpec) -> NamedSharding:
         """Raises UsageError when a mesh axis would be used twice or doesn't divide its dimension."""
-        axes = [getattr(self.rules, axis) for axis in spec.axes]
-        used = [a for a in axes if a is not None and self.mesh.shape[a] > 1]
+        axes = [self.axes(axis) for axis in spec.axes]
+        used = [axis for several in axes for axis in several if self.mesh.shape[axis] > 1]
         if len(used) != len(set(used)):
             raise UsageError(f"{name} {spec.axes}: the rules lay two of its dimensions on one mesh axis: {used}")
-        for size, logical, axis in zip(spec.shape, spec.axes, axes, strict=True):
-            if axis is not None and size % self.mesh.shape[axis]:
+        for size, logical, several in zip(spec.shape, spec.axes, axes, strict=True):
+            if size % self.devices(several):
+                named = " x ".join(f"'{axis}'" for axis in several)
+                fields = ", ".join(f"MeshConfig.{axis}" for axis in several)
                 raise UsageError(
                     f"{name} {spec.shape}: its dimension '{logical}' of {size} can't be divided over mesh axis"
-                    f" '{axis}' of {self.mesh.shape[axis]} devices: set MeshConfig.{axis} to a divisor of {size}"
+                    f" {named} of {self.devices(several)} devices: set {fields} to a divisor of {size}"
                 )
         return NamedSharding(self.mesh, PartitionSpec(*axes))
 
@@ -74,12 +101,12 @@ class Layout:
 
     def round_up(self, rows: int) -> int:
         """The next number of rows that the batch axes divide."""
-        devices = math.prod(self.mesh.shape[axis] for axis in self.rules.batch)
+        devices = self.devices(self.rules.batch)
         return -(-rows // devices) * devices
 
     def require_batch(self, name: str, size: int) -> None:
         """Raises UsageError when `size` rows can't be split evenly over the batch axes."""
-        devices = math.prod(self.mesh.shape[axis] for axis in self.rules.batch)
+        devices = self.devices(self.rules.batch)
         if size % devices:
             raise UsageError(
                 f"{name} is {size}: {size} rows can't be divided over {devices} devices (mesh axes"
@@ -89,10 +116,12 @@ class Layout:
 
 def rollout_layout(layout: Layout, config: RolloutConfig) -> Layout:
     """The trainer's, or one of the rollouts' own over the same devices."""
-    return layout if config.mesh is None else make_layout(config.mesh, layout.mesh.devices.ravel())
+    if config.mesh is None:
+        return layout
+    return make_layout(config.mesh, layout.mesh.devices.ravel(), ROLLOUT_RULES)
 
 
-def make_layout(config: MeshConfig, devices=None) -> Layout:
+def make_layout(config: MeshConfig, devices=None, rules: Rules = Rules()) -> Layout:
     """The mesh over all devices, data outermost. Raises UsageError when the sizes don't multiply to their number."""
     devices = jax.devices() if devices is None else devices
     sizes = {"data": config.data, "fsdp": config.fsdp, "expert": config.expert, "tensor": config.tensor}
@@ -105,4 +134,4 @@ def make_layout(config: MeshConfig, devices=None) -> Layout:
             f" {len(devices)}; at most one may be -1, which takes what is left"
         )
     shape = [len(devices) // fixed if size == -1 else size for size in sizes.values()]
-    return Layout(Mesh(np.asarray(devices).reshape(shape), tuple(sizes)))
+    return Layout(Mesh(np.asarray(devices).reshape(shape), tuple(sizes)), rules)

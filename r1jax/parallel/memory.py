@@ -67,6 +67,8 @@ def rollout_memory(layout: Layout, model: ModelConfig, config: RolloutConfig, P:
     """What rollouts hold beside the trainer's weights, with prompts of at most P tokens and outputs of at most N."""
     layout = rollout_layout(layout, config)
     slots, T, heads = layout.round_up(config.slots), places(config), model.num_attention_heads
+    if not set(layout.rules.heads) & set(layout.rules.batch):  # else a row's scores are on one device
+        heads //= layout.devices(layout.rules.heads)
     width, here = P + N + config.steps_per_round * T, slots // layout.round_up(1)
     params, _ = programs.abstract_policy(model)
     weights = jax.eval_shape(lambda p: programs.rollout_weights(p, model, config.weights), params)
@@ -84,7 +86,7 @@ def rollout_memory(layout: Layout, model: ModelConfig, config: RolloutConfig, P:
         "cache": bytes_per_device(cache, programs.slot_shardings(layout, model, config).cache),
         "prompts": bytes_per_device(prompts, jax.tree.map(lambda _: layout.replicated(), prompts)),
         # In float32: before and after the softmax; with noise and log-probabilities.
-        "attention scores": 2 * 4 * heads // layout.mesh.shape["tensor"] * scored,
+        "attention scores": 2 * 4 * heads * scored,
         "logits": 3 * 4 * model.vocab_size * max(here * T, runs[0][0]),
     }
 

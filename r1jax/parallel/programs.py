@@ -30,6 +30,7 @@ from r1jax.objectives.grpo import (
 from r1jax.objectives.language_model import busiest_expert, language_model_loss, mtp_losses, pooled
 from r1jax.objectives.metrics import Max, Mean, merge_metrics
 from r1jax.objectives.optimizer import learning_rate, make_optimizer
+from r1jax.parallel.divided import divided
 from r1jax.parallel.layout import Layout
 from r1jax.sampling.decode import Slots, decode_round, empty_slots, insert, prefill
 from r1jax.sampling.score import by_output, output_mask, score
@@ -157,6 +158,7 @@ def sft_step(layout: Layout, model: ModelConfig, config: SFTConfig, steps: int):
 def language_model_step(layout: Layout, model: ModelConfig, config: PretrainConfig | SFTConfig, steps: int):
     """(TrainState, TokenBatch, or a TaughtBatch, of which a part is learnt) -> (TrainState, metrics)."""
     model = on_platform(layout, model)
+    ops = divided(layout, model)
     optimizer = make_optimizer(config.optimizer, model, steps)
     schedule = learning_rate(config.optimizer, steps)
 
@@ -169,6 +171,7 @@ def language_model_step(layout: Layout, model: ModelConfig, config: PretrainConf
             mtp_weight=config.mtp_loss_weight,
             balance_weight=config.balance_loss_weight,
             is_target_BT=is_target_BT,
+            ops=ops,
         )
         grads, (metrics, load) = jax.grad(loss, has_aux=True)(state.params, state.router_bias, tokens)
         state, norms = apply_updates(optimizer, model, config.optimizer, state, grads, load)
@@ -242,7 +245,9 @@ def make_slots(layout: Layout, model: ModelConfig, config: RolloutConfig, slots:
 @functools.cache
 def prefiller(layout: Layout, model: ModelConfig, config: RolloutConfig):
     """(params, router_bias, tokens [B, P], lengths [B], ids [B]) -> Prefilled on every device."""
-    return jax.jit(functools.partial(prefill, c=model, r=config), out_shardings=layout.replicated())
+    return jax.jit(
+        functools.partial(prefill, c=model, r=config, ops=divided(layout, model)), out_shardings=layout.replicated()
+    )
 
 
 @functools.cache
@@ -256,9 +261,11 @@ def inserter(layout: Layout, model: ModelConfig, config: RolloutConfig):
 def decoder(layout: Layout, model: ModelConfig, config: RolloutConfig, width: int):
     """(params, router_bias, Slots, is_free [S], limit, DrawSettings) -> (Slots, Emitted). The slots are donated."""
 
+    ops = divided(layout, model)
+
     def decode(params, router_bias, slots: Slots, is_free_S, limit, settings):
         slots = replace(slots, done_S=slots.done_S | is_free_S)
-        return decode_round(params, router_bias, slots, limit, settings, model, config, width=width)
+        return decode_round(params, router_bias, slots, limit, settings, model, config, ops, width=width)
 
     return jax.jit(decode, out_shardings=(slot_shardings(layout, model, config), layout.replicated()), donate_argnums=2)
 
@@ -282,13 +289,16 @@ def prepare_batch(layout: Layout, model: ModelConfig, config: RLConfig):
     forward pass: the first ratio is exactly 1 whatever the sampler's rounding.
     """
     model = on_platform(layout, model)
+    ops = divided(layout, model)
 
     def prepare(state: RLState, packed: PackedOutputs, temperature):
         N, train = config.max_new_tokens, state.train
-        logp_old_BN, _, _ = score(train.params, train.router_bias, packed, N, temperature, model, packed.routes_BTLK)
+        routes = packed.routes_BTLK
+        logp_old_BN, _, _ = score(train.params, train.router_bias, packed, N, temperature, model, routes, ops)
         logp_ref_BN = logp_old_BN  # which costs nothing
         if config.kl_coef:
-            logp_ref_BN, _, _ = score(state.reference, state.reference_router_bias, packed, N, temperature, model)
+            reference = (state.reference, state.reference_router_bias)
+            logp_ref_BN, _, _ = score(*reference, packed, N, temperature, model, ops=ops)
         logp_sampler_BN, mask_BN = by_output(packed.logp_sampler_BT, packed, N), output_mask(packed, N)
         weights_BN = importance_weights(logp_old_BN - logp_sampler_BN, mask_BN, config)
         metrics = sampler_gap(logp_old_BN, logp_sampler_BN, mask_BN, weights_BN)
@@ -304,13 +314,15 @@ def prepare_batch(layout: Layout, model: ModelConfig, config: RLConfig):
 def grpo_gradients(layout: Layout, model: ModelConfig, config: RLConfig):
     """(params, router_bias, GRPOBatch, temperature) -> Gradients of the microbatch."""
     model = on_platform(layout, model)
+    ops = divided(layout, model)
+    # Recomputing the forward pass in the backward one saves memory, and keeps XLA from fusing it otherwise than in
+    # `prepare_batch`: the first ratio is 1 to the last bit, where it was within 2e-5. Layers that do so are enough.
+    rematerialised = jax.checkpoint(score, static_argnums=(3, 5, 7)) if model.remat == "none" else score
 
     def loss(params, router_bias, batch: GRPOBatch, temperature):
-        # Recomputing the forward pass in the backward one saves memory, and keeps XLA from fusing it otherwise than in
-        # `prepare_batch`: the first ratio is 1 to the last bit, where it was within 2e-5.
-        rematerialised = jax.checkpoint(score, static_argnums=(3, 5))
+        packed = batch.packed
         logp_BN, entropy_BN, hidden = rematerialised(
-            params, router_bias, batch.packed, config.max_new_tokens, temperature, model, batch.packed.routes_BTLK
+            params, router_bias, packed, config.max_new_tokens, temperature, model, packed.routes_BTLK, ops
         )
         part, metrics = grpo_loss(
             logp_BN, batch.logp_old_BN, batch.logp_ref_BN, batch.advantage_B, batch.mask_BN, config, batch.weights_BN
@@ -321,9 +333,7 @@ def grpo_gradients(layout: Layout, model: ModelConfig, config: RLConfig):
             # The modules learn to draft what this policy draws; nothing that it draws with learns from them.
             detached, hidden = jax.lax.stop_gradient((params, hidden))
             detached = detached | {"mtp": params["mtp"]}
-            losses, mtp_load_KE = mtp_losses(
-                detached, router_bias, hidden, batch.packed.tokens, model, batch.packed.is_new_BT
-            )
+            losses, mtp_load_KE = mtp_losses(detached, router_bias, hidden, packed.tokens, model, packed.is_new_BT, ops)
             metrics["mtp_loss"] = modules = pooled(losses)
             if config.optimizer.mtp == "train":
                 total += modules.total  # alone in its gradients, which Adam scales: a weight would change nothing

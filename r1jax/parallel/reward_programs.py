@@ -10,6 +10,7 @@ from r1jax.model.spec import init_params, param_specs, router_bias_specs
 from r1jax.objectives.metrics import Max
 from r1jax.objectives.optimizer import learning_rate, make_optimizer
 from r1jax.objectives.reward_model import response_scores, reward_model_loss
+from r1jax.parallel.divided import divided
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.programs import apply_updates, first_state, on_platform, train_state_shardings
 from r1jax.types import JudgedBatch, TrainState
@@ -49,7 +50,7 @@ def reward_model_step(layout: Layout, model: ModelConfig, config: RewardModelCon
     schedule = learning_rate(config.optimizer, steps)
 
     def step(state: TrainState, batch: JudgedBatch):
-        loss = functools.partial(reward_model_loss, config=model, kind=config.kind)
+        loss = functools.partial(reward_model_loss, config=model, kind=config.kind, ops=divided(layout, model))
         grads, (metrics, load) = jax.grad(loss, has_aux=True)(state.params, state.router_bias, batch)
         state, norms = apply_updates(optimizer, model, config.optimizer, state, grads, load)
         return state, metrics | norms | {"learning_rate": Max(schedule(state.step - 1))}
@@ -61,12 +62,14 @@ def reward_model_step(layout: Layout, model: ModelConfig, config: RewardModelCon
 @functools.cache
 def reward_model_metrics(layout: Layout, model: ModelConfig, kind: str):
     """(params, router_bias, JudgedBatch) -> metrics, of a batch that is not learnt from."""
-    loss = functools.partial(reward_model_loss, config=on_platform(layout, model), kind=kind)
+    model = on_platform(layout, model)
+    loss = functools.partial(reward_model_loss, config=model, kind=kind, ops=divided(layout, model))
     return jax.jit(lambda *arguments: loss(*arguments)[1][0], out_shardings=layout.replicated())
 
 
 @functools.cache
 def reward_scores(layout: Layout, model: ModelConfig):
     """(params, router_bias, tokens [B, T], lengths [B]) -> scores, float32 [B]; any number where a length is 0."""
-    scores = functools.partial(response_scores, config=on_platform(layout, model))
+    model = on_platform(layout, model)
+    scores = functools.partial(response_scores, config=model, ops=divided(layout, model))
     return jax.jit(lambda *arguments: scores(*arguments)[0], out_shardings=layout.replicated())

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from r1jax.config import ModelConfig, RolloutConfig
+from r1jax.model.ops import ONE_DEVICE, Ops
 from r1jax.model.quantize import quantize
 from r1jax.model.transformer import empty_latents, extend, extend_mtp, logits
 from r1jax.sampling.draw import DrawSettings, draw, sample_key
@@ -83,7 +84,14 @@ def stored(latents, r: RolloutConfig):
 
 
 def prefill(
-    params: Params, router_bias: dict, tokens_BP: Array, length_B: Array, id_B: Array, c: ModelConfig, r: RolloutConfig
+    params: Params,
+    router_bias: dict,
+    tokens_BP: Array,
+    length_B: Array,
+    id_B: Array,
+    c: ModelConfig,
+    r: RolloutConfig,
+    ops: Ops = ONE_DEVICE,
 ) -> Prefilled:
     """Runs right-padded prompts, a chunk at a time, over the latents of the chunks before.
 
@@ -101,10 +109,10 @@ def prefill(
         positions_BT = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
         before = (jnp.arange(padded) < start)[None, None]
         contexts = [(latents, before)] if padded > chunk else []
-        hidden_BTD, new, routes = extend(params, router_bias, tokens_BT, positions_BT, contexts, c)
+        hidden_BTD, new, routes = extend(params, router_bias, tokens_BT, positions_BT, contexts, c, ops)
         if r.speculative:
             next_BT = jax.lax.dynamic_slice_in_dim(tokens_BP, start + 1, chunk, axis=1)
-            new |= extend_mtp(params, router_bias, hidden_BTD, next_BT, positions_BT, contexts, c)[1]
+            new |= extend_mtp(params, router_bias, hidden_BTD, next_BT, positions_BT, contexts, c, ops)[1]
         latents = jax.tree.map(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, start, axis=2), latents, new)
         at_B = jnp.clip(length_B - 1 - start, 0, chunk - 1)
         is_here_B1 = ((length_B - 1) // chunk == start // chunk)[:, None]
@@ -118,7 +126,7 @@ def prefill(
     if r.routing_replay:
         routes = jnp.moveaxis(routes, 0, 1).reshape(B, padded, *routes.shape[3:])[:, :P]
     latents = stored(jax.tree.map(lambda x: x[:, :, :P], latents), r)
-    return Prefilled(latents, last_BD, logits(params, last_BD, c.tokenizer_size), length_B, id_B, routes)
+    return Prefilled(latents, last_BD, next_logits(params, last_BD, c, ops), length_B, id_B, routes)
 
 
 def empty_slots(c: ModelConfig, r: RolloutConfig, slots: int, width: int) -> Slots:
@@ -190,6 +198,7 @@ def decode_round(
     s: DrawSettings,
     c: ModelConfig,
     r: RolloutConfig,
+    ops: Ops = ONE_DEVICE,
     *,
     width: int,
 ) -> tuple[Slots, Emitted]:
@@ -209,11 +218,11 @@ def decode_round(
         """Runs the pending token of each slot, and a draft of the next; emits what is true, and draws what follows."""
         tokens_ST = state.slots.token_S[:, None]
         if r.speculative:
-            draft_S, state = propose(params, router_bias, state, cache, paired_S1W, s, c, r)
+            draft_S, state = propose(params, router_bias, state, cache, paired_S1W, s, c, r, ops)
             tokens_ST = jnp.stack([state.slots.token_S, draft_S], axis=1)
         positions_ST = state.slots.length_S[:, None] + jnp.arange(T)
         contexts = [(cache, seen_S1W), (state.tail, state.out.is_token_SN[:, None])]
-        hidden_STD, new, routes_STLK = extend(params, router_bias, tokens_ST, positions_ST, contexts, c)
+        hidden_STD, new, routes_STLK = extend(params, router_bias, tokens_ST, positions_ST, contexts, c, ops)
         state = replace(state, tail=state.tail | append(state.tail, new, state.step * T))
         if r.routing_replay and routes_STLK is not None:
             at = (0, state.step * T, 0, 0)
@@ -223,7 +232,7 @@ def decode_round(
         for t in range(T):
             is_true_S = ~state.slots.done_S & (tokens_ST[:, t] == state.slots.token_S)
             state = emit(state, state.step * T + t, is_true_S, limit, s)
-            state = replace(state, slots=draw_next(params, state.slots, hidden_STD[:, t], is_true_S, s, c, r))
+            state = replace(state, slots=draw_next(params, state.slots, hidden_STD[:, t], is_true_S, s, c, r, ops))
             next_ST.append(state.slots.token_S)
             is_true_ST.append(is_true_S)
         pairs = Pairs(hidden_STD, jnp.stack(next_ST, 1), jnp.stack(is_true_ST, 1)) if r.speculative else None
@@ -272,17 +281,17 @@ def propose(
     s: DrawSettings,
     c: ModelConfig,
     r: RolloutConfig,
+    ops: Ops,
 ) -> tuple[Array, Round]:
     """Runs the multi-token-prediction module on the last step's pairs; what it draws behind the pending token, [S]."""
     slots, pairs, at = state.slots, state.slots.pairs, state.step * places(r)
     true_S1 = pairs.is_true_ST.sum(axis=1, keepdims=True)
     positions_ST = slots.length_S[:, None] - true_S1 + jnp.arange(places(r))
     contexts = [(cache, paired_S1W), (state.tail, state.paired_SN[:, None])]
-    hidden_STD, new = extend_mtp(params, router_bias, pairs.hidden_STD, pairs.next_ST, positions_ST, contexts, c)
+    hidden_STD, new = extend_mtp(params, router_bias, pairs.hidden_STD, pairs.next_ST, positions_ST, contexts, c, ops)
     last_SD = jnp.take_along_axis(hidden_STD, jnp.maximum(true_S1 - 1, 0)[..., None], axis=1)[:, 0]
-    draft_S, _, _ = draw(
-        logits(params, last_SD, c.tokenizer_size), slots.key_S, slots.count_S + 1, s, truncate=r.truncates
-    )
+    drafted_SV = next_logits(params, last_SD, c, ops)
+    draft_S, _, _ = draw(drafted_SV, slots.key_S, slots.count_S + 1, s, truncate=r.truncates)
     paired_SN = jax.lax.dynamic_update_slice(state.paired_SN, pairs.is_true_ST, (0, at))
     return draft_S, replace(state, tail=state.tail | append(state.tail, new, at), paired_SN=paired_SN)
 
@@ -305,13 +314,25 @@ def emit(state: Round, place: Array, is_true_S: Array, limit: Array, s: DrawSett
 
 
 def draw_next(
-    params: Params, slots: Slots, hidden_SD: Array, is_true_S: Array, s: DrawSettings, c: ModelConfig, r: RolloutConfig
+    params: Params,
+    slots: Slots,
+    hidden_SD: Array,
+    is_true_S: Array,
+    s: DrawSettings,
+    c: ModelConfig,
+    r: RolloutConfig,
+    ops: Ops,
 ) -> Slots:
     """The token behind what was just emitted becomes the pending one."""
-    drawn = draw(logits(params, hidden_SD, c.tokenizer_size), slots.key_S, slots.count_S, s, truncate=r.truncates)
+    drawn = draw(next_logits(params, hidden_SD, c, ops), slots.key_S, slots.count_S, s, truncate=r.truncates)
     pending = (slots.token_S, slots.logp_S, slots.drawn_logp_S)
     token_S, logp_S, drawn_logp_S = (jnp.where(is_true_S, new, old) for new, old in zip(drawn, pending, strict=True))
     return replace(slots, token_S=token_S, logp_S=logp_S, drawn_logp_S=drawn_logp_S)
+
+
+def next_logits(params: Params, hidden_BD: Array, c: ModelConfig, ops: Ops) -> Array:
+    """float32 [B, V], each row whole on one device, which draws from it."""
+    return ops.rows(logits(params, ops.inner(hidden_BD), c.tokenizer_size))
 
 
 def merge(cache, tail, at_S: Array, is_true_SN: Array):

@@ -39,7 +39,7 @@ class Policy:
 
 
 # How a model is computed and stored, not what it is: a run may choose otherwise than the checkpoint it starts from.
-FREE = ("param_dtype", "dtype", "experts", "attention", "initializer_range", "max_position_embeddings")
+FREE = ("param_dtype", "dtype", "experts", "attention", "remat", "initializer_range", "max_position_embeddings")
 
 
 def load_policy(path: epath.Path, layout: Layout, model: ModelConfig | None = None) -> Policy:

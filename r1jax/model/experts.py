@@ -1,0 +1,188 @@
+"""Routed experts on their tokens: on one device, or divided over the devices of a mesh axis. No token is ever dropped.
+
+`p` has the three matrices of each expert; ids [T, K] and gate values [T, K] are the router's (model/moe.py).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from r1jax.types import Array, Params
+
+ROWS_APART = 8  # (token, expert) pairs for each device, from which on tokens are sent to their experts' devices alone
+
+
+def experts_dense(p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array) -> Array:
+    """Every expert on every token, weighted: the oracle, and the fastest form for few and small experts on a CPU."""
+    E = p["gate_EDF"].shape[0]
+    weights_TE = (jax.nn.one_hot(ids_TK, E, dtype=x_TD.dtype) * gates_TK.astype(x_TD.dtype)[..., None]).sum(axis=1)
+    hidden_ETF = jax.nn.silu(jnp.einsum("TD,EDF->ETF", x_TD, p["gate_EDF"]))
+    hidden_ETF = hidden_ETF * jnp.einsum("TD,EDF->ETF", x_TD, p["up_EDF"]) * weights_TE.T[..., None]
+    return jnp.einsum("ETF,EFD->TD", hidden_ETF, p["down_EFD"])
+
+
+def count(ids: Array, n: int) -> Array:
+    """How often each of the ids 0 to n - 1 is there, int32 [n]; others are not counted."""
+    return (ids.reshape(-1, 1) == jnp.arange(n)).sum(axis=0, dtype=jnp.int32)
+
+
+def sorted_rows(p: Params, rows_SD: Array, group_sizes_E: Array) -> Array:
+    """Rows that stand expert by expert, each through its own: three ragged matmuls. Rows behind the last group: 0."""
+    hidden_SF = jax.nn.silu(jax.lax.ragged_dot(rows_SD, p["gate_EDF"], group_sizes_E))
+    hidden_SF = hidden_SF * jax.lax.ragged_dot(rows_SD, p["up_EDF"], group_sizes_E)
+    return jax.lax.ragged_dot(hidden_SF, p["down_EFD"], group_sizes_E)
+
+
+def experts_grouped(p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array) -> Array:
+    """Each token only on its chosen experts: sort by expert, three ragged matmuls, unsort."""
+    T, K = ids_TK.shape
+    order_S = jnp.argsort(ids_TK.reshape(-1), stable=True)  # of T * K pairs, by expert
+    place_TK = jnp.argsort(order_S).reshape(T, K)
+    rows_SD = take(x_TD, order_S // K, place_TK)
+    out_SD = sorted_rows(p, rows_SD, count(ids_TK, p["gate_EDF"].shape[0]))
+    out_SD = out_SD * gates_TK.reshape(-1)[order_S].astype(x_TD.dtype)[:, None]
+    return bring_back(out_SD, order_S // K, place_TK)
+
+
+# Tokens to rows and back. One is the other's transpose, and both read: a transpose by JAX would scatter, row by row.
+
+
+@jax.custom_vjp
+def take(x_TD: Array, token_S: Array, place_TK: Array) -> Array:
+    """Rows [S, D]: row s is token token_S[s], or 0 where that is -1. place_TK says where each token's K rows are.
+
+    A place of -1 is none: the token has fewer.
+    """
+    rows_SD = x_TD[jnp.maximum(token_S, 0)]
+    return jnp.where(token_S[:, None] >= 0, rows_SD, 0)
+
+
+@jax.custom_vjp
+def bring_back(rows_SD: Array, token_S: Array, place_TK: Array) -> Array:
+    """[T, D]: the sum of each token's rows."""
+    rows_TKD = jnp.where(place_TK[..., None] >= 0, rows_SD[jnp.maximum(place_TK, 0)], 0)
+    return rows_TKD.sum(axis=1)
+
+
+def _keep(function):
+    return lambda x, token_S, place_TK: (function(x, token_S, place_TK), (token_S, place_TK))
+
+
+take.defvjp(_keep(take), lambda kept, g_SD: (bring_back(g_SD, *kept), None, None))
+bring_back.defvjp(_keep(bring_back), lambda kept, g_TD: (take(g_TD, *kept), None, None))
+
+
+# Over the devices of a mesh axis, each of which has E / n experts. These run inside `shard_map`.
+
+
+def experts_divided(
+    p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array, axes: tuple[str, ...], agree: tuple[str, ...]
+) -> Array:
+    """This device's tokens on experts of all devices of `axes`; `p` are this device's own.
+
+    Many tokens go to their experts' devices; few, as when decoding, are shown to all devices.
+    """
+    n = jax.lax.axis_size(axes)
+    if n == 1:
+        return experts_grouped(p, x_TD, ids_TK, gates_TK)
+    if ids_TK.size < ROWS_APART * n:
+        return experts_shown(p, x_TD, ids_TK, gates_TK, axes)
+    return experts_exchanged(p, x_TD, ids_TK, gates_TK, axes, agree)
+
+
+def experts_shown(p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array, axes: tuple[str, ...]) -> Array:
+    """All devices see all tokens; each works on those of its own experts, and the results are added up."""
+    E, first = p["gate_EDF"].shape[0], jax.lax.axis_index(axes) * p["gate_EDF"].shape[0]
+    x_TD, ids_TK, gates_TK = (jax.lax.all_gather(a, axes, tiled=True) for a in (x_TD, ids_TK, gates_TK))
+    T, K = ids_TK.shape
+    here_P = jnp.where((ids_TK >= first) & (ids_TK < first + E), ids_TK - first, E).reshape(-1)
+    order_P = jnp.argsort(here_P, stable=True)
+    S = T * min(K, E)  # a token's experts are different ones
+    order_S = order_P[:S]
+    is_row_S = here_P[order_S] < E
+    token_S = jnp.where(is_row_S, order_S // K, -1)
+    place_TK = jnp.where(here_P < E, jnp.argsort(order_P), -1).reshape(T, K)
+    place_TE = jax.lax.top_k(place_TK, min(K, E))[0]  # the others are -1
+    out_SD = sorted_rows(p, take(x_TD, token_S, place_TE), count(here_P, E))
+    out_SD = jnp.where(is_row_S, gates_TK.reshape(-1)[order_S], 0).astype(x_TD.dtype)[:, None] * out_SD
+    return jax.lax.psum_scatter(bring_back(out_SD, token_S, place_TE), axes, tiled=True)
+
+
+def experts_exchanged(
+    p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array, axes: tuple[str, ...], agree: tuple[str, ...]
+) -> Array:
+    """Each token's row goes to the devices of its experts, and what comes out comes back.
+
+    Buffers have room for half as many rows again as evenly spread tokens need. What is more goes in further rounds, as
+    many as the fullest pair of devices needs: memory is bounded, shapes are static, and nothing is dropped. All devices
+    of `agree` make as many rounds.
+    """
+    T, K = ids_TK.shape
+    n = jax.lax.axis_size(axes)
+    room = -(-3 * T * K // (2 * n))
+    room = min(-(-room // 8) * 8, T * min(K, p["gate_EDF"].shape[0]))
+    to_P = (ids_TK // p["gate_EDF"].shape[0]).reshape(-1)
+    order_P = jnp.argsort(ids_TK.reshape(-1), stable=True)  # pairs by expert, so by device too
+    count_n = count(to_P, n)
+    rounds = jax.lax.pmax(-(-count_n.max() // room), agree)
+    start_n = jnp.cumsum(count_n) - count_n
+    rank_TK = (jnp.argsort(order_P) - start_n[to_P]).reshape(T, K)  # of a pair among those for the same device
+    plan = (order_P, start_n, count_n, to_P.reshape(T, K), rank_TK, ids_TK, rounds)
+    return _rounds(p, x_TD, gates_TK, plan, axes, room)
+
+
+def _one_round(p: Params, x_TD: Array, gates_TK: Array, plan, number: Array, axes: tuple[str, ...], room: int):
+    """What the pairs of rank number * room to (number + 1) * room give, [T, D]."""
+    order_P, start_n, count_n, to_TK, rank_TK, ids_TK, _ = plan
+    E, K, n = p["gate_EDF"].shape[0], ids_TK.shape[1], start_n.size
+    rank_nR = number * room + jnp.arange(room) + jnp.zeros((n, 1), jnp.int32)
+    is_pair_S = (rank_nR < count_n[:, None]).reshape(-1)
+    pair_S = jnp.where(is_pair_S, order_P[jnp.minimum((start_n[:, None] + rank_nR).reshape(-1), order_P.size - 1)], -1)
+    token_S = jnp.where(is_pair_S, pair_S // K, -1)
+    place_TK = to_TK * room + rank_TK - number * room
+    place_TK = jnp.where((rank_TK >= number * room) & (rank_TK < (number + 1) * room), place_TK, -1)
+
+    exchange = functools.partial(jax.lax.all_to_all, axis_name=axes, split_axis=0, concat_axis=0, tiled=True)
+    expert_S = exchange(jnp.where(is_pair_S, ids_TK.reshape(-1)[pair_S] % E, E))
+    # Gate values go along: scaled where the experts are, a row needs not be known again for its gate's gradient.
+    gate_S1 = exchange(take(gates_TK.reshape(-1, 1), pair_S, place_TK.reshape(-1, 1)))
+    rows_SD = exchange(take(x_TD, token_S, place_TK))
+    order_S = jnp.argsort(expert_S, stable=True)
+    place_S1 = jnp.argsort(order_S)[:, None]
+    out_SD = sorted_rows(p, take(rows_SD, order_S, place_S1), count(expert_S, E))
+    gate_S1 = take(gate_S1, order_S, place_S1).astype(out_SD.dtype)
+    out_SD = jnp.where((expert_S < E)[order_S][:, None], out_SD * gate_S1, 0)
+    return bring_back(exchange(bring_back(out_SD, order_S, place_S1)), token_S, place_TK)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _rounds(p: Params, x_TD: Array, gates_TK: Array, plan, axes: tuple[str, ...], room: int) -> Array:
+    """The sum of all rounds. Its gradient makes the rounds again: what they compute in between is not kept."""
+
+    def more(state):
+        number, out_TD = state
+        return number + 1, out_TD + _one_round(p, x_TD, gates_TK, plan, number, axes, room)
+
+    return jax.lax.while_loop(lambda state: state[0] < plan[-1], more, (jnp.int32(0), jnp.zeros_like(x_TD)))[1]
+
+
+def _rounds_forward(p, x_TD, gates_TK, plan, axes, room):
+    return _rounds(p, x_TD, gates_TK, plan, axes, room), (p, x_TD, gates_TK, plan)
+
+
+def _rounds_backward(axes, room, kept, g_TD):
+    p, x_TD, gates_TK, plan = kept
+
+    def more(state):
+        number, sums = state
+        one_round = functools.partial(_one_round, plan=plan, number=number, axes=axes, room=room)
+        _, pull = jax.vjp(one_round, p, x_TD, gates_TK)
+        return number + 1, jax.tree.map(jnp.add, sums, pull(g_TD))
+
+    zeros = jax.tree.map(jnp.zeros_like, (p, x_TD, gates_TK))
+    sums = jax.lax.while_loop(lambda state: state[0] < plan[-1], more, (jnp.int32(0), zeros))[1]
+    return *sums, None
+
+
+_rounds.defvjp(_rounds_forward, _rounds_backward)

@@ -1,0 +1,91 @@
+"""The model's operations on a mesh: constraints on how arrays lie, and `shard_map` where a kernel runs on each part."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from r1jax.config import ModelConfig
+from r1jax.model import ops
+from r1jax.model.experts import experts_divided
+from r1jax.model.ops import Ops
+from r1jax.model.quantize import is_quantized
+from r1jax.model.softmax_attention import attend
+from r1jax.model.spec import ParamSpec, is_spec, param_specs
+from r1jax.parallel.layout import Layout
+from r1jax.types import Array, Params
+
+
+@functools.cache
+def divided(layout: Layout, model: ModelConfig) -> Ops:
+    """What programs on this layout give the model. The same object for the same arguments."""
+    if layout.mesh.size == 1:
+        return ops.ONE_DEVICE
+    rows, heads = layout.rules.batch, layout.rules.heads
+    inner = tuple(axis for axis in rows if axis not in heads)
+
+    def lie(*axes: tuple[str, ...]) -> Callable[[Array], Array]:
+        sharding = NamedSharding(layout.mesh, PartitionSpec(*axes))
+        return lambda x: jax.lax.with_sharding_constraint(x, sharding)
+
+    def on_parts(q_BTHM, k_BTYM, v_BTYU, segments_BT, scale, implementation):
+        by_head = PartitionSpec(inner, None, heads)
+        return jax.shard_map(
+            functools.partial(attend, scale=scale, implementation=implementation),
+            mesh=layout.mesh,
+            in_specs=(by_head, by_head, by_head, PartitionSpec(inner)),
+            out_specs=by_head,
+            check_vma=False,
+        )(q_BTHM, k_BTYM, v_BTYU, segments_BT)
+
+    return Ops(
+        rows=lie(rows),
+        inner=lie(inner),
+        heads=lie(inner, (), heads),
+        gather=functools.partial(gather, layout, param_specs(model)),
+        attend=on_parts,
+        experts=ops.experts if model.experts == "dense" else functools.partial(experts, layout),
+        shards=layout.devices(rows),
+    )
+
+
+def gather(layout: Layout, specs: Params, name: str, weights: Params) -> Params:
+    """Weights of a layer (or a tensor outside the layers) as they are used: whole but for what "tensor" divides.
+
+    Experts stay as they are: what is missing of them is gathered where they run.
+    """
+
+    def one(spec: ParamSpec, weight):
+        if "experts" in spec.axes or is_quantized(weight):
+            return weight
+        axes = [() if axis == "embed" else layout.axes(axis) for axis in spec.axes if axis != "layers"]
+        return jax.lax.with_sharding_constraint(weight, NamedSharding(layout.mesh, PartitionSpec(*axes)))
+
+    return jax.tree.map(one, specs[name], weights, is_leaf=is_spec)
+
+
+def experts(layout: Layout, p: Params, x_BTD: Array, ids_BTK: Array, gates_BTK: Array, c: ModelConfig) -> Array:
+    """The routed experts of each token, [B, T, D], by expert parallelism."""
+    rules, by_row = layout.rules, PartitionSpec(layout.rules.batch)
+
+    def on_parts(gate_EDF, up_EDF, down_EFD, x_BTD, ids_BTK, gates_BTK):
+        if layout.devices(rules.expert_embed) > 1:
+            whole = functools.partial(jax.lax.all_gather, axis_name=rules.expert_embed, tiled=True)
+            gate_EDF, up_EDF, down_EFD = whole(gate_EDF, axis=1), whole(up_EDF, axis=1), whole(down_EFD, axis=2)
+        weights = {"gate_EDF": gate_EDF, "up_EDF": up_EDF, "down_EFD": down_EFD}
+        x_TD, ids_TK, gates_TK = (a.reshape(-1, a.shape[-1]) for a in (x_BTD, ids_BTK, gates_BTK))
+        out_TD = experts_divided(weights, x_TD, ids_TK, gates_TK, rules.experts, layout.mesh.axis_names)
+        if layout.devices(rules.expert_mlp) > 1:
+            out_TD = jax.lax.psum(out_TD, rules.expert_mlp)
+        return out_TD.reshape(x_BTD.shape)
+
+    into = PartitionSpec(rules.experts, rules.expert_embed, rules.expert_mlp)
+    out = PartitionSpec(rules.experts, rules.expert_mlp, rules.expert_embed)
+    return jax.shard_map(
+        on_parts,
+        mesh=layout.mesh,
+        in_specs=(into, into, out, by_row, by_row, by_row),
+        out_specs=by_row,
+        check_vma=False,
+    )(p["gate_EDF"], p["up_EDF"], p["down_EFD"], x_BTD, ids_BTK, gates_BTK)
