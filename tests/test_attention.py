@@ -88,14 +88,13 @@ def test_the_definition_by_hand():
 @pytest.mark.parametrize(
     ("where", "expected"),
     [
-        (("cpu", "float32", 8, 192, 0.0), "chunked"),
-        (("gpu", "bfloat16", 8, 192, 9.0), "cudnn"),
-        (("gpu", "bfloat16", 8, 192, 8.0), "chunked"),  # before Hopper: heads of 128
-        (("gpu", "bfloat16", 1, 128, 8.0), "cudnn"),
-        (("gpu", "bfloat16", 1, 100, 9.0), "chunked"),
-        (("gpu", "float32", 1, 128, 9.0), "chunked"),
-        (("tpu", "bfloat16", 1, 192, 0.0), "splash"),
-        (("tpu", "bfloat16", 4, 192, 0.0), "chunked"),
+        (("cpu", "float32", 192, 0.0), "chunked"),
+        (("gpu", "bfloat16", 192, 9.0), "cudnn"),
+        (("gpu", "bfloat16", 192, 8.0), "chunked"),  # before Hopper: heads of 128
+        (("gpu", "bfloat16", 128, 8.0), "cudnn"),
+        (("gpu", "bfloat16", 100, 9.0), "chunked"),
+        (("gpu", "float32", 128, 9.0), "chunked"),
+        (("tpu", "bfloat16", 192, 0.0), "splash"),
     ],
 )
 def test_the_platform_chooses(where, expected):

@@ -16,13 +16,12 @@ CHUNK = 256  # queries at once in the chunked forms; what is not longer is one c
 BLOCK = 512  # largest block of the TPU kernel
 
 
-def choose_attention(platform: str, dtype: str, devices: int, head_size: int, capability: float) -> str:
-    """What "auto" means for a program on `devices` of `platform` ("cpu", "gpu", "tpu") in `dtype`.
+def choose_attention(platform: str, dtype: str, head_size: int, capability: float) -> str:
+    """What "auto" means for a program on a `platform` ("cpu", "gpu", "tpu") in `dtype`.
 
-    cuDNN's kernels know no float32, and heads of more than 128 from compute capability 9 (Hopper) on only. The TPU
-    kernel is one device's: sharded programs take the form that XLA divides.
+    cuDNN's kernels know no float32, and heads of more than 128 from compute capability 9 (Hopper) on only.
     """
-    if platform == "tpu" and devices == 1:
+    if platform == "tpu":
         return "splash"
     if platform == "gpu" and dtype == "bfloat16" and head_size % 8 == 0:
         return "cudnn" if head_size <= (256 if capability >= 9 else 128) else "chunked"

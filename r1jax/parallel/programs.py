@@ -51,7 +51,7 @@ def on_platform(layout: Layout, model: ModelConfig) -> ModelConfig:
         return model
     devices = layout.mesh.devices.ravel()
     capability = float(devices[0].compute_capability) if devices[0].platform == "gpu" else 0.0
-    choice = choose_attention(devices[0].platform, model.dtype, len(devices), model.qk_head_dim, capability)
+    choice = choose_attention(devices[0].platform, model.dtype, model.qk_head_dim, capability)
     return replace(model, attention=choice)
 
 

@@ -1,0 +1,81 @@
+"""Routed experts, divided over the devices of a mesh in whichever way, give what the dense oracle gives."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from r1jax.config import MeshConfig
+from r1jax.model.experts import experts_dense, experts_divided, experts_exchanged, experts_grouped, experts_shown
+from r1jax.parallel.layout import make_layout
+
+D, F, E, K = 16, 12, 8, 2
+# Sums in another order than the oracle's, in float32.
+ROUNDING = dict(rtol=1e-5, atol=1e-5)
+
+
+def weights():
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = {"gate_EDF": (E, D, F), "up_EDF": (E, D, F), "down_EFD": (E, F, D)}
+    return {name: 0.5 * jax.random.normal(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
+
+
+def routed(T: int, kind: str):
+    """Rows, ids and gate values of T tokens, spread evenly, by chance, or all to the same experts."""
+    rng = np.random.default_rng(T)
+    if kind == "even":
+        ids = np.arange(T * K).reshape(T, K) % E
+    elif kind == "chance":
+        ids = np.stack([rng.permutation(E)[:K] for _ in range(T)])
+    else:
+        ids = np.tile([5, 4], (T, 1))
+    gates = rng.random((T, K)).astype(np.float32)
+    return jnp.asarray(rng.normal(size=(T, D)), jnp.float32), jnp.asarray(ids, jnp.int32), jnp.asarray(gates)
+
+
+def with_gradients(run, *inputs):
+    """The output, and gradients of a sum that weighs each number otherwise, for weights, rows and gate values."""
+    p, x, ids, gates = inputs
+    scale = jnp.cos(jnp.arange(x.size)).reshape(x.shape)
+
+    def loss(p, x, gates):
+        out = run(p, x, ids, gates)
+        return (out * scale).sum(), out
+
+    grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(p, x, gates)
+    return out, grads
+
+
+def over_devices(n: int, function):
+    layout = make_layout(MeshConfig(data=8 // n, expert=n))
+    rows, by_expert = PartitionSpec(("data", "expert")), PartitionSpec("expert")
+    specs = ({name: by_expert for name in weights()}, rows, rows, rows)
+    return jax.shard_map(function, mesh=layout.mesh, in_specs=specs, out_specs=rows, check_vma=False)
+
+
+EXCHANGED = functools.partial(experts_exchanged, axes=("expert",), agree=("data", "expert"))
+SHOWN = functools.partial(experts_shown, axes=("expert",))
+
+
+@pytest.mark.parametrize("kind", ["even", "chance", "one"])
+@pytest.mark.parametrize(
+    ("n", "function"), [(2, EXCHANGED), (4, EXCHANGED), (8, EXCHANGED), (2, SHOWN), (8, SHOWN), (1, None)]
+)
+def test_divided_experts_equal_the_dense_ones(n, function, kind):
+    """"one" fills a device's buffer several times over: further rounds take what is left, and nothing is dropped."""
+    inputs = (weights(), *routed(128, kind))
+    expected = with_gradients(experts_dense, *inputs)
+    found = with_gradients(over_devices(n, function) if function else experts_grouped, *inputs)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, **ROUNDING)
+
+
+def test_many_tokens_travel_and_few_are_shown():
+    """By the collectives that the program has."""
+    divided = functools.partial(experts_divided, axes=("expert",), agree=("data", "expert"))
+    for T, kind, other in ((512, "all_to_all", "reduce_scatter"), (8, "reduce_scatter", "all_to_all")):
+        text = jax.jit(over_devices(8, divided)).lower(weights(), *routed(T, "chance")).as_text()
+        assert kind in text and other not in text
