@@ -280,6 +280,7 @@ class OptimizerConfig:
     b2: float = 0.95
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    moment_dtype: str | None = None  # of Adam's two moments as they are stored ("bfloat16": V3, 3.3.1); None: weights'
     router_bias: str = "train"  # moved towards balance; "freeze": used as it is; "off": set to 0 and left there
     router_bias_speed: float = 0.001  # V3, section 2.1.2: gamma
     mtp: str = "train"  # the multi-token-prediction modules; "freeze": their loss is logged only; "off": not even that
@@ -287,6 +288,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         require_choice(self, "router_bias", ("train", "freeze", "off"))
         require_choice(self, "mtp", ("train", "freeze", "off"))
+        if self.moment_dtype is not None:
+            require_choice(self, "moment_dtype", ("float32", "bfloat16"))
 
 
 @dataclass(frozen=True)
@@ -420,6 +423,7 @@ class RLConfig:
     )
     truncated: str = "keep"  # outputs that the limit cut off; "mask": they count in no sum, mean or deviation
     reference_refresh_updates: int = 400  # the reference becomes the latest policy every so many updates
+    offload: tuple[str, ...] = ()  # what waits in the hosts' memory while nobody reads it: "reference", "optimizer"
     format_weight: float = 1.0  # of the format reward; accuracy has weight 1
     save_every: int = 10
     log_samples_every: int = 10  # steps whose outputs are written to samples.jsonl
@@ -477,6 +481,8 @@ class RLConfig:
         require_choice(self, "importance", ("none", "token", "sequence"))
         require_choice(self, "importance_beyond", ("truncate", "mask"))
         require_choice(self, "truncated", ("keep", "mask"))
+        if not set(self.offload) <= {"reference", "optimizer"}:
+            raise ValueError(f"offload is {self.offload}, expected some of 'reference', 'optimizer'")
         if self.importance != "none" and self.old_logprobs == "sampler":
             raise ValueError(
                 f"importance '{self.importance}' weighs the trainer's old log-probabilities against the sampler's:"

@@ -65,7 +65,7 @@ SHOWN = functools.partial(experts_shown, axes=("expert",))
     ("n", "function"), [(2, EXCHANGED), (4, EXCHANGED), (8, EXCHANGED), (2, SHOWN), (8, SHOWN), (1, None)]
 )
 def test_divided_experts_equal_the_dense_ones(n, function, kind):
-    """"one" fills a device's buffer several times over: further rounds take what is left, and nothing is dropped."""
+    """ "one" fills a device's buffer several times over: further rounds take what is left, and nothing is dropped."""
     inputs = (weights(), *routed(128, kind))
     expected = with_gradients(experts_dense, *inputs)
     found = with_gradients(over_devices(n, function) if function else experts_grouped, *inputs)

@@ -63,13 +63,13 @@ def _latent_attention(c: ModelConfig, C: int) -> dict:
         query = {
             "q_a_DQ": ParamSpec((D, Q), ("embed", "lora"), D, "self_attn.q_a_proj.weight", 1),
             "q_norm_Q": _norm(Q, "self_attn.q_a_layernorm.weight"),
-            "q_b_QHM": ParamSpec((Q, H, M), ("lora", "heads", "head"), Q, "self_attn.q_b_proj.weight", 1),
+            "q_b_QHM": ParamSpec((Q, H, M), ("rank", "heads", "head"), Q, "self_attn.q_b_proj.weight", 1),
         }
     kv_a_width = C + c.qk_rope_head_dim
     return query | {
         "kv_a_DX": ParamSpec((D, kv_a_width), ("embed", "lora"), D, "self_attn.kv_a_proj_with_mqa.weight", 1),
         "kv_norm_C": _norm(C, "self_attn.kv_a_layernorm.weight"),
-        "kv_b_CHW": ParamSpec((C, H, W), ("lora", "heads", "head"), C, "self_attn.kv_b_proj.weight", 1),
+        "kv_b_CHW": ParamSpec((C, H, W), ("rank", "heads", "head"), C, "self_attn.kv_b_proj.weight", 1),
         "out_HUD": ParamSpec((H, U, D), ("heads", "head", "embed"), H * U, "self_attn.o_proj.weight", 2),
     }
 

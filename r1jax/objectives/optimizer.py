@@ -40,13 +40,15 @@ def make_optimizer(
     `detached_mtp`: the modules learn without the model, and must not change how its gradient is clipped.
     """
     decayed = jax.tree.map(lambda spec: spec.fan_in > 0, param_specs(model), is_leaf=is_spec)
-    return optax.chain(
-        (clip_apart if detached_mtp else optax.clip_by_global_norm)(config.clip_norm),
-        optax.adamw(
-            learning_rate(config, total_updates),
-            b1=config.b1,
-            b2=config.b2,
-            weight_decay=config.weight_decay,
-            mask=decayed,
-        ),
+    adamw = optax.adamw(
+        learning_rate(config, total_updates),
+        b1=config.b1,
+        b2=config.b2,
+        weight_decay=config.weight_decay,
+        mask=decayed,
+        mu_dtype=config.moment_dtype,
     )
+    if config.moment_dtype:  # optax has a dtype for the first moment only; the second keeps the one that it starts with
+        start = adamw.init
+        adamw = adamw._replace(init=lambda params: start(optax.tree.cast(params, config.moment_dtype)))
+    return optax.chain((clip_apart if detached_mtp else optax.clip_by_global_norm)(config.clip_norm), adamw)

@@ -50,6 +50,9 @@ def divided(layout: Layout, model: ModelConfig) -> Ops:
     )
 
 
+GATHERED = ("embed", "rank")  # what fsdp divides, and no layer needs in parts
+
+
 def gather(layout: Layout, specs: Params, name: str, weights: Params) -> Params:
     """Weights of a layer (or a tensor outside the layers) as they are used: whole but for what "tensor" divides.
 
@@ -57,12 +60,30 @@ def gather(layout: Layout, specs: Params, name: str, weights: Params) -> Params:
     """
 
     def one(spec: ParamSpec, weight):
-        if "experts" in spec.axes or is_quantized(weight):
+        logical = [axis for axis in spec.axes if axis != "layers"]
+        places = [place for place, axis in enumerate(logical) if axis in GATHERED and layout.axes(axis)]
+        if "experts" in logical or not places or is_quantized(weight):
             return weight
-        axes = [() if axis == "embed" else layout.axes(axis) for axis in spec.axes if axis != "layers"]
-        return jax.lax.with_sharding_constraint(weight, NamedSharding(layout.mesh, PartitionSpec(*axes)))
+        axes, (place,) = [layout.axes(axis) for axis in logical], places
+        # Axis by axis: over all chips at once XLA makes a sum of it, which moves twice the bytes.
+        steps = [[*axes[:place], axes[place][:n], *axes[place + 1 :]] for n in range(len(axes[place]), -1, -1)]
+        return gather_in_steps(weight, tuple(NamedSharding(layout.mesh, PartitionSpec(*step)) for step in steps))
 
     return jax.tree.map(one, specs[name], weights, is_leaf=is_spec)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather_in_steps(weight: Array, steps: tuple[NamedSharding, ...]) -> Array:
+    """From the first of `steps` to the last. The gradient is added up where the weight is stored, and whole nowhere."""
+    for step in steps:
+        weight = jax.lax.with_sharding_constraint(weight, step)
+    return weight
+
+
+gather_in_steps.defvjp(
+    lambda weight, steps: (gather_in_steps(weight, steps), None),
+    lambda steps, _, g: (jax.lax.with_sharding_constraint(g, steps[0]),),
+)
 
 
 def experts(layout: Layout, p: Params, x_BTD: Array, ids_BTK: Array, gates_BTK: Array, c: ModelConfig) -> Array:

@@ -23,6 +23,7 @@ class Rules:
 
     vocab: tuple[str, ...] = ("tensor",)
     embed: tuple[str, ...] = ("fsdp", "expert")
+    rank: tuple[str, ...] = ("fsdp", "expert")
     heads: tuple[str, ...] = ("tensor",)
     mlp: tuple[str, ...] = ("tensor",)
     experts: tuple[str, ...] = ("expert",)
@@ -38,11 +39,15 @@ class Rules:
     batch: tuple[str, ...] = ("data", "fsdp", "expert")
 
 
-# Rollouts with a mesh of their own: a step multiplies few rows, so that weights stay where they are, divided along
-# "tensor", and rows travel; the cache, which is larger than anything else, is divided by rows over all devices.
+# Rollouts with a mesh of their own: a step multiplies few rows, so that weights stay where they are, divided over all
+# but "data", and rows travel; the cache, which is larger than anything else, is divided by rows over all devices.
 ROLLOUT_RULES = Rules(
+    vocab=("fsdp", "expert", "tensor"),
     embed=(),
-    experts=("expert", "tensor"),
+    rank=(),
+    heads=("fsdp", "expert", "tensor"),
+    mlp=("fsdp", "expert", "tensor"),
+    experts=("expert", "fsdp", "tensor"),  # in this order a device's experts are a part of those that it trains
     expert_embed=(),
     expert_mlp=(),
     batch=("data", "fsdp", "expert", "tensor"),

@@ -207,22 +207,24 @@ def copies_weights(model: ModelConfig, kind: str) -> bool:
 
 
 @functools.cache
-def copy_weights(model: ModelConfig, kind: str):
-    """params of the trainer -> `rollout_weights`."""
-    return jax.jit(functools.partial(rollout_weights, model=model, kind=kind))
+def copy_weights(layout: Layout, model: ModelConfig, kind: str):
+    """params of the trainer, wherever they lie -> `rollout_weights`, as the rollouts' `layout` has them."""
+    weights = functools.partial(rollout_weights, model=model, kind=kind)
+    return jax.jit(weights, out_shardings=rollout_shardings(layout, model, kind)[0])
 
 
-@functools.cache
 def sync(layout: Layout, model: ModelConfig, kind: str):
-    """(params, router_bias) of the trainer, wherever they lie -> those of rollouts, as `layout` has them.
+    """(params, router_bias) of the trainer -> those of rollouts, as `layout` has them.
 
     All on the devices. Where the trainer's are as they should be, they are not copied.
     """
     shardings = rollout_shardings(layout, model, kind)
 
     def run(params, router_bias):
-        weights = copy_weights(model, kind)(params) if copies_weights(model, kind) else params
-        return jax.device_put((weights, router_bias), shardings)
+        lies_so = jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, params, layout.params(model)))
+        if copies_weights(model, kind) or not all(lies_so):
+            params = copy_weights(layout, model, kind)(params)
+        return params, jax.device_put(router_bias, shardings[1])
 
     return run
 
@@ -364,17 +366,33 @@ def grpo_update(layout: Layout, model: ModelConfig, config: RLConfig):
     schedule = learning_rate(config.optimizer, updates)
 
     def update(state: TrainState, gradients: Gradients):
-        def mean(path, total, weight):
+        def mean(path, total):
             divisor = gradients.mtp_weight if path[0].key == "mtp" else gradients.weight
-            return (total / jnp.maximum(divisor, 1)).astype(weight.dtype)
+            return total / jnp.maximum(divisor, 1)
 
-        grads = jax.tree_util.tree_map_with_path(mean, gradients.sums, state.params)
+        # In float32, whatever weights and moments are stored in.
+        grads = jax.tree_util.tree_map_with_path(mean, gradients.sums)
         state, norms = apply_updates(optimizer, model, config.optimizer, state, grads, gradients.load)
         norms["grad_norm"] = Max(optax.global_norm({name: x for name, x in grads.items() if name != "mtp"}))  # clipped
         return state, gradients.metrics | norms | {"learning_rate": Max(schedule(state.step - 1))}
 
     shardings = train_state_shardings(layout, model, config.optimizer)
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings, layout.replicated()))
+
+
+def on_host(tree):
+    """The same arrays, divided as they are, in the hosts' memory; `on_device` brings them back."""
+    return jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind("pinned_host")), tree)
+
+
+def on_device(tree):
+    """Arrays in the devices' own memory; those that are there are not copied."""
+
+    def one(x):
+        is_there = x.sharding.memory_kind != "pinned_host"
+        return x if is_there else jax.device_put(x, x.sharding.with_memory_kind("device"))
+
+    return jax.tree.map(one, tree)
 
 
 @jax.jit

@@ -167,8 +167,8 @@ def rl_programs(layout: Layout, model: ModelConfig, config: RLConfig) -> Iterato
 def rollout_programs(engine: RolloutEngine, params: Params, router_bias: dict) -> Iterator[Program]:
     """`RolloutEngine.max_programs` counts all sizes of them; (params, router_bias) are the trainer's."""
     layout, model, config, P = engine.layout, engine.model, engine.config, engine.max_prompt_tokens
-    if programs.copies_weights(model, config.weights):
-        yield (copy := Program("copy_weights", programs.copy_weights(model, config.weights), (params,)))
+    if programs.copies_weights(model, config.weights) or config.mesh is not None:
+        yield (copy := Program("copy_weights", programs.copy_weights(layout, model, config.weights), (params,)))
         params = copy.result
     shardings = programs.rollout_shardings(layout, model, config.weights)
     policy = jax.tree.map(

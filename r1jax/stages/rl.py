@@ -62,6 +62,7 @@ def rl(
     if first:
         state, position = restore_onto(store, first, state)
         feed.set_state(position)
+    state = offloaded(state, config)
 
     metrics_writer = MetricsWriter(stage.directory, first + 1)
     sample_log = RowWriter(stage.directory / "samples.jsonl", first + 1)
@@ -99,7 +100,7 @@ def rl(
                 advantage_BG = weigh(drawn.chosen, config)
                 minibatches = deal(drawn.chosen, advantage_BG, config, (run.seed, stage.number, step))
                 state, metrics, values["filled"] = learner.learn(state, minibatches, ahead)
-                state = refresh_reference(state, config, step)
+                state = offloaded(refresh_reference(state, config, step), config)
                 values |= finite_values(metrics, name, step)
 
             values |= figures(drawn) | times(values["rollout_tokens"], busy, clock)
@@ -244,11 +245,13 @@ class Learner:
         metrics: Metrics = {}
         packed = [microbatches(outputs, self.shape, self.routes) for outputs in minibatches if outputs]
         batches: list[list[GRPOBatch]] = [[] for _ in packed]
+        with_reference = replace(state, reference=programs.on_device(state.reference))
         for minibatch, parts in zip(batches, packed, strict=True):
             for part in parts:
-                batch, gap = self.prepare(state, self.layout.put_batch(part), temperature)
+                batch, gap = self.prepare(with_reference, self.layout.put_batch(part), temperature)
                 minibatch.append(batch)
                 metrics = merge_metrics(metrics, gap)
+        del with_reference
         for minibatch in batches * self.config.inner_epochs:
             total = None
             for batch in minibatch:
@@ -257,8 +260,10 @@ class Learner:
                 del gradients  # two trees of them at once are enough
                 if ahead:
                     ahead.advance()
-            train, update_metrics = self.update(state.train, total)
-            state, metrics = replace(state, train=train), merge_metrics(metrics, update_metrics)
+            train = replace(state.train, opt_state=programs.on_device(state.train.opt_state))
+            train, update_metrics = self.update(train, total)
+            state = offloaded(replace(state, train=train), self.config)
+            metrics = merge_metrics(metrics, update_metrics)
         return state, metrics, fmean([filled(parts) for parts in packed] or [0.0])
 
 
@@ -294,6 +299,15 @@ def start(run: Run, config: RLConfig, model: ModelConfig, base: epath.Path) -> R
     reference, reference_router_bias = programs.snapshot((train.params, train.router_bias))
     reference_step = jax.device_put(np.int32(0), run.layout.replicated())
     return RLState(train, reference, reference_router_bias, reference_step)
+
+
+def offloaded(state: RLState, config: RLConfig) -> RLState:
+    """The same, with what `RLConfig.offload` names in the hosts' memory."""
+    if "reference" in config.offload:
+        state = replace(state, reference=programs.on_host(state.reference))
+    if "optimizer" in config.offload:
+        state = replace(state, train=replace(state.train, opt_state=programs.on_host(state.train.opt_state)))
+    return state
 
 
 def refresh_reference(state: RLState, config: RLConfig, step: int) -> RLState:
