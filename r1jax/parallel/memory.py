@@ -84,7 +84,7 @@ def rollout_memory(layout: Layout, model: ModelConfig, config: RolloutConfig, P:
     return {
         "copy of the weights": copy if is_copy else 0,
         "cache": bytes_per_device(cache, programs.slot_shardings(layout, model, config).cache),
-        "prompts": bytes_per_device(prompts, jax.tree.map(lambda _: layout.replicated(), prompts)),
+        "prompts": bytes_per_device(prompts, jax.tree.map(lambda _: programs.by_row(layout), prompts)),
         # In float32: before and after the softmax; with noise and log-probabilities.
         "attention scores": 2 * 4 * heads * scored,
         "logits": 3 * 4 * model.vocab_size * max(here * T, runs[0][0]),

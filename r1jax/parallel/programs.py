@@ -32,7 +32,7 @@ from r1jax.objectives.metrics import Max, Mean, merge_metrics
 from r1jax.objectives.optimizer import learning_rate, make_optimizer
 from r1jax.parallel.divided import divided
 from r1jax.parallel.layout import Layout
-from r1jax.sampling.decode import Slots, decode_round, empty_slots, insert, prefill
+from r1jax.sampling.decode import Prefilled, Slots, decode_round, empty_slots, insert, prefill
 from r1jax.sampling.score import by_output, output_mask, score
 from r1jax.types import Gradients, GRPOBatch, PackedOutputs, RLState, TaughtBatch, TokenBatch, TrainState
 
@@ -229,9 +229,14 @@ def sync(layout: Layout, model: ModelConfig, kind: str):
     return run
 
 
+def by_row(layout: Layout) -> NamedSharding:
+    """Of latents, [layers, rows, …]."""
+    return NamedSharding(layout.mesh, PartitionSpec(None, layout.rules.batch))
+
+
 def slot_shardings(layout: Layout, model: ModelConfig, config: RolloutConfig) -> Slots:
     """Slots are divided over the batch axes; a cache is [layers, slots, …]."""
-    cache = NamedSharding(layout.mesh, PartitionSpec(None, layout.rules.batch))
+    cache = by_row(layout)
     abstract = jax.eval_shape(lambda: empty_slots(model, config, 1, 1))
     by_slot = jax.tree.map(lambda _: layout.batch(), abstract)
     return replace(by_slot, cache=jax.tree.map(lambda _: cache, abstract.cache))
@@ -246,10 +251,11 @@ def make_slots(layout: Layout, model: ModelConfig, config: RolloutConfig, slots:
 
 @functools.cache
 def prefiller(layout: Layout, model: ModelConfig, config: RolloutConfig):
-    """(params, router_bias, tokens [B, P], lengths [B], ids [B]) -> Prefilled on every device."""
-    return jax.jit(
-        functools.partial(prefill, c=model, r=config, ops=divided(layout, model)), out_shardings=layout.replicated()
-    )
+    """(params, router_bias, tokens [B, P], lengths [B], ids [B]) -> Prefilled, on every device but for its latents."""
+    run = functools.partial(prefill, c=model, r=config, ops=divided(layout, model))
+    everywhere: Any = layout.replicated()
+    latents: Any = by_row(layout)
+    return jax.jit(run, out_shardings=Prefilled(latents, *[everywhere] * 5))
 
 
 @functools.cache

@@ -158,8 +158,12 @@ def insert(
 
     def copy(cache_LSWX, prompt_LBPX):
         P = prompt_LBPX.shape[2]
-        chosen = jnp.where(is_new_S[:, None, None], prompt_LBPX[:, from_S], cache_LSWX[:, :, :P])
-        return cache_LSWX.at[:, :, :P].set(chosen)
+
+        def one(layer, cache_LSWX):  # at a time: only its prompts travel between devices, in no more memory than that
+            chosen = jnp.where(is_new_S[:, None, None], prompt_LBPX[layer][from_S], cache_LSWX[layer][:, :P])
+            return cache_LSWX.at[layer, :, :P].set(chosen)
+
+        return jax.lax.fori_loop(0, len(cache_LSWX), one, cache_LSWX)
 
     def choose(new, old):
         return jnp.where(jnp.expand_dims(is_new_S, range(1, new.ndim)), new, old)

@@ -1,0 +1,113 @@
+"""Every way to lay 1, 2, 4 or 8 devices out over fsdp, expert and tensor gives the numbers of one device."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.config import MeshConfig
+from r1jax.model.spec import init_params, init_router_bias
+from r1jax.objectives.language_model import language_model_loss
+from r1jax.parallel import programs
+from r1jax.parallel.divided import divided
+from r1jax.parallel.layout import make_layout
+from r1jax.types import TokenBatch
+from tests.test_rollout_options import generate, make_engine, tokens
+
+SHAPES = [shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(shape) <= 8 and max(shape) > 1]
+QUICK = [(2, 2, 2), (1, 8, 1), (4, 1, 2), (8, 1, 1)]
+CASES = [pytest.param(s, marks=[] if s in QUICK else pytest.mark.slow, id="x".join(map(str, s))) for s in SHAPES]
+# Of each tensor's norm. Sums over devices are added in another order than sums on one, in float32.
+ROUNDING = 1e-5
+
+
+def test_all_shapes_are_there():
+    assert len(SHAPES) == 19 and set(QUICK) <= set(SHAPES)  # and one device
+
+
+@pytest.fixture(scope="module")
+def eight(model):
+    """The demo's model with 8 heads and 8 experts, which 8 devices divide, and its (params, router_bias)."""
+    model = dataclasses.replace(
+        model, num_attention_heads=8, n_routed_experts=8, experts="grouped", remat="full", vocab_size=208
+    )
+    params = init_params(jax.random.key(0), model)
+    bias = jax.tree.map(lambda b: 0.1 * jax.random.normal(jax.random.key(1), b.shape), init_router_bias(model))
+    return model, (params, bias)
+
+
+@pytest.fixture(scope="module")
+def batch() -> TokenBatch:
+    rng = np.random.default_rng(0)
+    segments = np.where(np.arange(32) < 20, 1, 2) * np.ones((8, 1), np.int32)
+    positions = np.where(np.arange(32) < 20, np.arange(32), np.arange(32) - 20) * np.ones((8, 1), np.int32)
+    tokens = rng.integers(1, 200, (8, 32))
+    return TokenBatch(*(x.astype(np.int32) for x in (tokens, positions, segments)))
+
+
+def mesh_of(shape) -> MeshConfig:
+    fsdp, expert, tensor = shape
+    return MeshConfig(data=1, fsdp=fsdp, expert=expert, tensor=tensor)
+
+
+def loss_and_gradients(layout, model, policy, batch):
+    ops = divided(layout, model)
+
+    def loss(params, bias, batch):
+        return language_model_loss(params, bias, batch, model, 0.3, 1e-4, ops=ops)
+
+    params, bias = jax.device_put(policy, (layout.params(model), layout.replicated()))
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True), out_shardings=(None, layout.params(model)))
+    (value, (_, load)), grads = run(params, bias, layout.put_batch(batch))
+    return jax.device_get((value, load, grads))
+
+
+@pytest.fixture(scope="module")
+def on_one_device(eight, batch, one_device):
+    return loss_and_gradients(one_device, *eight, batch)
+
+
+@pytest.mark.parametrize("shape", CASES)
+def test_loss_and_gradients_equal_those_of_one_device(eight, batch, on_one_device, shape):
+    layout = make_layout(mesh_of(shape), jax.devices()[: np.prod(shape)])
+    value, load, grads = loss_and_gradients(layout, *eight, batch)
+    expected, expected_load, expected_grads = on_one_device
+    assert value == pytest.approx(expected, rel=ROUNDING)
+    for name in expected_load:
+        np.testing.assert_array_equal(load[name], expected_load[name])
+    for (path, b), a in zip(jax.tree.leaves_with_path(expected_grads), jax.tree.leaves(grads), strict=True):
+        assert np.linalg.norm(a - b) <= ROUNDING * np.linalg.norm(b), jax.tree_util.keystr(path)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    rng = np.random.default_rng(1)
+    return [(i, rng.integers(3, 200, int(rng.integers(3, 14))).tolist()) for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def drawn(eight, one_device, prompts):
+    return tokens(generate(make_engine(one_device, eight[0]), eight[1], prompts))
+
+
+@pytest.mark.parametrize("shape", CASES)
+def test_rollouts_give_the_same_ids(eight, prompts, drawn, shape):
+    """On the trainer's layout, and divided for rollouts on the same devices."""
+    model, policy = eight
+    layout = make_layout(mesh_of(shape), jax.devices()[: np.prod(shape)])
+    placed = programs.snapshot(jax.device_put(policy, (layout.params(model), layout.replicated())))
+    for mesh in (None, mesh_of(shape)):
+        assert tokens(generate(make_engine(layout, model, mesh=mesh), placed, prompts)) == drawn
+
+
+def test_weights_are_whole_nowhere(eight):
+    """Neither as they are stored, nor their gradients; of experts not even a layer is."""
+    model, _ = eight
+    layout = make_layout(mesh_of((2, 4, 1)))
+    params = programs.abstract_policy(model)[0]
+    for x, s in zip(jax.tree.leaves(params), jax.tree.leaves(layout.params(model)), strict=True):
+        parts = np.prod(x.shape) / np.prod(s.shard_shape(x.shape))
+        assert parts == 8 or x.ndim < 3 and jnp.prod(jnp.array(x.shape)) < 1000, (x.shape, s)
