@@ -5,11 +5,13 @@ stage `rl`, `OptimizerConfig.learning_rate` that of all stages. What is unknown,
 nothing is an error.
 """
 
+import contextlib
 import dataclasses
+import logging
 import re
 import tokenize
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,13 +29,24 @@ for _config in vars(configs).values():
         gin.register(_config, module="r1jax")
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """gin logs an error for each place where an included file is not, and then finds it."""
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def read_config(cls: type[T], files: Sequence[str], bindings: Sequence[str]) -> T:
     """Builds an experiment's config class. Raises UsageError with one line that says what to set."""
     gin.clear_config()
     try:
-        gin.parse_config_files_and_bindings(
-            list(files), list(bindings), finalize_config=False, print_includes_and_imports=False
-        )
+        with quiet():
+            gin.parse_config_files_and_bindings(
+                list(files), list(bindings), finalize_config=False, print_includes_and_imports=False
+            )
         bound = set(re.findall(r"^([^\s#]\S*) =", gin.config_str(), re.MULTILINE))
     except (ValueError, SyntaxError, OSError, AttributeError, TypeError, ImportError, tokenize.TokenError) as error:
         raise UsageError(f"gin: {' '.join(str(error).split())}. Names are those of r1jax/config.py") from error
