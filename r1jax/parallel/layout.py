@@ -1,10 +1,12 @@
 """Where arrays live: the mesh, and the rules from logical axes to mesh axes. Both are arguments, never globals."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r1jax.config import MeshConfig, ModelConfig, RolloutConfig
@@ -105,4 +107,22 @@ def make_layout(config: MeshConfig, devices=None) -> Layout:
             f" {len(devices)}; at most one may be -1, which takes what is left"
         )
     shape = [len(devices) // fixed if size == -1 else size for size in sizes.values()]
-    return Layout(Mesh(np.asarray(devices).reshape(shape), tuple(sizes)))
+    return Layout(Mesh(arrange(devices, shape), tuple(sizes)))
+
+
+def arrange(devices: Sequence[jax.Device], shape: Sequence[int]) -> np.ndarray:
+    """Devices as a mesh of [data, fsdp, expert, tensor]; on TPUs neighbours of an axis are neighbours on the torus.
+
+    Of several slices each has its part of the data axis, so that no other axis crosses the network between them. Raises
+    UsageError when the axis can't be divided over them.
+    """
+    if devices[0].platform != "tpu":
+        return np.asarray(devices).reshape(shape)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    data, *others = shape
+    if data % slices:
+        raise UsageError(f"MeshConfig.data is {data}, expected a multiple of the {slices} slices, which it divides")
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    within, over = (data // slices, *others), (slices, *[1] * len(others))
+    return mesh_utils.create_hybrid_device_mesh(within, over, devices, allow_split_physical_axes=True)

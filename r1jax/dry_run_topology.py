@@ -1,0 +1,228 @@
+"""What a run would ask of TPUs that are not there: `r1jax run EXPERIMENT --dry_run --topology v5p:4x4x8`.
+
+Every program of every stage is compiled for the topology, and its memory, products, collectives and times are shown.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rich.progress
+from rich.console import Console
+
+from r1jax.config import ModelConfig
+from r1jax.dry_run import lower_one, make_console, make_table, print_memory, print_parameters, readable
+from r1jax.errors import RunError, UsageError
+from r1jax.model.flops import model_flops
+from r1jax.parallel.compiled import Compilation, compile_cached
+from r1jax.parallel.hlo import Costs
+from r1jax.parallel.layout import Layout, make_layout
+from r1jax.parallel.memory import held_beside, stage_memory
+from r1jax.parallel.topology import Chip, chip_of, topology_devices
+from r1jax.stages.lowering import Program, stage_programs
+from r1jax.stages.run import check_stages, stages
+
+CACHE = Path(".cache", "r1jax", "topology")  # below the home directory
+KNOBS = (
+    "MeshConfig.fsdp, expert and tensor divide weights and activations over more devices. Set lower,"
+    " RLConfig.microbatch_rows, row_tokens and the batch_size of others make fewer activations, RolloutConfig.slots,"
+    " prefill_rows, prefill_chunk and max_new_tokens a smaller cache and fewer scores. ModelConfig.param_dtype ="
+    " 'bfloat16' halves weights, moments and reference; RolloutConfig.weights and cache know 8 bits"
+)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program of a stage."""
+
+    stage: str
+    program: Program
+    made: Compilation
+    beside: int  # bytes that the stage has on each device beside the program's own
+    shared_with: str | None  # the stage that had it compiled before
+
+    @property
+    def needed(self) -> int | None:
+        """Bytes on each device; None where the compiler gave up before it knew."""
+        return None if self.made.memory is None else self.made.memory.all + self.beside
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one run of a program: the least that each part of a device takes, alone, at its full speed."""
+
+    compute: float  # its products by the peak in bfloat16
+    memory: float  # what is read from and written to HBM, by its bandwidth
+    network: float  # what is received, by the bandwidth of all links; between slices by the data center's
+    compiler: float  # the compiler's own estimate of operations one after another; without collectives and kernels
+
+    @property
+    def bound(self) -> str:
+        """The longest of the three. They can overlap: no program is faster, and many are slower."""
+        parts = {"compute": self.compute, "memory": self.memory, "network": self.network}
+        return max(parts, key=lambda part: parts[part])
+
+
+def times(costs: Costs, chip: Chip) -> Times:
+    received = sum(c.bytes for c in costs.collectives.values())
+    between = sum(c.bytes for c in costs.between_slices.values())
+    network = received / chip.ici + between / chip.dcn
+    return Times(costs.flops / chip.flops, costs.hbm_bytes / chip.hbm_bandwidth, network, costs.cycles / chip.clock)
+
+
+def dry_run_topology(config: Any, topology: str, slices: int, only: Sequence[str]) -> None:
+    """Prints all of it. Raises UsageError for a stage or name that can't be, RunError where something does not fit."""
+    devices = topology_devices(topology, slices)
+    print_parameters(config.model)
+    layout = make_layout(config.mesh, devices)
+    check_stages(layout, config, memory=False)
+    print_memory(config, layout)
+    found = compile_stages(config, layout, only, make_console())
+    print_fit(found, layout, topology, slices)
+    print_work(found, config.model, layout)
+    misfits = [one for one in found if not fits(one, layout)]
+    for one in misfits:
+        print_buffers(one)
+    if misfits:
+        names = ", ".join(f"{one.stage}'s {one.program.name}" for one in misfits)
+        raise RunError(f"{len(misfits)} of {len(found)} programs do not fit: {names}. {KNOBS}")
+
+
+def compile_stages(config: Any, layout: Layout, only: Sequence[str], console: Console) -> list[Compiled]:
+    """Every program of every stage, or those of the names in `only`; what several stages share is compiled once."""
+    programs = [
+        (stage, program, stage_config)
+        for stage, stage_config in stages(config).items()
+        for program in stage_programs(layout, config.model, stage_config)
+    ]
+    names = {program.name for _, program, _ in programs}
+    if unknown := set(only) - names:
+        raise UsageError(f"--programs names '{min(unknown)}', expected one of {', '.join(sorted(names))}")
+    wanted = [one for one in programs if not only or one[1].name in only]
+    found: list[Compiled] = []
+    first: dict[Any, tuple[str, Compilation]] = {}
+    fresh, start = 0, time.perf_counter()
+    with rich.progress.Progress(
+        rich.progress.SpinnerColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    ) as progress:
+        task = progress.add_task("", total=len(wanted))
+        for number, (stage, program, stage_config) in enumerate(wanted):
+            shared = first.get(program.key)
+            if shared is None:
+                label = f"{stage}: {program.name}"
+                progress.update(task, description=label, completed=number)
+                made, was_there = compile_one(stage, program, layout)
+                fresh += not was_there
+                if not was_there and not console.is_terminal:
+                    console.print(f"{number + 1}/{len(wanted)} {label}, compiled in {made.seconds:.0f} s")
+                first[program.key] = (stage, made)
+            beside = held_beside(stage_memory(layout, config.model, stage_config), program.name)
+            made = first[program.key][1]
+            found.append(Compiled(stage, program, made, beside, shared[0] if shared else None))
+    console.print(
+        f"{len(first)} programs in {time.perf_counter() - start:.0f} s: {fresh} compiled, {len(first) - fresh} known"
+        f" from {Path.home() / CACHE}; {len(found) - len(first)} more are the same as these"
+    )
+    return found
+
+
+def compile_one(stage: str, program: Program, layout: Layout) -> tuple[Compilation, bool]:
+    """And whether it was there already. Raises UsageError for a program that can't be lowered."""
+    try:
+        return compile_cached(lower_one(program), list(layout.mesh.devices.ravel()), Path.home() / CACHE)
+    except UsageError as error:
+        raise UsageError(f"{stage}: {error}") from error
+
+
+def fits(one: Compiled, layout: Layout) -> bool:
+    return one.made.refusal is None and one.needed is not None and one.needed <= chip(layout).hbm
+
+
+def chip(layout: Layout) -> Chip:
+    found = chip_of(layout.mesh.devices.ravel()[0])
+    assert found  # a topology's name is one of a known chip
+    return found
+
+
+def print_fit(found: list[Compiled], layout: Layout, topology: str, slices: int) -> None:
+    """Memory of each program: what the stage has beside it, and what it takes itself, as the compiler says."""
+    columns = ("beside it", "arguments", "results", "temporaries", "code", "all", f"of {readable(chip(layout).hbm)}")
+    table = make_table("stage", "program", *columns)
+    table.columns[1].justify = "left"
+    for number, one in enumerate(found):
+        memory = one.made.memory
+        sizes = (memory.arguments, memory.results, memory.temporaries, memory.code) if memory else ()
+        cells = [readable(one.beside), *(readable(size) for size in sizes)] + [""] * (4 - len(sizes))
+        all_of_it = readable(one.needed) if one.needed is not None else ""
+        stage = one.stage if number == 0 or found[number - 1].stage != one.stage else ""
+        table.add_row(stage, one.program.name, *cells, all_of_it, "fits" if fits(one, layout) else "does not fit")
+    over = f"{slices} x {topology}" if slices > 1 else topology
+    mesh = " x ".join(f"{axis} {size}" for axis, size in layout.mesh.shape.items() if size > 1) or "one device"
+    console = make_console()
+    console.print(f"memory on each of {layout.mesh.devices.size} devices of {over}, mesh {mesh}")
+    console.print(table)
+    console.print("beside it: what the stage has on each device while the program runs, and the program does not take")
+
+
+def print_work(found: list[Compiled], model: ModelConfig, layout: Layout) -> None:
+    """What one run of each program does, on each device, and how long its parts take at the least."""
+    columns = ("TFLOP", "of the model's", "compute", "memory", "network", "compiler", "bound by", "collectives")
+    table = make_table("stage", "program", *columns)
+    table.columns[1].justify = table.columns[-1].justify = "left"
+    once = [one for one in found if one.shared_with is None and one.made.costs]
+    for number, one in enumerate(once):
+        costs, at = one.made.costs, chip(layout)
+        assert costs
+        spent = times(costs, at)
+        own = model_flops(model, one.program.work) / layout.mesh.devices.size if one.program.work else 0
+        ratio = f"{costs.flops / own:.2f}" if own else ""
+        seconds = (milliseconds(s) for s in (spent.compute, spent.memory, spent.network, spent.compiler))
+        stage = one.stage if number == 0 or once[number - 1].stage != one.stage else ""
+        table.add_row(
+            stage, one.program.name, f"{costs.flops / 1e12:,.3f}", ratio, *seconds, spent.bound, collectives(costs)
+        )
+    console = make_console()
+    console.print("one run of each program on each device, milliseconds")
+    console.print(table)
+    console.print(
+        "TFLOP: products that were compiled, and how many times the model's own: 2 x active parameters x tokens"
+        " forward, 6 in training, and attention's over full rows. compute, memory, network: the least at full speed;"
+        " compiler: its estimate, without collectives and kernels. Bytes are what each device receives"
+    )
+    if silent := sum(one.made.costs.kernels for one in once if one.made.costs):
+        console.print(f"{silent} kernels don't say their products, which are missing here")
+    if open_ended := sum(one.made.costs.unknown_loops for one in once if one.made.costs):
+        console.print(f"{open_ended} loops run as often as the data says, and are counted once")
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:,.3f}" if seconds < 0.1 else f"{1000 * seconds:,.0f}"
+
+
+def collectives(costs: Costs) -> str:
+    """Each kind, the most bytes first: how often, and how much each device receives."""
+    kinds = costs.collectives | {f"{kind} between slices": one for kind, one in costs.between_slices.items()}
+    ordered = sorted(kinds.items(), key=lambda item: -item[1].bytes)
+    return ", ".join(f"{one.count:,.0f} {kind} {readable(one.bytes)}" for kind, one in ordered)
+
+
+def print_buffers(one: Compiled) -> None:
+    """The largest of a program that does not fit."""
+    table = make_table("largest buffers", "shape", "what", "made by")
+    for column in table.columns[1:]:
+        column.justify = "left"
+    for buffer in one.made.buffers:
+        table.add_row(readable(buffer.size), buffer.shape, buffer.kind, buffer.origin)
+    console = make_console()
+    reason = f": {one.made.refusal}" if one.made.refusal else ""
+    console.print(f"{one.stage}'s {one.program.name} does not fit{reason}", markup=False)
+    if one.made.buffers:
+        console.print(table)
