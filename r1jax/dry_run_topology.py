@@ -3,6 +3,7 @@
 Every program of every stage is compiled for the topology, and its memory, products, collectives and times are shown.
 """
 
+import collections
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,12 +26,24 @@ from r1jax.stages.lowering import Program, stage_programs
 from r1jax.stages.run import check_stages, stages
 
 CACHE = Path(".cache", "r1jax", "topology")  # below the home directory
-KNOBS = (
-    "MeshConfig.fsdp, expert and tensor divide weights and activations over more devices. Set lower,"
-    " RLConfig.microbatch_rows, row_tokens and the batch_size of others make fewer activations, RolloutConfig.slots,"
-    " prefill_rows, prefill_chunk and max_new_tokens a smaller cache and fewer scores. ModelConfig.param_dtype ="
-    " 'bfloat16' halves weights, moments and reference; RolloutConfig.weights and cache know 8 bits"
-)
+# What makes a program smaller, beside a mesh that divides it further.
+TRAINED = "ModelConfig.param_dtype = 'bfloat16' halves weights, moments and reference"
+DRAWN = "RolloutConfig.slots, max_new_tokens and max_prompt_tokens, lower; RolloutConfig.cache = 'int8'"
+READ = "RolloutConfig.prefill_rows and prefill_chunk, lower; RolloutConfig.weights = 'int8'"
+KNOBS = {
+    "pretrain_step": f"PretrainConfig.batch_size and sequence_length, lower; {TRAINED}",
+    "sft_step": f"SFTConfig.batch_size and sequence_length, lower; {TRAINED}",
+    "reward_model_step": f"RewardModelConfig.batch_size and max_tokens, lower; {TRAINED}",
+    "reward_model_metrics": "RewardModelConfig.batch_size and max_tokens, lower",
+    "reward_scores": "RewardModelConfig.max_tokens, lower",
+    "prepare_batch": f"RLConfig.microbatch_rows and row_tokens, lower; {TRAINED}",
+    "grpo_gradients": f"RLConfig.microbatch_rows and row_tokens, lower; {TRAINED}",
+    "make_slots": DRAWN,
+    "insert": DRAWN,
+    "decode": f"{DRAWN}; RolloutConfig.weights = 'int8'",
+    "prefill": f"{READ}; max_prompt_tokens, lower",
+    "copy_weights": "RolloutConfig.weights = 'int8'",
+}
 
 
 @dataclass(frozen=True)
@@ -84,10 +97,11 @@ def dry_run_topology(config: Any, topology: str, slices: int, only: Sequence[str
     print_work(found, config.model, layout)
     misfits = [one for one in found if not fits(one, layout)]
     for one in misfits:
-        print_buffers(one)
+        if one.shared_with is None or one.made.refusal is None:
+            print_buffers(one)
     if misfits:
         names = ", ".join(f"{one.stage}'s {one.program.name}" for one in misfits)
-        raise RunError(f"{len(misfits)} of {len(found)} programs do not fit: {names}. {KNOBS}")
+        raise RunError(f"{len(misfits)} of {len(found)} programs do not fit: {names}")
 
 
 def compile_stages(config: Any, layout: Layout, only: Sequence[str], console: Console) -> list[Compiled]:
@@ -215,14 +229,20 @@ def collectives(costs: Costs) -> str:
 
 
 def print_buffers(one: Compiled) -> None:
-    """The largest of a program that does not fit."""
-    table = make_table("largest buffers", "shape", "what", "made by")
-    for column in table.columns[1:]:
+    """The largest of a program that does not fit, and what to set."""
+    table = make_table("largest buffers", "number", "shape", "what", "the first is")
+    for column in table.columns[2:]:
         column.justify = "left"
-    for buffer in one.made.buffers:
-        table.add_row(readable(buffer.size), buffer.shape, buffer.kind, buffer.origin)
+    alike = collections.Counter((b.size, b.shape, b.kind) for b in one.made.buffers)
+    first = {(b.size, b.shape, b.kind): b.origin for b in reversed(one.made.buffers)}
+    for (size, shape, kind), number in alike.items():
+        table.add_row(readable(size), str(number), shape, kind, first[size, shape, kind])
     console = make_console()
-    reason = f": {one.made.refusal}" if one.made.refusal else ""
-    console.print(f"{one.stage}'s {one.program.name} does not fit{reason}", markup=False)
+    reason = one.made.refusal or f"with {readable(one.beside)} beside it it needs {readable(one.needed or 0)}"
+    console.print(f"{one.stage}'s {one.program.name} does not fit: {reason}", markup=False)
     if one.made.buffers:
         console.print(table)
+    knobs = KNOBS.get(one.program.name, TRAINED)
+    console.print(
+        f"set: MeshConfig.fsdp, expert, tensor or another topology, to divide it further; {knobs}", markup=False
+    )

@@ -3,6 +3,7 @@
 What the compiler makes of a program is read from its own reports, which it writes also of a program that it refuses.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -20,7 +21,8 @@ import jax
 from r1jax.parallel import hlo
 from r1jax.parallel.topology import without_stderr
 
-LARGEST = 8  # buffers that are kept of each program
+LARGEST = 16  # buffers that are kept of each program
+SMALL = 2**20  # bytes; what is smaller is not kept
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def compile_ahead(lowered: Any) -> Compilation:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="r1jax-") as reports:
         try:
-            with without_stderr():
+            with without_stderr(), not_kept():
                 compiled = lowered.compile(compiler_options={"xla_dump_to": reports})
         except jax.errors.JaxRuntimeError as error:
             return refused(str(error), Path(reports), time.perf_counter() - start)
@@ -102,6 +104,17 @@ def compile_ahead(lowered: Any) -> Compilation:
         return Compilation(
             memory, hlo.costs(text), largest_buffers(assignment, text), None, time.perf_counter() - start
         )
+
+
+@contextlib.contextmanager
+def not_kept() -> Iterator[None]:
+    """JAX's own cache is for devices that are there: it can't read back what is compiled for others."""
+    least = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
 
 
 def refused(message: str, reports: Path, seconds: float) -> Compilation:
@@ -170,7 +183,7 @@ def largest_buffers(assignment: str, text: str) -> tuple[Buffer, ...]:
             if value[1] > places.get(value[2], ("", -1))[1]:
                 places[value[2]] = value
         found += [(size, shape, allocation.kind, name) for name, size, _, shape in places.values()]
-    found.sort(reverse=True)
+    found = sorted((one for one in found if one[0] >= SMALL), reverse=True)
     return tuple(Buffer(size, shape, kind, origin(text, name)) for size, shape, kind, name in found[:LARGEST])
 
 

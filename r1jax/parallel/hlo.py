@@ -434,7 +434,7 @@ FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after
 
 def traffic(program: Program, computation: Computation, operation: Operation) -> float:
     """Bytes that an operation reads from HBM and writes to it. A slice is read, and an update written, alone."""
-    if operation.opcode in FREE or operation.opcode.endswith("-done"):
+    if operation.opcode in FREE or operation.opcode.endswith("-done") or "AllocateBuffer" in operation.attributes:
         return 0
     fused = [program.computations[name] for name in operation.called] if operation.opcode == "fusion" else []
     if operation.opcode.endswith("-start"):  # a copy, or a slice, with its operand among its shapes
