@@ -4,7 +4,6 @@ Every program of every stage is compiled for the topology, and its memory, produ
 """
 
 import collections
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from r1jax.config import ModelConfig
 from r1jax.dry_run import lower_one, make_console, make_table, print_memory, print_parameters, readable
 from r1jax.errors import RunError, UsageError
 from r1jax.model.flops import model_flops
-from r1jax.parallel.compiled import Compilation, compile_cached
+from r1jax.parallel.compiled import Compilation, compile_and_keep, fingerprint, known
 from r1jax.parallel.hlo import Costs
 from r1jax.parallel.layout import Layout, make_layout
 from r1jax.parallel.memory import held_beside, stage_memory
@@ -54,6 +53,7 @@ class Compiled:
     program: Program
     made: Compilation
     beside: int  # bytes that the stage has on each device beside the program's own
+    is_new: bool  # compiled now
     shared_with: str | None  # the stage that had it compiled before
 
     @property
@@ -95,30 +95,65 @@ def dry_run_topology(config: Any, topology: str, slices: int, only: Sequence[str
     found = compile_stages(config, layout, only, make_console())
     print_fit(found, layout, topology, slices)
     print_work(found, config.model, layout)
-    misfits = [one for one in found if not fits(one, layout)]
+    misfits = [one for one in found if verdict(one, layout) != "fits"]
     for one in misfits:
         if one.shared_with is None or one.made.refusal is None:
-            print_buffers(one)
+            print_buffers(one, layout)
     if misfits:
         names = ", ".join(f"{one.stage}'s {one.program.name}" for one in misfits)
-        raise RunError(f"{len(misfits)} of {len(found)} programs do not fit: {names}")
+        raise RunError(f"{len(misfits)} of {len(found)} programs do not fit, or compile: {names}")
 
 
 def compile_stages(config: Any, layout: Layout, only: Sequence[str], console: Console) -> list[Compiled]:
     """Every program of every stage, or those of the names in `only`; what several stages share is compiled once."""
     programs = [
-        (stage, program, stage_config)
+        (stage, program)
         for stage, stage_config in stages(config).items()
         for program in stage_programs(layout, config.model, stage_config)
     ]
-    names = {program.name for _, program, _ in programs}
+    names = {program.name for _, program in programs}
     if unknown := set(only) - names:
         raise UsageError(f"--programs names '{min(unknown)}', expected one of {', '.join(sorted(names))}")
     wanted = [one for one in programs if not only or one[1].name in only]
+    held = {stage: stage_memory(layout, config.model, one) for stage, one in stages(config).items()}
     found: list[Compiled] = []
-    first: dict[Any, tuple[str, Compilation]] = {}
-    fresh, start = 0, time.perf_counter()
-    with rich.progress.Progress(
+    first: dict[Any, Compiled] = {}
+    with progress_bar(console) as progress:
+        task = progress.add_task("", total=len(wanted))
+        for stage, program in wanted:
+            progress.reset(task, total=len(wanted), completed=len(found), description=f"{stage}: {program.name}")
+            before, beside = first.get(program.key), held_beside(held[stage], program.name)
+            if before:
+                found.append(Compiled(stage, program, before.made, beside, before.is_new, before.stage))
+                continue
+            made, is_new = compile_one(stage, program, layout, console, f"{len(found) + 1}/{len(wanted)}")
+            found.append(Compiled(stage, program, made, beside, is_new, None))
+            first[program.key] = found[-1]
+    new = [one.made.seconds for one in first.values() if one.is_new]
+    console.print(
+        f"{len(first)} programs: {len(new)} compiled in {sum(new):.0f} s, {len(first) - len(new)} known from"
+        f" {Path.home() / CACHE}; {len(found) - len(first)} more are the same as these"
+    )
+    return found
+
+
+def compile_one(stage: str, program: Program, layout: Layout, console: Console, place: str) -> tuple[Compilation, bool]:
+    """And whether it is new. Raises UsageError for a program that can't be lowered."""
+    try:
+        lowered = lower_one(program)
+    except UsageError as error:
+        raise UsageError(f"{stage}: {error}") from error
+    path = Path.home() / CACHE / f"{fingerprint(lowered, list(layout.mesh.devices.ravel()))}.json"
+    if before := known(path):
+        return before, False
+    if not console.is_terminal:
+        console.print(f"{place} {stage}: compiling {program.name}")
+    return compile_and_keep(lowered, path), True
+
+
+def progress_bar(console: Console) -> rich.progress.Progress:
+    """On a terminal: which program it is, and since when."""
+    return rich.progress.Progress(
         rich.progress.SpinnerColumn(),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TextColumn("{task.description}"),
@@ -126,38 +161,15 @@ def compile_stages(config: Any, layout: Layout, only: Sequence[str], console: Co
         console=console,
         disable=not console.is_terminal,
         transient=True,
-    ) as progress:
-        task = progress.add_task("", total=len(wanted))
-        for number, (stage, program, stage_config) in enumerate(wanted):
-            shared = first.get(program.key)
-            if shared is None:
-                label = f"{stage}: {program.name}"
-                progress.update(task, description=label, completed=number)
-                made, was_there = compile_one(stage, program, layout)
-                fresh += not was_there
-                if not was_there and not console.is_terminal:
-                    console.print(f"{number + 1}/{len(wanted)} {label}, compiled in {made.seconds:.0f} s")
-                first[program.key] = (stage, made)
-            beside = held_beside(stage_memory(layout, config.model, stage_config), program.name)
-            made = first[program.key][1]
-            found.append(Compiled(stage, program, made, beside, shared[0] if shared else None))
-    console.print(
-        f"{len(first)} programs in {time.perf_counter() - start:.0f} s: {fresh} compiled, {len(first) - fresh} known"
-        f" from {Path.home() / CACHE}; {len(found) - len(first)} more are the same as these"
     )
-    return found
 
 
-def compile_one(stage: str, program: Program, layout: Layout) -> tuple[Compilation, bool]:
-    """And whether it was there already. Raises UsageError for a program that can't be lowered."""
-    try:
-        return compile_cached(lower_one(program), list(layout.mesh.devices.ravel()), Path.home() / CACHE)
-    except UsageError as error:
-        raise UsageError(f"{stage}: {error}") from error
-
-
-def fits(one: Compiled, layout: Layout) -> bool:
-    return one.made.refusal is None and one.needed is not None and one.needed <= chip(layout).hbm
+def verdict(one: Compiled, layout: Layout) -> str:
+    """Of a program, with all that its stage holds beside it."""
+    refusal = one.made.refusal
+    if refusal and not refusal.startswith("RESOURCE_EXHAUSTED"):
+        return "does not compile"
+    return "fits" if not refusal and one.needed and one.needed <= chip(layout).hbm else "does not fit"
 
 
 def chip(layout: Layout) -> Chip:
@@ -177,7 +189,7 @@ def print_fit(found: list[Compiled], layout: Layout, topology: str, slices: int)
         cells = [readable(one.beside), *(readable(size) for size in sizes)] + [""] * (4 - len(sizes))
         all_of_it = readable(one.needed) if one.needed is not None else ""
         stage = one.stage if number == 0 or found[number - 1].stage != one.stage else ""
-        table.add_row(stage, one.program.name, *cells, all_of_it, "fits" if fits(one, layout) else "does not fit")
+        table.add_row(stage, one.program.name, *cells, all_of_it, verdict(one, layout))
     over = f"{slices} x {topology}" if slices > 1 else topology
     mesh = " x ".join(f"{axis} {size}" for axis, size in layout.mesh.shape.items() if size > 1) or "one device"
     console = make_console()
@@ -228,7 +240,7 @@ def collectives(costs: Costs) -> str:
     return ", ".join(f"{one.count:,.0f} {kind} {readable(one.bytes)}" for kind, one in ordered)
 
 
-def print_buffers(one: Compiled) -> None:
+def print_buffers(one: Compiled, layout: Layout) -> None:
     """The largest of a program that does not fit, and what to set."""
     table = make_table("largest buffers", "number", "shape", "what", "the first is")
     for column in table.columns[2:]:
@@ -239,9 +251,10 @@ def print_buffers(one: Compiled) -> None:
         table.add_row(readable(size), str(number), shape, kind, first[size, shape, kind])
     console = make_console()
     reason = one.made.refusal or f"with {readable(one.beside)} beside it it needs {readable(one.needed or 0)}"
-    console.print(f"{one.stage}'s {one.program.name} does not fit: {reason}", markup=False)
-    if one.made.buffers:
-        console.print(table)
+    console.print(f"{one.stage}'s {one.program.name} {verdict(one, layout)}: {reason}", markup=False)
+    if verdict(one, layout) == "does not compile":
+        return
+    console.print(table)
     knobs = KNOBS.get(one.program.name, TRAINED)
     console.print(
         f"set: MeshConfig.fsdp, expert, tensor or another topology, to divide it further; {knobs}", markup=False

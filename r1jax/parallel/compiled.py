@@ -56,17 +56,19 @@ class Compilation:
     seconds: float
 
 
-def compile_cached(lowered: Any, devices: list[jax.Device], directory: Path) -> tuple[Compilation, bool]:
-    """Of a `jax.stages.Lowered`, and whether it was in `directory`, where it is from now on."""
-    path = directory / f"{fingerprint(lowered, devices)}.json"
-    if path.exists():
-        return from_json(json.loads(path.read_text())), True
+def known(path: Path) -> Compilation | None:
+    """What `compile_and_keep` has written there."""
+    return from_json(json.loads(path.read_text())) if path.exists() else None
+
+
+def compile_and_keep(lowered: Any, path: Path) -> Compilation:
+    """Of a `jax.stages.Lowered`; what is found goes to `path`."""
     made = compile_ahead(lowered)
-    directory.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(dataclasses.asdict(made)))
     partial.replace(path)
-    return made, False
+    return made
 
 
 def fingerprint(lowered: Any, devices: list[jax.Device]) -> str:
@@ -122,8 +124,7 @@ def refused(message: str, reports: Path, seconds: float) -> Compilation:
     assignment, text = read(reports, "buffer-assignment"), read(reports, "after_optimizations")
     memory = assigned_memory(assignment, 0) if assignment else None
     costs = hlo.costs(text) if text else None
-    first = message.strip().splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
-    return Compilation(memory, costs, largest_buffers(assignment, text), first, seconds)
+    return Compilation(memory, costs, largest_buffers(assignment, text), message.strip().splitlines()[0], seconds)
 
 
 def read(reports: Path, name: str) -> str:

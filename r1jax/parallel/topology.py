@@ -1,7 +1,6 @@
 """TPUs that are not there: the devices of a named topology, for which programs compile, and what their chips can do."""
 
 import contextlib
-import math
 import os
 import re
 import sys
@@ -50,13 +49,15 @@ CHIPS = {
     )
 }
 
-# Read by libtpu when it is loaded: it asks no metadata server, and several processes may load it.
+# Read by libtpu when it is loaded. It asks no metadata server, several processes may load it, and it gives up on no
+# program before it has assigned buffers, which say what is too large.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "LIBTPU_INIT_ARGS": "--xla_tpu_impure_oom_fast_exit_threshold=-1",
 }
 
 
@@ -106,11 +107,6 @@ def explain(name: str, chip: Chip | None) -> str:
     wanted = f"{chip.dimensions} sizes" if chip else "a generation and its sizes"
     examples = ", ".join(chip.example for chip in CHIPS.values())
     return f"--topology is '{name}', expected {wanted}, such as {chip.example if chip else examples}"
-
-
-def chips(name: str, slices: int = 1) -> int:
-    """Their number, from a topology's name."""
-    return slices * math.prod(int(size) for size in name.partition(":")[2].split("x"))
 
 
 @contextlib.contextmanager
