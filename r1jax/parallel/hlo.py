@@ -20,7 +20,7 @@ OPERATION = re.compile(r"^\s+(?:ROOT )?%(?P<name>[\w.\-]+) = ")
 OPCODE = re.compile(r"\s*([\w\-]+)\(")
 COMPUTATION = re.compile(r"^(ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
 CALLED = re.compile(
-    r"(?:calls|to|body|branch_computations|true_computation|false_computation)=\{?((?:%[\w.\-]+(?:, )?)+)"
+    r"(?:calls|to_apply|body|branch_computations|true_computation|false_computation)=\{?((?:%[\w.\-]+(?:, )?)+)"
 )
 PARENTHESES = re.compile(r"[()]")
 VMEM = "S(1)"  # in a layout: not in HBM
@@ -92,7 +92,7 @@ class Computation:
 
 
 @dataclass(frozen=True)
-class Program:
+class Module:
     computations: dict[str, Computation]
     entry: Computation
     devices: int
@@ -119,7 +119,7 @@ class Costs:
     unknown_loops: int = 0  # whose number of runs is the data's; counted as one
 
 
-def parse(text: str) -> Program:
+def parse(text: str) -> Module:
     """Of `jax.stages.Compiled.as_text()`. Raises ValueError where it is no HLO."""
     computations: dict[str, Computation] = {}
     entry, current = None, None
@@ -133,7 +133,7 @@ def parse(text: str) -> Program:
     if entry is None:
         raise ValueError(f"no HLO: {text[:80]!r}")
     devices = re.search(r"num_partitions=(\d+)", text)
-    return Program(computations, entry, int(devices[1]) if devices else 1)
+    return Module(computations, entry, int(devices[1]) if devices else 1)
 
 
 def parse_operation(line: str, match: re.Match) -> Operation:
@@ -167,43 +167,35 @@ def closing(text: str, start: int) -> int:
 
 def costs(text: str) -> Costs:
     """Of a program's HLO text. Of a conditional every branch is counted: it is the most that can run."""
-    program, found = parse(text), Costs()
-    count(program, program.entry, 1, found)
+    module, found = parse(text), Costs()
+    count(module, module.entry, 1, found)
     return found
 
 
-def count(program: Program, computation: Computation, times: float, found: Costs) -> None:
+def count(module: Module, computation: Computation, times: float, found: Costs) -> None:
     """Adds what a sequence of operations does in `times` runs."""
     for operation in computation.operations.values():
-        inner = [program.computations[name] for name in operation.called]
-        if operation.opcode == "while":
-            trips = trip_count(program, computation, operation)
+        if operation.opcode in ("while", "call", "conditional", "async-start"):
+            trips = trip_count(module, computation, operation) if operation.opcode == "while" else 1
             found.unknown_loops += trips is None
-            for body in inner:
-                count(program, body, times * (trips if trips is not None else 1), found)
+            for name in operation.called:
+                count(module, module.computations[name], times * (1 if trips is None else trips), found)
             continue
         cycles = re.search(r'"estimated_cycles":"(\d+)"', operation.attributes)
         found.cycles += times * int(cycles[1]) if cycles else 0
-        if operation.opcode == "fusion":
-            count_arithmetic(program, computation, operation, times, found)
-            found.hbm_bytes += times * traffic(program, computation, operation)
-        elif inner and operation.opcode in ("call", "conditional", "async-start"):
-            for body in inner:
-                count(program, body, times, found)
-        else:
-            count_arithmetic(program, computation, operation, times, found)
-            found.hbm_bytes += times * traffic(program, computation, operation)
+        count_arithmetic(module, computation, operation, times, found)
+        found.hbm_bytes += times * traffic(module, computation, operation)
 
 
 def count_arithmetic(
-    program: Program, computation: Computation, operation: Operation, times: float, found: Costs
+    module: Module, computation: Computation, operation: Operation, times: float, found: Costs
 ) -> None:
     """Adds products and collectives of an operation, or of all that is fused in it."""
     if operation.opcode == "fusion":
         for name in operation.called:
-            fused = program.computations[name]
+            fused = module.computations[name]
             for part in fused.operations.values():
-                count_arithmetic(program, fused, part, times, found)
+                count_arithmetic(module, fused, part, times, found)
     elif operation.opcode == "dot":
         found.flops += times * dot_flops(computation, operation)
     elif operation.opcode == "convolution":
@@ -216,7 +208,7 @@ def count_arithmetic(
     elif operation.opcode == "recv" and "xla_megascale" in operation.attributes:
         add(found.between_slices, *received_between_slices(operation), times)
     elif operation.opcode.removesuffix("-start") in RECEIVED and not goes_on(computation, operation):
-        add(found.collectives, *received(program, computation, operation), times)
+        add(found.collectives, *received(module, computation, operation), times)
 
 
 def add(found: dict[str, Collective], kind: str, size: float, times: float) -> None:
@@ -239,14 +231,14 @@ def goes_on(computation: Computation, operation: Operation) -> bool:
     return any("AsyncCollectiveDone" in user.attributes for user in computation.users[operation.name])
 
 
-def received(program: Program, computation: Computation, operation: Operation) -> tuple[str, float]:
+def received(module: Module, computation: Computation, operation: Operation) -> tuple[str, float]:
     """(kind, bytes that each device receives): `RECEIVED`."""
     kind = operation.opcode.removesuffix("-start")
     if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
         kind = "reduce-scatter"  # of which each device keeps its part
     operands = operation.operands[:1] if kind in ("ragged-all-to-all", "collective-permute") else operation.operands
     size = sum(shape.bytes for name in operands for shape in computation.operations[name].shapes)
-    return kind, size * RECEIVED[kind](group_size(operation.attributes, program.devices))
+    return kind, size * RECEIVED[kind](group_size(operation.attributes, module.devices))
 
 
 def group_size(attributes: str, devices: int) -> int:
@@ -347,7 +339,7 @@ class Carried:
 Side = int | Carried | None  # of a comparison; None: neither a constant nor carried
 
 
-def trip_count(program: Program, computation: Computation, loop: Operation) -> int | None:
+def trip_count(module: Module, computation: Computation, loop: Operation) -> int | None:
     """How often a loop runs, at most; None where that is the data's.
 
     Known to the compiler, or read off the condition: a counter, which starts at a constant, against a constant.
@@ -355,15 +347,15 @@ def trip_count(program: Program, computation: Computation, loop: Operation) -> i
     if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
     condition, body = (
-        program.computations[re.search(rf"{part}=%([\w.\-]+)", loop.attributes)[1]]  # type: ignore[index]
+        module.computations[re.search(rf"{part}=%([\w.\-]+)", loop.attributes)[1]]  # type: ignore[index]
         for part in ("condition", "body")
     )
     first = computation.operations[loop.operands[0]]
-    for direction, counter, bound in comparisons(program, condition):
+    for direction, counter, bound in comparisons(module, condition):
         if not isinstance(counter, Carried):
             counter, bound, direction = bound, counter, MIRRORED.get(direction, direction)
         end = constant(computation, part_of(first, bound.place)) if isinstance(bound, Carried) else bound
-        if not isinstance(counter, Carried) or end is None:
+        if not isinstance(counter, Carried) or end is None or direction not in MIRRORED:
             continue
         start = constant(computation, part_of(first, counter.place)) or 0  # one that an outer loop carries: 0
         step = step_of(body, counter.place)
@@ -372,26 +364,26 @@ def trip_count(program: Program, computation: Computation, loop: Operation) -> i
     return None
 
 
-def comparisons(program: Program, condition: Computation) -> Iterator[tuple[str, Side, Side]]:
-    """(direction, left, right) of every comparison of integers in a condition, and in what is fused in it."""
+def comparisons(module: Module, condition: Computation) -> Iterator[tuple[str, Side, Side]]:
+    """(direction, left, right) of every comparison in a condition, and in what is fused in it.
+
+    Of a conjunction the counter's: decoding goes on while a step is below a number, and not all outputs are done.
+    """
     for operation in condition.operations.values():
-        fused = [program.computations[name] for name in operation.called] if operation.opcode == "fusion" else []
-        for within in (condition, *fused) if operation.opcode == "fusion" else (condition,):
-            parts = within.operations.values() if within is not condition else [operation]
-            for part in parts:
-                if part.opcode == "compare":
-                    direction = re.search(r"direction=(\w+)", part.attributes)
-                    sides = [side(condition, within, operation, name) for name in part.operands]
-                    yield direction[1] if direction else "LT", sides[0], sides[1]
+        fused = [module.computations[name] for name in operation.called] if operation.opcode == "fusion" else []
+        for within, part in [(condition, operation), *((body, o) for body in fused for o in body.operations.values())]:
+            if part.opcode == "compare":
+                direction = re.search(r"direction=(\w+)", part.attributes)
+                left, right = (side(condition, within, operation, name) for name in part.operands)
+                yield direction[1] if direction else "", left, right
 
 
 def side(condition: Computation, within: Computation, fusion: Operation, name: str) -> Side:
+    """Of a comparison in a condition, or in one of its fusions, whose parameters are its operands."""
     found = trace(within, name)
     if within is not condition and found.opcode == "parameter":
         found = trace(condition, fusion.operands[int(found.inside)])
-    if found.opcode == "get-tuple-element":
-        return Carried(place_of(found))
-    return value(found)
+    return Carried(place_of(found)) if found.opcode == "get-tuple-element" else value(found)
 
 
 def trace(computation: Computation, name: str) -> Operation:
@@ -432,11 +424,11 @@ def step_of(body: Computation, place: int) -> int:
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "copy-done", "partition-id")
 
 
-def traffic(program: Program, computation: Computation, operation: Operation) -> float:
+def traffic(module: Module, computation: Computation, operation: Operation) -> float:
     """Bytes that an operation reads from HBM and writes to it. A slice is read, and an update written, alone."""
     if operation.opcode in FREE or operation.opcode.endswith("-done") or "AllocateBuffer" in operation.attributes:
         return 0
-    fused = [program.computations[name] for name in operation.called] if operation.opcode == "fusion" else []
+    fused = [module.computations[name] for name in operation.called] if operation.opcode == "fusion" else []
     if operation.opcode.endswith("-start"):  # a copy, or a slice, with its operand among its shapes
         moved = [shape for shape in operation.shapes if shape.size > 1]
         return min(s.bytes for s in moved) * sum(s.in_hbm for s in moved) if moved else 0
