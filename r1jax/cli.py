@@ -59,6 +59,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--dry_run", action="store_true", help="count parameters and memory, lower programs, make nothing"
     )
 
+    run.add_argument("--topology", metavar="T", help="of a dry run: compile for these TPUs, such as v5p:4x4x8")
+    run.add_argument("--slices", type=positive, metavar="N", help="of a topology: so many of them (default 1)")
+    run.add_argument("--programs", metavar="NAME[,NAME]", help="of a topology: compile these programs alone")
+
     add("experiments", list_experiments, "list the experiments")
 
     evaluate = add("eval", evaluate_checkpoint, "pass@k and cons@k of a checkpoint, by the papers' protocol")
@@ -137,9 +141,20 @@ def run_experiment(args: argparse.Namespace) -> None:
     from r1jax.telemetry.progress import Progress
     from r1jax.telemetry.report import write_report
 
+    if args.topology and not args.dry_run:
+        raise UsageError(
+            f"--topology {args.topology} is a dry run's: nothing runs on devices that are not there. Add --dry_run"
+        )
+    if (args.slices or args.programs) and not args.topology:
+        raise UsageError("--slices and --programs are a topology's: add --topology, such as --topology v5p:4x4x8")
     start_jax()
     module = load_experiment(args.experiment)
     config = read_config(module.Config, [gin_path(file) for file in args.gin or module.GIN_FILES], args.set)
+    if args.topology:
+        from r1jax.dry_run_topology import dry_run_topology
+
+        dry_run_topology(config, args.topology, args.slices or 1, args.programs.split(",") if args.programs else [])
+        return
     if args.dry_run:
         from r1jax.dry_run import dry_run
 

@@ -60,14 +60,19 @@ def lower(stage: str, program: Program, first: dict[Any, str]) -> Lowering:
     """Lowers a program that no stage before had."""
     shared_with, start = first.get(program.key), time.perf_counter()
     if shared_with is None:
-        try:
-            program.lower()
-        except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            raise UsageError(f"'{program.name}' can't be lowered: {reason}") from error
+        lower_one(program)
         first[program.key] = stage
     seconds = time.perf_counter() - start if shared_with is None else 0.0
     return Lowering(stage, program.name, program.argument_bytes, seconds, shared_with)
+
+
+def lower_one(program: Program) -> Any:
+    """A `jax.stages.Lowered`. Raises UsageError for a program that can't be lowered."""
+    try:
+        return program.lower()
+    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UsageError(f"'{program.name}' can't be lowered: {reason}") from error
 
 
 def print_parameters(model: ModelConfig) -> None:
@@ -99,7 +104,7 @@ def print_memory(config: Any, layout: Layout) -> None:
     for name in (name for name, stage in wanted.items() if isinstance(stage, RewardModelConfig)):
         weights = needs[name]["weights"] / GIB
         console.print(f"an RL stage that asks {name} for rewards holds its weights too: {weights:,.3f}")
-    console.print("what training steps compute comes on top: programs are not compiled")
+    console.print("what training steps compute comes on top")
 
 
 def print_programs(lowered: list[Lowering]) -> None:

@@ -12,7 +12,8 @@ FLOORS = {
     "parallel": 2,
     "rollout": 3, "data": 3, "rewards": 3, "checkpoint": 3, "telemetry": 3,
     "stages": 4,
-    "gin_config": 5, "dry_run": 5, "cli": 5, "cli_evaluate": 5, "__main__": 5, "__init__": 5, "experiments": 5,
+    "gin_config": 5, "dry_run": 5, "dry_run_topology": 5, "cli": 5, "cli_evaluate": 5, "__main__": 5, "__init__": 5,
+    "experiments": 5,
 }  # fmt: skip
 FILES = sorted([*ROOT.glob("r1jax/**/*.py"), *ROOT.glob("experiments/*.py")])
 

@@ -1,10 +1,12 @@
 """Where arrays live: the mesh, and the rules from logical axes to mesh axes. Both are arguments, never globals."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r1jax.config import MeshConfig, ModelConfig, RolloutConfig
@@ -119,24 +121,53 @@ class Layout:
             )
 
 
-def rollout_layout(layout: Layout, config: RolloutConfig) -> Layout:
-    """The trainer's, or one of the rollouts' own over the same devices."""
-    if config.mesh is None:
-        return layout
-    return make_layout(config.mesh, layout.mesh.devices.ravel(), ROLLOUT_RULES)
+AXES = ("data", "fsdp", "expert", "tensor")
 
 
-def make_layout(config: MeshConfig, devices=None, rules: Rules = Rules()) -> Layout:
+def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Layout:
     """The mesh over all devices, data outermost. Raises UsageError when the sizes don't multiply to their number."""
     devices = jax.devices() if devices is None else devices
-    sizes = {"data": config.data, "fsdp": config.fsdp, "expert": config.expert, "tensor": config.tensor}
+    return Layout(Mesh(arrange(devices, mesh_shape(config, len(devices))), AXES))
+
+
+def rollout_layout(layout: Layout, config: RolloutConfig) -> Layout:
+    """The trainer's, or one of the rollouts' own over the same devices.
+
+    In the trainer's order: one program can move the weights.
+    """
+    if config.mesh is None:
+        return layout
+    devices = layout.mesh.devices
+    return Layout(Mesh(devices.reshape(mesh_shape(config.mesh, devices.size)), AXES), ROLLOUT_RULES)
+
+
+def mesh_shape(config: MeshConfig, devices: int) -> list[int]:
+    """Sizes of `AXES`. Raises UsageError when they don't multiply to the number of devices."""
+    sizes = {axis: getattr(config, axis) for axis in AXES}
     fixed = math.prod(size for size in sizes.values() if size > 0)
     free = [axis for axis, size in sizes.items() if size == -1]
     bad = [axis for axis, size in sizes.items() if size == 0 or size < -1]
-    if bad or len(free) > 1 or len(devices) % fixed or (not free and fixed != len(devices)):
+    if bad or len(free) > 1 or devices % fixed or (not free and fixed != devices):
         raise UsageError(
-            f"MeshConfig {sizes} does not fit {len(devices)} devices: the sizes must be positive and multiply to"
-            f" {len(devices)}; at most one may be -1, which takes what is left"
+            f"MeshConfig {sizes} does not fit {devices} devices: the sizes must be positive and multiply to"
+            f" {devices}; at most one may be -1, which takes what is left"
         )
-    shape = [len(devices) // fixed if size == -1 else size for size in sizes.values()]
-    return Layout(Mesh(np.asarray(devices).reshape(shape), tuple(sizes)), rules)
+    return [devices // fixed if size == -1 else size for size in sizes.values()]
+
+
+def arrange(devices: Sequence[jax.Device], shape: Sequence[int]) -> np.ndarray:
+    """Devices as a mesh of [data, fsdp, expert, tensor]; on TPUs neighbours of an axis are neighbours on the torus.
+
+    Of several slices each has its part of the data axis, so that no other axis crosses the network between them. Raises
+    UsageError when the axis can't be divided over them.
+    """
+    if devices[0].platform != "tpu":
+        return np.asarray(devices).reshape(shape)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    data, *others = shape
+    if data % slices:
+        raise UsageError(f"MeshConfig.data is {data}, expected a multiple of the {slices} slices, which it divides")
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    within, over = (data // slices, *others), (slices, *[1] * len(others))
+    return mesh_utils.create_hybrid_device_mesh(within, over, devices, allow_split_physical_axes=True)

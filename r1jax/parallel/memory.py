@@ -21,6 +21,7 @@ from r1jax.errors import UsageError
 from r1jax.parallel import programs
 from r1jax.parallel.layout import Layout, rollout_layout
 from r1jax.parallel.reward_programs import scored_model
+from r1jax.parallel.topology import chip_of
 from r1jax.sampling.decode import empty_slots, places
 
 GIB = 2**30
@@ -106,9 +107,48 @@ def stage_memory(layout: Layout, model: ModelConfig, config: StageConfig) -> dic
     return held | rollout_memory(layout, model, config.rollout, config.max_prompt_tokens, config.max_new_tokens)
 
 
+IN_TRAINING = ("weights", "optimizer", "reference", "policy that draws ahead")
+IN_ROLLOUTS = (*IN_TRAINING, "copy of the weights", "cache", "prompts")
+# What each program has of these among its own arguments, or makes. Others have the weights.
+TAKES = {
+    "init_policy": IN_TRAINING,
+    "start_training": IN_TRAINING,
+    "start_reward_model": IN_TRAINING,
+    "pretrain_step": ("weights", "optimizer"),
+    "sft_step": ("weights", "optimizer"),
+    "reward_model_step": ("weights", "optimizer"),
+    "reward_scores": IN_TRAINING,  # asked of the stage that RL trains, whose memory is said there
+    "prepare_batch": ("weights", "optimizer", "reference"),
+    "grpo_update": ("weights", "optimizer"),
+    "add_gradients": (),
+    "advantages": (),
+    "copy_weights": ("weights", "copy of the weights", "cache", "prompts"),
+    "snapshot": ("weights", "reference", "policy that draws ahead"),
+    "make_slots": ("cache", "prompts"),
+    "prefill": ("prompts",),
+    "insert": ("cache", "prompts"),
+    "decode": ("cache",),
+}
+
+
+def held_beside(held: dict[str, int], program: str) -> int:
+    """Bytes that a stage has on each device beside a program's own, while that runs. `held` is `stage_memory`'s."""
+    parts = IN_ROLLOUTS if program in ("copy_weights", "make_slots", "prefill", "insert", "decode") else IN_TRAINING
+    takes = set(TAKES.get(program, ("weights",)))
+    if program in ("prefill", "decode"):
+        reads = ("copy of the weights", "policy that draws ahead", "weights")
+        takes.add(next(part for part in reads if held.get(part)))
+    if held.get("policy that draws ahead"):  # its rollout goes on while training does
+        parts = IN_ROLLOUTS
+    sums = held["gradients"] // 2 if program == "grpo_gradients" and "gradients" in held else 0
+    return sums + sum(held.get(part, 0) for part in parts if part not in takes)
+
+
 def device_memory(layout: Layout) -> int:
-    """Bytes of each device of the mesh; CPU devices share the machine's."""
+    """Bytes of each device of the mesh; CPU devices share the machine's, and TPUs need not be there."""
     device = layout.mesh.devices.ravel()[0]
+    if chip := chip_of(device):
+        return chip.hbm
     if device.platform != "cpu":
         return device.memory_stats()["bytes_limit"]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // device.client.local_device_count()

@@ -10,7 +10,7 @@ a stage has one program for several sizes, the largest stands for them: the long
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -21,10 +21,12 @@ from r1jax.data.demonstrations import taught_batch
 from r1jax.data.feeds import empty_rows, token_batch
 from r1jax.data.judged import judged_batch, pad_rows
 from r1jax.data.tasks import TASKS
+from r1jax.model.flops import Work
 from r1jax.parallel import programs, reward_programs
 from r1jax.parallel.layout import Layout
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.rollout.packing import microbatches
+from r1jax.sampling.decode import places
 from r1jax.stages import learned_reward
 from r1jax.stages.policy import policy_target
 from r1jax.stages.rl import Learner
@@ -39,6 +41,7 @@ class Program:
     name: str
     jitted: Any
     arguments: tuple
+    work: Work | None = None  # None: it runs no model
 
     @functools.cached_property
     def traced(self):
@@ -106,7 +109,8 @@ def pretrain_programs(layout: Layout, model: ModelConfig, config: PretrainConfig
     start = Program("start_training", programs.start_training(layout, model, config.optimizer), init.result)
     yield start
     batch = layout.abstract_batch(token_batch(empty_rows(config.batch_size, config.sequence_length)))
-    yield Program("pretrain_step", programs.pretrain_step(layout, model, config), (start.result, batch))
+    step = programs.pretrain_step(layout, model, config)
+    yield Program("pretrain_step", step, (start.result, batch), over_rows(batch.tokens_BT, 3))
     yield checksums(layout, start.result)
 
 
@@ -115,7 +119,8 @@ def sft_programs(layout: Layout, model: ModelConfig, config: SFTConfig) -> Itera
     start_training = programs.start_training(layout, model, config.optimizer)
     yield (start := Program("start_training", start_training, abstract_policy(layout, model)))
     batch = layout.abstract_batch(taught_batch(empty_rows(0, config.sequence_length, "is_taught"), config))
-    yield Program("sft_step", programs.sft_step(layout, model, config, config.epochs), (start.result, batch))
+    step = programs.sft_step(layout, model, config, config.epochs)
+    yield Program("sft_step", step, (start.result, batch), over_rows(batch.tokens.tokens_BT, 3))
     yield checksums(layout, start.result)
 
 
@@ -128,14 +133,15 @@ def reward_model_programs(layout: Layout, model: ModelConfig, config: RewardMode
     task = next(iter(TASKS.values()))  # any: there is nothing to encode
     batch = layout.abstract_batch(judged_batch(task, config.kind, [], size, T))
     step = reward_programs.reward_model_step(layout, scored, config, config.epochs)
-    yield Program("reward_model_step", step, (start.result, batch))
+    yield Program("reward_model_step", step, (start.result, batch), over_rows(batch.tokens_BT, 3))
     state = start.result
     metrics = reward_programs.reward_model_metrics(layout, scored, config.kind)
-    yield Program("reward_model_metrics", metrics, (state.params, state.router_bias, batch))
+    arguments = (state.params, state.router_bias, batch)
+    yield Program("reward_model_metrics", metrics, arguments, over_rows(batch.tokens_BT, 1))
     yield checksums(layout, state)
     rows = layout.abstract_batch(pad_rows([], layout.round_up(learned_reward.ROWS), T))
     scores = reward_programs.reward_scores(layout, scored)
-    yield Program("reward_scores", scores, (*abstract_policy(layout, scored), *rows))
+    yield Program("reward_scores", scores, (*abstract_policy(layout, scored), *rows), over_rows(rows[0], 1))
 
 
 def rl_programs(layout: Layout, model: ModelConfig, config: RLConfig) -> Iterator[Program]:
@@ -153,9 +159,11 @@ def rl_programs(layout: Layout, model: ModelConfig, config: RLConfig) -> Iterato
 
     learner = Learner(layout, model, config, engine.routes_shape)
     (packed,) = microbatches([], learner.shape, learner.routes)
-    yield (prepare := Program("prepare_batch", learner.prepare, (state, layout.abstract_batch(packed), TEMPERATURE)))
+    arguments, passes = (state, layout.abstract_batch(packed), TEMPERATURE), 2 if config.kl_coef else 1
+    yield (prepare := Program("prepare_batch", learner.prepare, arguments, over_rows(packed.tokens.tokens_BT, passes)))
     batch, _ = prepare.result
-    yield (part := Program("grpo_gradients", learner.gradients, (*policy, batch, TEMPERATURE)))
+    given = (*policy, batch, TEMPERATURE)
+    yield (part := Program("grpo_gradients", learner.gradients, given, over_rows(packed.tokens.tokens_BT, 3)))
     if config.accumulates:
         yield Program("add_gradients", programs.add_gradients, (part.result, part.result))
     yield Program("grpo_update", learner.update, (train, part.result))
@@ -177,13 +185,20 @@ def rollout_programs(engine: RolloutEngine, params: Params, router_bias: dict) -
     make_slots = programs.make_slots(layout, model, config, engine.slots, engine.width)
     yield (slots := Program("make_slots", make_slots, ()))
     prompts = layout.abstract_batch(engine.empty_prompts(P))
-    yield (prefilled := Program("prefill", programs.prefiller(layout, model, config), (*policy, *prompts)))
+    work = replace(over_rows(prompts[0], 1), absorbed=True)
+    yield (prefilled := Program("prefill", programs.prefiller(layout, model, config), (*policy, *prompts), work))
     settings, places_S = abstract(engine.settings(1.0, False)), jax.ShapeDtypeStruct((engine.slots,), np.int32)
     arguments = (slots.result, prefilled.result, places_S, places_S, KEY, settings)
     yield (begun := Program("insert", programs.inserter(layout, model, config), arguments))
     is_free_S, limit = jax.ShapeDtypeStruct((engine.slots,), bool), jax.ShapeDtypeStruct((), np.int32)
     decoder = programs.decoder(layout, model, config, engine.width)
-    yield Program("decode", decoder, (*policy, begun.result, is_free_S, limit, settings))
+    work = Work(engine.slots * places(config) * config.steps_per_round, engine.width, 1, absorbed=True)
+    yield Program("decode", decoder, (*policy, begun.result, is_free_S, limit, settings), work)
+
+
+def over_rows(tokens, passes: int) -> Work:
+    """Of tokens [..., T], in rows that are full: each looks at half of its row."""
+    return Work(int(np.prod(tokens.shape)), tokens.shape[-1] / 2, passes)
 
 
 def checksums(layout: Layout, state: State) -> Program:
