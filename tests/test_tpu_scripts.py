@@ -8,10 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 import yaml
+
+from r1jax.stages import run as stages_run
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "tpu_scripts").glob("*.sh"))
@@ -474,6 +477,15 @@ def test_stopped_for_good(pod):
     assert [pod.starts(worker) for worker in range(2)] == [2, 2]
 
 
+def test_ctrl_c_ends_the_watching_and_not_the_run(pod):
+    pod.plan(runs="stay stay")
+    with pod.watch() as watcher:
+        watcher.send_signal(signal.SIGINT)
+        assert "the run goes on" in watcher.stderr.read()
+    assert watcher.returncode == 130
+    assert "worker 0: running" in pod.run("status.sh").stdout
+
+
 def test_a_worker_out_of_reach_for_a_while(cloud):
     assert cloud.run("create.sh").returncode == 0
     cloud.plan(unreachable={"1": 2})
@@ -585,6 +597,26 @@ def test_kubectl(cloud):
     assert "kubectl get jobset r1" in cloud.run("gke.sh", "status", "--dry_run").stdout
     build = cloud.run("gke.sh", "build", "--dry_run", "--image", "i").stdout
     assert "docker build -f tpu_scripts/Dockerfile -t i - <" in build
+
+
+def test_the_image_is_built_from_what_git_tracks(cloud):
+    cloud.program("docker", 'printf "%s " "$@" >> "$FAKE_CLOUD/docker"; [[ $1 == push ]] || cat > context')
+    done = cloud.run("gke.sh", "build", "--image", "i:1")
+    assert done.returncode == 0, done.stderr
+    assert (cloud.directory / "docker").read_text() == "build -f tpu_scripts/Dockerfile -t i:1 - push i:1 "
+    with tarfile.open(cloud.directory / "context") as context:
+        names = context.getnames()
+    assert {"tpu_scripts/Dockerfile", "requirements.txt", "GIT_STATE"} <= set(names)
+    dockerfile = (ROOT / "tpu_scripts/Dockerfile").read_text()
+    copied = [word for line in dockerfile.splitlines() if line.startswith("COPY ") for word in line.split()[1:-1]]
+    assert set(copied) <= {*names, "."}
+
+
+def test_a_run_notes_the_commit_that_was_sent(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages_run, "__file__", str(tmp_path / "r1jax" / "stages" / "run.py"))
+    assert stages_run.session(0)["git"] == "not a git checkout"
+    (tmp_path / "GIT_STATE").write_text("0123abc-dirty\n")
+    assert stages_run.session(0)["git"] == "0123abc-dirty"
 
 
 def test_xpk(cloud):

@@ -25,6 +25,7 @@ main() {
   need_run_arguments
   if $dry_run; then show_all; return; fi
 
+  trap 'say "not watched any more; the run goes on, and the same command watches it again"; exit 130' INT
   local outcome restarts=0 began
   case $(pod_state) in
     none) fail 1 "there is no ${setting[name]} in ${setting[zone]}: create.sh and setup.sh first" ;;

@@ -133,7 +133,11 @@ topology_3d() {
 show() {
   local word line=""
   for word in "$@"; do
-    [[ $word =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]] || word=${word@Q}
+    if [[ $word == *\'* && $word != *[\"\$\`\\!]* ]]; then
+      word="\"$word\""
+    elif [[ ! $word =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then
+      word=${word@Q}
+    fi
     line+="$word "
   done
   printf '%s\n' "${line% }"

@@ -47,7 +47,7 @@ install_packages() {
   PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --user uv==0.13.9 &&
     python3 -m uv venv --allow-existing --python 3.11 r1jax_venv &&
     bash r1jax/tpu_scripts/requirements.sh >r1jax_requirements.txt &&
-    python3 -m uv pip install --python "$python" -r r1jax_requirements.txt
+    python3 -m uv pip install --python "$python" -r r1jax_requirements.txt tensorboard==2.21.0
 }
 
 devices() {
@@ -114,10 +114,7 @@ kill_job() {
   answer 0 killed
 }
 
-tensorboard() {
-  python3 -m uv pip install -q --python "$python" tensorboard==2.21.0
-  exec "$python" -m tensorboard.main --logdir "$1" --port 6006
-}
+tensorboard() { exec "$python" -m tensorboard.main --logdir "$1" --port 6006; }
 
 case ${1-} in
   install | setup | devices | start | job | poll | stop | tensorboard) "$@" ;;
