@@ -288,8 +288,9 @@ def test_settings_come_from_a_file_and_flags_win(cloud):
     (cloud.checkout / "tpu_scripts" / "pod.env").write_text("name=r2\ncolour=red\n")
     done = cloud.run("create.sh", pod=())
     assert (done.returncode, "has the line 'colour=red'" in done.stderr) == (2, True)
-    (cloud.checkout / "tpu_scripts" / "pod.env").write_text("name=$(touch /tmp/executed)\n")
+    (cloud.checkout / "tpu_scripts" / "pod.env").write_text("name=$(touch executed)\n")
     assert "name is '$(touch" in cloud.run("create.sh", *POD[2:], pod=()).stderr  # read, not executed
+    assert not (cloud.directory / "executed").exists()
 
 
 def test_create_asks_once_and_waits(cloud):
@@ -503,7 +504,7 @@ def test_a_worker_out_of_reach_for_good(pod):
     done = pod.run("run.sh", *RUN)
     assert done.returncode == 1
     assert "worker 1 of r1 can't be reached after 5 tries" in done.stderr
-    assert "delete.sh and run.sh" in done.stderr
+    assert "delete.sh, create.sh, setup.sh and run.sh" in done.stderr
     assert pod.steps() == ["ssh all start", *["ssh 1 start"] * 5]
     done = pod.run("status.sh")
     assert (done.returncode, "worker 1: does not answer" in done.stdout) == (1, True)
@@ -523,7 +524,7 @@ def test_a_host_that_was_restarted_is_run_again(pod):
 def test_gcloud_that_does_not_answer_deletes_nothing(pod):
     pod.plan(runs="stay stay", describe=["", *["silent"] * 200])
     done = pod.run("run.sh", *RUN)
-    assert (done.returncode, "gcloud does not answer" in done.stderr) == (1, True)
+    assert (done.returncode, "gcloud failed" in done.stderr) == (1, True)
     assert "delete" not in pod.steps()
 
 

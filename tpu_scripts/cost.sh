@@ -13,5 +13,6 @@ need hours price_per_chip_hour
 check hours '[0-9]+(\.[0-9]+)?' "a number"
 check price_per_chip_hour '[0-9]+(\.[0-9]+)?' "a number"
 read_accelerator_type
-awk -v type="${setting[accelerator_type]}" -v chips="$chips" -v hours="${setting[hours]}" -v price="${setting[price_per_chip_hour]}" \
+awk -v type="${setting[accelerator_type]}" -v chips="$chips" -v hours="${setting[hours]}" \
+  -v price="${setting[price_per_chip_hour]}" \
   'BEGIN { printf "%s: %d chips x %s hours x %s a chip-hour = %.2f\n", type, chips, hours, price, chips * hours * price }'

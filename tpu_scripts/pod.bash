@@ -16,8 +16,10 @@ read_pod() {
   check valid_until '[0-9]+[smhd]' "a time such as 30m or 6h"
   read_accelerator_type
   where=(--zone="${setting[zone]}" --project="${setting[project]}")
-  errors=$root/.cache/tpu/${setting[name]}.errors # what gcloud said on stderr, last
-  $dry_run || mkdir -p "${errors%/*}"
+  $dry_run && return
+  mkdir -p "$root/.cache/tpu"
+  errors=$(mktemp "$root/.cache/tpu/errors.XXXXXX") # what gcloud said last on stderr
+  trap 'rm -f "$errors"' EXIT
 }
 
 # The same settings for another script.
@@ -39,7 +41,8 @@ last_error() {
   echo "it said nothing"
 }
 
-# pod_state: none, queued, ready, unready (being repaired, say), lost (preempted, suspended, failed), or unknown: no answer.
+# pod_state: none, queued, ready, unready (being repaired, say), lost (preempted, suspended, failed), or unknown: gcloud
+# itself failed.
 pod_state() {
   local state
   if ! state=$(queued_resource describe --format='value(state.state)' 2>"$errors"); then
@@ -116,7 +119,7 @@ ask_workers() {
 must_answer() {
   local n result=0
   ask_workers "$@" || result=$?
-  ((result != 2)) || fail 1 "${setting[name]} was preempted or deleted: run.sh makes it again and goes on"
+  ((result != 2)) || fail 1 "${setting[name]} is not there any more: status.sh; run.sh makes a preempted TPU again"
   ((result == 0)) || fail_unreachable
   for n in "${!status[@]}"; do
     ((status[n] == 0)) || fail 1 "worker $n: ${answer[n]}"
@@ -126,13 +129,14 @@ must_answer() {
 fail_unreachable() {
   local silent
   silent=$(unanswered)
-  fail 1 "worker ${silent//$'\n'/, } of ${setting[name]} can't be reached after $TRIES tries ($(last_error)): status.sh shows" \
-    "the rest; if it stays away, delete.sh and run.sh again make the TPU new, and the run goes on from its checkpoints"
+  fail 1 "worker ${silent//$'\n'/, } of ${setting[name]} can't be reached after $TRIES tries ($(last_error)): status.sh" \
+    "shows the rest; if it stays away: delete.sh, create.sh, setup.sh and run.sh go on from the run's checkpoints"
 }
 
 # create_pod: asks for the TPU if nobody has, and waits until it is there. Returns 1 with a line when it can't be had.
 create_pod() {
-  local flags=(--node-id="${setting[name]}" --accelerator-type="${setting[accelerator_type]}" --runtime-version="$runtime")
+  local flags=(--node-id="${setting[name]}" --accelerator-type="${setting[accelerator_type]}")
+  flags+=(--runtime-version="$runtime")
   [[ ${setting[spot]} == false ]] || flags+=(--spot)
   [[ -z ${setting[valid_until]} ]] || flags+=(--valid-until-duration="${setting[valid_until]}")
   if $dry_run; then
@@ -149,7 +153,7 @@ create_pod() {
       say "${setting[name]} was there, and is suspended or failed: delete.sh it first (run.sh does so by itself)"
       return 1
       ;;
-    unknown) say "gcloud does not answer: $(last_error)"; return 1 ;;
+    unknown) say "gcloud failed: $(last_error)"; return 1 ;;
   esac
   wait_for_pod
 }
@@ -157,8 +161,9 @@ create_pod() {
 # A want of quota ends the script: asking again would only fail again.
 refuse_creation() {
   if grep -qi 'quota' "$errors"; then
-    fail 1 "$(last_error quota) ${setting[accelerator_type]} needs quota for $chips chips in ${setting[zone]} (spot=${setting[spot]}; spot\
- and on demand have quotas of their own): try another --zone, the other --spot, a smaller type, or ask for more quota"
+    fail 1 "$(last_error quota) ${setting[accelerator_type]} needs quota for $chips chips in ${setting[zone]}" \
+      "(spot=${setting[spot]}; spot and on demand have quotas of their own): try another --zone, the other --spot," \
+      "a smaller type, or ask for more quota"
   fi
   say "can't create ${setting[name]}: $(last_error)"
 }
@@ -179,7 +184,7 @@ wait_for_pod() {
       ready) return ;;
       none) say "${setting[name]} was deleted while it was waited for"; return 1 ;;
       lost) explain_failure; return 1 ;;
-      unknown) ((++silent < TRIES)) || { say "gcloud does not answer: $(last_error)"; return 1; } ;;
+      unknown) ((++silent < TRIES)) || { say "gcloud failed: $(last_error)"; return 1; } ;;
       *) silent=0 ;;
     esac
     pause 30

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Runs `python -m r1jax run …` on all workers, watches it, and goes on after a preemption: the TPU is made again, set up, and
-# the same command goes on from the checkpoints in its workdir. Ctrl-C ends the watching, not the run; the same command
-# watches again.
+# Runs `python -m r1jax run …` on all workers, watches it, and goes on after a preemption: the TPU is made again and set
+# up, and the same command goes on from the checkpoints in its workdir. Ctrl-C ends the watching, not the run; the same
+# command watches again.
 #
 #   tpu_scripts/run.sh [--max_restarts 10] -- r1_zero_math --gin … --workdir gs://BUCKET/RUN
 #
-# --max_restarts: in a row, none of which ran for half an hour. Exit status: 0 when the run is done, 2 when its config is wrong,
-# 1 when it failed or the TPU can't be had, 75 when stop.sh stopped it.
+# --max_restarts: in a row, none of which ran for half an hour. Exit status: 0 when the run is done, 2 when its config is
+# wrong, 1 when it failed or the TPU can't be had, 75 when stop.sh stopped it.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=pod.bash
 source "$(dirname "$0")/pod.bash"
 
-PATIENCE=${POD_PATIENCE:-20} # polls (of 30 s) that a worker may go on for after another one ended badly, and then again after SIGTERM
+# For so many polls (of 30 s) a worker may go on after another one ended badly, and then as long again after SIGTERM.
+PATIENCE=${POD_PATIENCE:-20} # tests have less
 
 ask_start() { ask "$1" start "${arguments[@]}"; }
 ask_poll() { ask "$1" poll; }
@@ -29,7 +30,7 @@ main() {
   local outcome restarts=0 began
   case $(pod_state) in
     none) fail 1 "there is no ${setting[name]} in ${setting[zone]}: create.sh and setup.sh first" ;;
-    unknown) fail 1 "gcloud does not answer: $(last_error)" ;;
+    unknown) fail 1 "gcloud failed: $(last_error)" ;;
     lost) outcome=preempted ;;
     *)
       wait_for_pod || exit 1
@@ -37,12 +38,12 @@ main() {
       ;;
   esac
   while true; do
-    began=$SECONDS
     if [[ $outcome != preempted ]] || make_again; then
+      began=$SECONDS
       watch_run
       conclude
+      ((SECONDS - began < 1800)) || restarts=0
     fi
-    ((SECONDS - began < 1800)) || restarts=0
     ((restarts < setting[max_restarts])) || fail 1 "given up after $restarts restarts in a row: $outcome"
     restarts=$((restarts + 1))
     say "$outcome: restart $restarts of at most ${setting[max_restarts]} in a row"
@@ -56,7 +57,10 @@ conclude() {
     'done') say "done: ${arguments[*]}"; exit 0 ;;
     stopped) say "stopped by stop.sh; the same command goes on"; exit 75 ;;
     config) show_log; fail 2 "worker $culprit: the config is wrong (exit status 2), see above" ;;
-    failed) show_log; fail 1 "worker $culprit: the run failed (exit status $culprit_code), see above and logs.sh --worker $culprit" ;;
+    failed)
+      show_log
+      fail 1 "worker $culprit: the run failed (exit status $culprit_code), see above and logs.sh --worker $culprit"
+      ;;
   esac
 }
 
@@ -82,7 +86,7 @@ watch_run() {
     case $(pod_state) in
       lost | none) return ;;
       unknown)
-        ((++silent < 60)) || fail 1 "gcloud does not answer ($(last_error)): the run goes on; the same command watches it again"
+        ((++silent < 60)) || fail 1 "gcloud failed ($(last_error)): the run goes on; watch it again"
         continue
         ;;
       unready | queued)

@@ -8,7 +8,8 @@ root=$(dirname "$scripts")
 dry_run=false
 
 # Every key is a flag (--zone us-west4-a) and may stand in pod.env (zone=us-west4-a); a script adds flags of its own.
-declare -A setting=([name]="" [project]="" [zone]="" [accelerator_type]="" [runtime_version]="" [spot]=false [valid_until]="")
+declare -A setting=([name]="" [project]="" [zone]="" [accelerator_type]="" [runtime_version]="" [spot]=false
+  [valid_until]="")
 pod_settings=("${!setting[@]}")
 arguments=() # what stands after --
 
@@ -159,7 +160,8 @@ tarball=$root/.cache/tpu/r1jax.tar.gz
 pack_code() {
   local commit
   if $dry_run; then
-    echo "$(show mkdir -p "${tarball%/*}") && $(show git -C "$root" describe --always --dirty) > $(show "${tarball%/*}/GIT_STATE")"
+    show mkdir -p "${tarball%/*}"
+    echo "$(show git -C "$root" describe --always --dirty) > $(show "${tarball%/*}/GIT_STATE")"
     echo '# HEAD, or where something changed what "git stash create" prints:'
     show git -C "$root" archive --format=tar.gz --add-file="${tarball%/*}/GIT_STATE" -o "$tarball" HEAD
     return

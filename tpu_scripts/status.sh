@@ -16,7 +16,7 @@ if $dry_run; then
 fi
 state=$(pod_state)
 echo "${setting[name]}: $state (${setting[accelerator_type]}, $chips chips on $hosts hosts, ${setting[zone]})"
-[[ $state != unknown ]] || fail 1 "gcloud does not answer: $(last_error)"
+[[ $state != unknown ]] || fail 1 "gcloud failed: $(last_error)"
 [[ $state == ready ]] || exit 0
 ask_workers ask_poll || true
 for ((n = 0; n < hosts; n++)); do echo "worker $n: ${answer[n]-does not answer}"; done

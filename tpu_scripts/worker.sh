@@ -40,7 +40,11 @@ install() {
 # The images have Python 3.10: uv brings 3.11, the version that the tests run on.
 setup() {
   local log=$HOME/r1jax_setup.log
-  if install_packages >"$log" 2>&1; then answer 0 installed; else answer 1 "setup failed, see ~/r1jax_setup.log: $(last_line "$log")"; fi
+  if install_packages >"$log" 2>&1; then
+    answer 0 installed
+  else
+    answer 1 "setup failed, see ~/r1jax_setup.log: $(last_line "$log")"
+  fi
 }
 
 install_packages() {
