@@ -127,8 +127,15 @@ def end_jobs(number: int) -> None:
 
 
 def preempt() -> None:
+    """As gcloud may see it first: of the TPU alone."""
     end_jobs(signal.SIGKILL)
-    edit("state.json", lambda state: state.update(queue=["ACTIVE", "SUSPENDED"], node=["PREEMPTED"]))
+    edit("state.json", lambda state: state.update(node=["PREEMPTED"]))
+
+
+def suspend() -> None:
+    """And later: the TPU is gone, its queued resource is left."""
+    end_jobs(signal.SIGKILL)
+    edit("state.json", lambda state: state.update(queue=["SUSPENDED"], node=[]))
 
 
 def reach(flags) -> tuple[list[int], list[int]]:
@@ -158,8 +165,9 @@ def ssh(flags, words) -> None:
     command = flags["--command"]
     match = re.search(r"worker\.sh (\w+)", command)
     verb = match[1] if match else "other"
-    if planned(f"before {verb}") == "preempt":
-        preempt()
+    trouble = planned(f"before {verb}")
+    if trouble:
+        {"preempt": preempt, "suspend": suspend}[trouble]()
     reached, missing = reach(flags)
     lost = planned(f"during {verb}") == "lost"
     jobs = [
