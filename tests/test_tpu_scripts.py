@@ -262,7 +262,7 @@ def test_a_dry_run_prints_commands_and_calls_nothing(cloud, pod, script):
         ("run.sh", ["--max_restarts", "many", *RUN], POD, "max_restarts is 'many'"),
         ("logs.sh", ["--worker", "2"], POD, "has workers 0 to 1"),
         ("tensorboard.sh", [], POD, "workdir is not set"),
-        ("cost.sh", ["--accelerator_type", "v6e-8", "--hours", "1"], (), "price_per_chip_hour is not set"),
+        ("cost.sh", ["--accelerator_type", "v6e-8", "--hours", "1"], (), "not set: give --price_per_chip_hour\n"),
         ("gke.sh", ["nothing"], (), "no verb 'nothing'"),
         ("gke.sh", ["manifest", *RUN], POD, "image is not set"),
         ("gke.sh", ["manifest", "--image", "i", *RUN, "a\nb"], POD, "a line break"),

@@ -82,7 +82,7 @@ ask() { tpu_ssh "$1" "bash $worker $(show "${@:2}")"; }
 read_answers() {
   local mark number code words
   while read -r mark number code words; do
-    [[ $mark == @worker && $number =~ ^[0-9]+$ ]] || continue
+    [[ $mark == @worker && $number =~ ^[0-9]+$ && $code =~ ^[0-9]+$ ]] || continue
     status[number]=$code
     answer[number]=$words
   done

@@ -11,7 +11,8 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=pod.bash
 source "$(dirname "$0")/pod.bash"
 
-# For so many polls (of 30 s) a worker may go on after another one ended badly, and then as long again after SIGTERM.
+# For so many polls (of 30 s) a worker may go on after another one ended badly, and then as long again after SIGTERM; for
+# three times as many gcloud may fail, or the TPU be repaired.
 PATIENCE=${POD_PATIENCE:-20} # tests have less
 
 ask_start() { ask "$1" start "${arguments[@]}"; }
@@ -86,11 +87,11 @@ watch_run() {
     case $(pod_state) in
       lost | none) return ;;
       unknown)
-        ((++silent < 60)) || fail 1 "gcloud failed ($(last_error)): the run goes on; watch it again"
+        ((++silent < 3 * PATIENCE)) || fail 1 "gcloud failed ($(last_error)): the run goes on; watch it again"
         continue
         ;;
       unready | queued)
-        ((++unready < 60)) || return 0
+        ((++unready < 3 * PATIENCE)) || return 0
         say "${setting[name]} is being repaired"
         continue
         ;;

@@ -78,9 +78,11 @@ read_file() {
 
 # need KEY…: these must be set.
 need() {
-  local key
+  local key place
   for key in "$@"; do
-    [[ -n ${setting[$key]} ]] || fail 2 "$key is not set: give --$key, or put $key=… into $scripts/pod.env"
+    place=""
+    [[ " ${pod_settings[*]} " != *" $key "* ]] || place=", or put $key=… into $scripts/pod.env"
+    [[ -n ${setting[$key]} ]] || fail 2 "$key is not set: give --$key$place"
   done
 }
 
