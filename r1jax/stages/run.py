@@ -201,6 +201,8 @@ def session(seed: int) -> dict:
         git = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:  # no git on this machine
         git = ""
+    sent = root / "GIT_STATE"  # beside code that tpu_scripts/ sent
+    git = git or (sent.read_text().strip() if sent.exists() else "")
     return {
         "started": now(),
         "command": " ".join(["python -m r1jax", *sys.argv[1:]]),

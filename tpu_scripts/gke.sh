@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# A run on GKE, as a JobSet on a node pool with a TPU slice of the accelerator type.
+#
+#   tpu_scripts/gke.sh build    --image IMAGE           builds the image from the tracked files, and pushes it
+#   tpu_scripts/gke.sh manifest --image IMAGE -- …      prints the JobSet of `r1jax run …`
+#   tpu_scripts/gke.sh apply    --image IMAGE -- …      starts it; after a preemption it goes on by itself
+#   tpu_scripts/gke.sh logs | status | delete           by --name; logs --worker 0
+#   tpu_scripts/gke.sh xpk      --image IMAGE --cluster CLUSTER -- …   the same through XPK: prints its command
+#
+# --max_restarts 10: of all pods, for whatever reason but a wrong config.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=settings.bash
+source "$(dirname "$0")/settings.bash"
+
+main() {
+  local verb=${1-}
+  setting[image]="" setting[cluster]="" setting[max_restarts]=10 setting[worker]=0
+  case $verb in
+    build | manifest | apply | logs | status | delete | xpk) read_settings "${@:2}" ;;
+    --help | -h) show_help; return ;;
+    *) fail 2 "no verb '$verb': expected build, manifest, apply, logs, status, delete or xpk" ;;
+  esac
+  check_name
+  check spot 'true|false' "true or false"
+  check max_restarts '[0-9]+' "a number"
+  check worker '[0-9]+' "a number"
+  "$verb"
+}
+
+build() {
+  need image
+  pack_code
+  if $dry_run; then
+    echo "$(show docker build -f tpu_scripts/Dockerfile -t "${setting[image]}" -) < $(show "$tarball")"
+  else
+    docker build -f tpu_scripts/Dockerfile -t "${setting[image]}" - <"$tarball"
+  fi
+  act docker push "${setting[image]}"
+}
+
+manifest() {
+  local text key args spot=${setting[spot]}
+  need name image
+  need_run_arguments
+  read_accelerator_type
+  args=$(json_list run "${arguments[@]}") || exit
+  text=$(<"$scripts/jobset.yaml")
+  [[ $spot == true ]] || text=$(grep -v gke-spot <<<"$text") # no label is not the label "false"
+  local -A value=([name]=${setting[name]} [image]=${setting[image]} [max_restarts]=${setting[max_restarts]} [spot]=$spot
+    [hosts]=$hosts [chips_per_host]=$chips_per_host [gke_accelerator]=$gke_accelerator [topology]=$topology
+    [args]=$args)
+  for key in "${!value[@]}"; do text=${text//"\${$key}"/"${value[$key]}"}; done
+  printf '%s\n' "$text"
+}
+
+# A list of strings in JSON, which is YAML too.
+json_list() {
+  local word list=""
+  for word in "$@"; do
+    [[ $word != *[[:cntrl:]]* ]] || fail 2 "an argument has a line break or another control character: $(show "$word")"
+    word=${word//\\/\\\\}
+    list+="\"${word//\"/\\\"}\", "
+  done
+  printf '[%s]' "${list%, }"
+}
+
+apply() {
+  local text
+  text=$(manifest) || exit
+  if $dry_run; then
+    printf "kubectl apply -f - <<'END'\n%s\nEND\n" "$text"
+  else
+    kubectl apply -f - <<<"$text"
+  fi
+}
+
+logs() {
+  need name
+  act kubectl logs --tail=100 --follow \
+    --selector="jobset.sigs.k8s.io/jobset-name=${setting[name]},batch.kubernetes.io/job-completion-index=${setting[worker]}"
+}
+
+status() {
+  need name
+  act kubectl get jobset "${setting[name]}"
+  act kubectl get pods --selector="jobset.sigs.k8s.io/jobset-name=${setting[name]}" --output=wide
+}
+
+delete() {
+  need name
+  act kubectl delete jobset "${setting[name]}"
+}
+
+# XPK starts again on signals (127 to 255) and on 75, and on nothing else.
+xpk() {
+  need name project zone cluster image
+  need_run_arguments
+  read_accelerator_type
+  show xpk workload create --workload="${setting[name]}" --cluster="${setting[cluster]}" --project="${setting[project]}" \
+    --zone="${setting[zone]}" --tpu-type="${setting[accelerator_type]}" --num-slices=1 --docker-image="${setting[image]}" \
+    --max-restarts="${setting[max_restarts]}" --restart-on-exit-codes=75 \
+    --command="python -m r1jax run $(show "${arguments[@]}")"
+}
+
+main "$@"

@@ -1,0 +1,177 @@
+#!/usr/bin/env bash
+# Runs `python -m r1jax run …` on all workers, watches it, and goes on after a preemption: the TPU is made again and set
+# up, and the same command goes on from the checkpoints in its workdir. Ctrl-C ends the watching, not the run; the same
+# command watches again.
+#
+#   tpu_scripts/run.sh [--max_restarts 10] -- r1_zero_math --gin … --workdir gs://BUCKET/RUN
+#
+# --max_restarts: in a row, none of which ran for half an hour. Exit status: 0 when the run is done, 2 when its config is
+# wrong, 1 when it failed or the TPU can't be had, 75 when stop.sh stopped it.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=pod.bash
+source "$(dirname "$0")/pod.bash"
+
+# For so many polls (of 30 s) a worker may go on after another one ended badly, and then as long again after SIGTERM; for
+# three times as many gcloud may fail, or the TPU be repaired.
+PATIENCE=${POD_PATIENCE:-20} # tests have less
+
+ask_start() { ask "$1" start "${arguments[@]}"; }
+ask_poll() { ask "$1" poll; }
+ask_stop() { ask "$1" stop; }
+ask_kill() { ask "$1" kill; }
+
+main() {
+  setting[max_restarts]=10
+  read_pod "$@"
+  check max_restarts '[0-9]+' "a number"
+  need_run_arguments
+  if $dry_run; then show_all; return; fi
+
+  trap 'say "not watched any more; the run goes on, and the same command watches it again"; exit 130' INT
+  local outcome restarts=0 began
+  case $(pod_state) in
+    none) fail 1 "there is no ${setting[name]} in ${setting[zone]}: create.sh and setup.sh first" ;;
+    unknown) fail 1 "gcloud failed: $(last_error)" ;;
+    lost) outcome=preempted ;;
+    *)
+      wait_for_pod || exit 1
+      outcome=new
+      ;;
+  esac
+  while true; do
+    if [[ $outcome != preempted ]] || make_again; then
+      began=$SECONDS
+      watch_run
+      conclude
+      ((SECONDS - began < 1800)) || restarts=0
+    fi
+    ((restarts < setting[max_restarts])) || fail 1 "given up after $restarts restarts in a row: $outcome"
+    restarts=$((restarts + 1))
+    say "$outcome: restart $restarts of at most ${setting[max_restarts]} in a row"
+    pause $((restarts < 6 ? 15 * 2 ** restarts : 900))
+  done
+}
+
+# What ends the script; otherwise $outcome says why to start again.
+conclude() {
+  case $outcome in
+    'done') say "done: ${arguments[*]}"; exit 0 ;;
+    stopped) say "stopped by stop.sh; the same command goes on"; exit 75 ;;
+    config) show_log; fail 2 "worker $culprit: the config is wrong (exit status 2), see above" ;;
+    failed)
+      show_log
+      fail 1 "worker $culprit: the run failed (exit status $culprit_code), see above and logs.sh --worker $culprit"
+      ;;
+  esac
+}
+
+show_log() { tpu_ssh "$culprit" "tail -n 30 r1jax_job/log" 2>"$errors" </dev/null >&2 || true; }
+
+# Deletes what is left of the TPU, creates and sets it up. Returns 1 for another try; a want of quota ends the script.
+make_again() {
+  local flags
+  mapfile -d '' flags < <(pod_flags)
+  if [[ $(pod_state) != none ]]; then
+    delete_pod 2>"$errors" || { say "can't delete: $(last_error)"; return 1; }
+  fi
+  create_pod && "$scripts/setup.sh" "${flags[@]}"
+}
+
+# Starts the run where it is not going, and returns when it has ended or its TPU is gone, with $outcome.
+watch_run() {
+  local result verdict waited=0 silent=0 unready=0
+  outcome=preempted
+  must_start || return 0
+  while true; do
+    pause 30
+    case $(pod_state) in
+      lost | none) return ;;
+      unknown)
+        ((++silent < 3 * PATIENCE)) || fail 1 "gcloud failed ($(last_error)): the run goes on; watch it again"
+        continue
+        ;;
+      unready | queued)
+        ((++unready < 3 * PATIENCE)) || return 0
+        say "${setting[name]} is being repaired"
+        continue
+        ;;
+    esac
+    silent=0 unready=0 result=0
+    ask_workers ask_poll || result=$?
+    ((result != 2)) || return 0
+    ((result == 0)) || fail_unreachable
+    read_polls
+    # What workers do once they were told to stop explains nothing.
+    ((waited >= PATIENCE)) || judge
+    say "$running of $hosts workers running: ${answer[0]#* }"
+    ((running > 0)) || break
+    [[ $verdict != going ]] || continue
+    waited=$((waited + 1))
+    ((waited != PATIENCE)) || ask_workers ask_stop || true
+    ((waited != 2 * PATIENCE)) || ask_workers ask_kill || true
+  done
+  if [[ $verdict == failed ]]; then
+    pause 30 # a preempted worker takes the others down with it, and gcloud may learn of it late
+    [[ $(pod_state) != @(lost|none) ]] || return 0
+  fi
+  outcome=$verdict
+}
+
+must_start() {
+  local result=0 n
+  ask_workers ask_start || result=$?
+  ((result != 2)) || return 1
+  ((result == 0)) || fail_unreachable
+  for n in "${!status[@]}"; do ((status[n] == 0)) || fail 1 "worker $n ${answer[n]}"; done
+  say "on $hosts workers: python -m r1jax run ${arguments[*]}"
+}
+
+# How many workers are $running, and the exit codes of the others: $codes.
+read_polls() {
+  local n words
+  running=0 codes=()
+  for n in "${!answer[@]}"; do
+    read -ra words <<<"${answer[n]}"
+    case ${words[0]} in
+      running) running=$((running + 1)) ;;
+      exited) codes[n]=${words[1]} ;;
+      stopped) codes[n]=stopped ;;
+      *) codes[n]=gone ;;
+    esac
+  done
+}
+
+# The $verdict on $codes, and the $culprit. A wrong config is wrong on every start; one worker's SIGTERM (75: saved) explains
+# another's failure, and not the other way round.
+judge() {
+  verdict=going culprit="" culprit_code=""
+  blame config 2 || blame stopped stopped || blame again 75 || blame again 143 || blame again gone || blame failed '[!0]*' ||
+    ((running > 0)) || verdict='done'
+}
+
+# blame VERDICT PATTERN: if a worker's code matches.
+blame() {
+  local n
+  for n in "${!codes[@]}"; do
+    # shellcheck disable=SC2053 # a pattern
+    if [[ ${codes[n]} == $2 ]]; then
+      verdict=$1 culprit=$n culprit_code=${codes[n]}
+      return 0
+    fi
+  done
+  return 1
+}
+
+show_all() {
+  ask_start all
+  echo '# every 30 s, until all workers have exited:'
+  wait_for_pod | grep -v '^#'
+  ask_poll all
+  echo '# when the TPU was preempted or suspended:'
+  delete_pod
+  create_pod
+  set_up_pod
+  ask_start all
+}
+
+main "$@"
