@@ -211,11 +211,18 @@ def print_work(found: list[Compiled], model: ModelConfig, layout: Layout) -> Non
         assert costs
         spent = times(costs, at)
         own = model_flops(model, one.program.work) / layout.mesh.devices.size if one.program.work else 0
-        ratio = f"{costs.flops / own:.2f}" if own else ""
+        least = "≥ " if costs.kernels else ""  # those that say nothing of their products
+        ratio = f"{least}{costs.flops / own:.2f}" if own else ""
         seconds = (milliseconds(s) for s in (spent.compute, spent.memory, spent.network, spent.compiler))
         stage = one.stage if number == 0 or once[number - 1].stage != one.stage else ""
         table.add_row(
-            stage, one.program.name, f"{costs.flops / 1e12:,.3f}", ratio, *seconds, spent.bound, collectives(costs)
+            stage,
+            one.program.name,
+            f"{least}{costs.flops / 1e12:,.3f}",
+            ratio,
+            *seconds,
+            spent.bound,
+            collectives(costs),
         )
     console = make_console()
     console.print("one run of each program on each device, milliseconds")
@@ -226,7 +233,7 @@ def print_work(found: list[Compiled], model: ModelConfig, layout: Layout) -> Non
         " compiler: its estimate, without collectives and kernels. Bytes are what each device receives"
     )
     if silent := sum(one.made.costs.kernels for one in once if one.made.costs):
-        console.print(f"{silent} kernels don't say their products, which are missing here")
+        console.print(f"{silent} kernels don't say their products, which are missing where it says ≥")
     if open_ended := sum(one.made.costs.unknown_loops for one in once if one.made.costs):
         console.print(f"{open_ended} loops run as often as the data says, and are counted once")
 
