@@ -12,7 +12,7 @@ from typing import Any
 import rich.progress
 from rich.console import Console
 
-from r1jax.config import ModelConfig
+from r1jax.config import ModelConfig, RLConfig
 from r1jax.dry_run import lower_one, make_console, make_table, print_memory, print_parameters, readable
 from r1jax.errors import RunError, UsageError
 from r1jax.model.flops import model_flops
@@ -52,14 +52,14 @@ class Compiled:
     stage: str
     program: Program
     made: Compilation
-    beside: int  # bytes that the stage has on each device beside the program's own
+    beside: dict[str, int]  # bytes that the stage has on each device beside the program's own
     is_new: bool  # compiled now
     shared_with: str | None  # the stage that had it compiled before
 
     @property
     def needed(self) -> int | None:
         """Bytes on each device; None where the compiler gave up before it knew."""
-        return None if self.made.memory is None else self.made.memory.all + self.beside
+        return None if self.made.memory is None else self.made.memory.all + sum(self.beside.values())
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,15 @@ def compile_stages(config: Any, layout: Layout, only: Sequence[str], console: Co
         raise UsageError(f"--programs names '{min(unknown)}', expected one of {', '.join(sorted(names))}")
     wanted = [one for one in programs if not only or one[1].name in only]
     held = {stage: stage_memory(layout, config.model, one) for stage, one in stages(config).items()}
+    adding = {stage for stage, one in stages(config).items() if isinstance(one, RLConfig) and one.accumulates}
     found: list[Compiled] = []
     first: dict[Any, Compiled] = {}
     with progress_bar(console) as progress:
         task = progress.add_task("", total=len(wanted))
         for stage, program in wanted:
             progress.reset(task, total=len(wanted), completed=len(found), description=f"{stage}: {program.name}")
-            before, beside = first.get(program.key), held_beside(held[stage], program.name)
+            before = first.get(program.key)
+            beside = held_beside(held[stage], program.name, accumulates=stage in adding)
             if before:
                 found.append(Compiled(stage, program, before.made, beside, before.is_new, before.stage))
                 continue
@@ -186,7 +188,7 @@ def print_fit(found: list[Compiled], layout: Layout, topology: str, slices: int)
     for number, one in enumerate(found):
         memory = one.made.memory
         sizes = (memory.arguments, memory.results, memory.temporaries, memory.code) if memory else ()
-        cells = [readable(one.beside), *(readable(size) for size in sizes)] + [""] * (4 - len(sizes))
+        cells = [readable(sum(one.beside.values())), *(readable(size) for size in sizes)] + [""] * (4 - len(sizes))
         all_of_it = readable(one.needed) if one.needed is not None else ""
         stage = one.stage if number == 0 or found[number - 1].stage != one.stage else ""
         table.add_row(stage, one.program.name, *cells, all_of_it, verdict(one, layout))
@@ -209,11 +211,18 @@ def print_work(found: list[Compiled], model: ModelConfig, layout: Layout) -> Non
         assert costs
         spent = times(costs, at)
         own = model_flops(model, one.program.work) / layout.mesh.devices.size if one.program.work else 0
-        ratio = f"{costs.flops / own:.2f}" if own else ""
+        least = "≥ " if costs.kernels else ""  # those that say nothing of their products
+        ratio = f"{least}{costs.flops / own:.2f}" if own else ""
         seconds = (milliseconds(s) for s in (spent.compute, spent.memory, spent.network, spent.compiler))
         stage = one.stage if number == 0 or once[number - 1].stage != one.stage else ""
         table.add_row(
-            stage, one.program.name, f"{costs.flops / 1e12:,.3f}", ratio, *seconds, spent.bound, collectives(costs)
+            stage,
+            one.program.name,
+            f"{least}{costs.flops / 1e12:,.3f}",
+            ratio,
+            *seconds,
+            spent.bound,
+            collectives(costs),
         )
     console = make_console()
     console.print("one run of each program on each device, milliseconds")
@@ -224,7 +233,7 @@ def print_work(found: list[Compiled], model: ModelConfig, layout: Layout) -> Non
         " compiler: its estimate, without collectives and kernels. Bytes are what each device receives"
     )
     if silent := sum(one.made.costs.kernels for one in once if one.made.costs):
-        console.print(f"{silent} kernels don't say their products, which are missing here")
+        console.print(f"{silent} kernels don't say their products, which are missing where it says ≥")
     if open_ended := sum(one.made.costs.unknown_loops for one in once if one.made.costs):
         console.print(f"{open_ended} loops run as often as the data says, and are counted once")
 
@@ -250,7 +259,8 @@ def print_buffers(one: Compiled, layout: Layout) -> None:
     for (size, shape, kind), number in alike.items():
         table.add_row(readable(size), str(number), shape, kind, first[size, shape, kind])
     console = make_console()
-    reason = one.made.refusal or f"with {readable(one.beside)} beside it it needs {readable(one.needed or 0)}"
+    beside = ", ".join(f"{part} {readable(size)}" for part, size in one.beside.items())
+    reason = one.made.refusal or f"it needs {readable(one.needed or 0)} with what the stage has beside it: {beside}"
     console.print(f"{one.stage}'s {one.program.name} {verdict(one, layout)}: {reason}", markup=False)
     if verdict(one, layout) == "does not compile":
         return

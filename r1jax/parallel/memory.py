@@ -131,8 +131,11 @@ TAKES = {
 }
 
 
-def held_beside(held: dict[str, int], program: str) -> int:
-    """Bytes that a stage has on each device beside a program's own, while that runs. `held` is `stage_memory`'s."""
+def held_beside(held: dict[str, int], program: str, *, accumulates: bool) -> dict[str, int]:
+    """What a stage has on each device beside a program's own, while that runs.
+
+    `held` is `stage_memory`'s; `accumulates`: its gradients are two trees, the sum of those before among them.
+    """
     parts = IN_ROLLOUTS if program in ("copy_weights", "make_slots", "prefill", "insert", "decode") else IN_TRAINING
     takes = set(TAKES.get(program, ("weights",)))
     if program in ("prefill", "decode"):
@@ -140,8 +143,8 @@ def held_beside(held: dict[str, int], program: str) -> int:
         takes.add(next(part for part in reads if held.get(part)))
     if held.get("policy that draws ahead"):  # its rollout goes on while training does
         parts = IN_ROLLOUTS
-    sums = held["gradients"] // 2 if program == "grpo_gradients" and "gradients" in held else 0
-    return sums + sum(held.get(part, 0) for part in parts if part not in takes)
+    beside = {part: held[part] for part in parts if part not in takes and held.get(part)}
+    return beside | ({"gradients": held["gradients"] // 2} if accumulates and program == "grpo_gradients" else {})
 
 
 def device_memory(layout: Layout) -> int:
