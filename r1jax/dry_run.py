@@ -11,7 +11,7 @@ from r1jax.config import ModelConfig, RewardModelConfig
 from r1jax.errors import UsageError
 from r1jax.model.spec import count_active_params, count_params
 from r1jax.parallel.layout import Layout, make_layout
-from r1jax.parallel.memory import GIB, device_memory, stage_memory
+from r1jax.parallel.memory import GIB, at_once, device_memory, stage_memory
 from r1jax.stages.lowering import Program, stage_programs
 from r1jax.stages.run import check_stages, stages
 from r1jax.telemetry.progress import Progress
@@ -94,10 +94,10 @@ def print_memory(config: Any, layout: Layout) -> None:
     needs = {name: stage_memory(layout, config.model, stage) for name, stage in wanted.items()}
     parts = list(dict.fromkeys(part for held in needs.values() for part in held))
     there = device_memory(layout)
-    table = make_table("GiB on each device", *parts, "all", f"in {there / GIB:,.1f}")
+    table = make_table("GiB on each device", *parts, "at once", f"in {there / GIB:,.1f}")
     for name, held in needs.items():
         numbers = (f"{held[part] / GIB:,.3f}" if part in held else "" for part in parts)
-        needed = sum(held.values())
+        needed = sum(at_once(held).values())
         table.add_row(name, *numbers, f"{needed / GIB:,.3f}", "fits" if needed <= there else "does not fit")
     console = make_console()
     console.print(table)

@@ -26,7 +26,11 @@ from r1jax.stages.run import check_stages, stages
 
 CACHE = Path(".cache", "r1jax", "topology")  # below the home directory
 # What makes a program smaller, beside a mesh that divides it further.
-TRAINED = "ModelConfig.param_dtype = 'bfloat16' halves weights, moments and reference"
+TRAINED = (
+    "ModelConfig.remat = 'full'; OptimizerConfig.moment_dtype = 'bfloat16'; ModelConfig.param_dtype = 'bfloat16' halves"
+    " weights, moments and reference"
+)
+OFFLOAD = "RLConfig.offload = ('reference', 'optimizer')"
 DRAWN = "RolloutConfig.slots, max_new_tokens and max_prompt_tokens, lower; RolloutConfig.cache = 'int8'"
 READ = "RolloutConfig.prefill_rows and prefill_chunk, lower; RolloutConfig.weights = 'int8'"
 KNOBS = {
@@ -35,8 +39,8 @@ KNOBS = {
     "reward_model_step": f"RewardModelConfig.batch_size and max_tokens, lower; {TRAINED}",
     "reward_model_metrics": "RewardModelConfig.batch_size and max_tokens, lower",
     "reward_scores": "RewardModelConfig.max_tokens, lower",
-    "prepare_batch": f"RLConfig.microbatch_rows and row_tokens, lower; {TRAINED}",
-    "grpo_gradients": f"RLConfig.microbatch_rows and row_tokens, lower; {TRAINED}",
+    "prepare_batch": f"RLConfig.microbatch_rows and row_tokens, lower; {OFFLOAD}; {TRAINED}",
+    "grpo_gradients": f"RLConfig.microbatch_rows and row_tokens, lower; {OFFLOAD}; {TRAINED}",
     "make_slots": DRAWN,
     "insert": DRAWN,
     "decode": f"{DRAWN}; RolloutConfig.weights = 'int8'",

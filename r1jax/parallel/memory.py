@@ -54,7 +54,12 @@ def rl_memory(layout: Layout, model: ModelConfig, config: RLConfig) -> dict[str,
     held = training_memory(layout, model, config.optimizer)
     sums = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "float32"), programs.abstract_policy(model)[0])
     trees = 2 if config.accumulates else 1  # of two microbatches, to be added
-    held |= {"gradients": trees * bytes_per_device(sums, layout.params(model)), "reference": held["weights"]}
+    one = bytes_per_device(sums, layout.params(model))
+    held |= {"gradients": trees * one, "reference": held["weights"]}
+    if "reference" in config.offload:  # it is back when there are no gradients yet, which are larger
+        del held["reference"]
+    if "optimizer" in config.offload:  # it is back when gradients are added up
+        held["moments, back"] = max(0, held.pop("optimizer") - (trees - 1) * one)
     return held | ({"policy that draws ahead": held["weights"]} if config.staleness else {})
 
 
@@ -70,7 +75,8 @@ def rollout_memory(layout: Layout, model: ModelConfig, config: RolloutConfig, P:
     slots, T, heads = layout.round_up(config.slots), places(config), model.num_attention_heads
     if not set(layout.rules.heads) & set(layout.rules.batch):  # else a row's scores are on one device
         heads //= layout.devices(layout.rules.heads)
-    width, here = P + N + config.steps_per_round * T, slots // layout.round_up(1)
+    shards = layout.round_up(1)
+    width, here = P + N + config.steps_per_round * T, slots // shards
     params, _ = programs.abstract_policy(model)
     weights = jax.eval_shape(lambda p: programs.rollout_weights(p, model, config.weights), params)
     is_copy = programs.copies_weights(model, config.weights) or config.mesh is not None
@@ -81,19 +87,19 @@ def rollout_memory(layout: Layout, model: ModelConfig, config: RolloutConfig, P:
     runs = [(prefill_rows(layout, config, length), length) for length in (chunk, P)]
     rows, length = max(runs, key=math.prod)
     prompts = jax.eval_shape(lambda: empty_slots(model, config, rows, length)).cache
-    scored = max(here * T * (width + T), *(rows * chunk * (length + chunk) for rows, length in runs))
+    scored = max(here * T * (width + T), *(rows // shards * chunk * (length + chunk) for rows, length in runs))
     return {
         "copy of the weights": copy if is_copy else 0,
         "cache": bytes_per_device(cache, programs.slot_shardings(layout, model, config).cache),
         "prompts": bytes_per_device(prompts, jax.tree.map(lambda _: programs.by_row(layout), prompts)),
         # In float32: before and after the softmax; with noise and log-probabilities.
         "attention scores": 2 * 4 * heads * scored,
-        "logits": 3 * 4 * model.vocab_size * max(here * T, runs[0][0]),
+        "logits": 3 * 4 * model.vocab_size * max(here * T, runs[0][0] // shards),
     }
 
 
 def stage_memory(layout: Layout, model: ModelConfig, config: StageConfig) -> dict[str, int]:
-    """What a stage holds on each device.
+    """What a stage holds on each device, not all of it `at_once`.
 
     Not counted: what training steps compute (activations, logits), batches, and learned rewards that RL asks.
     """
@@ -107,6 +113,19 @@ def stage_memory(layout: Layout, model: ModelConfig, config: StageConfig) -> dic
     return held | rollout_memory(layout, model, config.rollout, config.max_prompt_tokens, config.max_new_tokens)
 
 
+def at_once(held: dict[str, int]) -> dict[str, int]:
+    """Of the parts of `stage_memory`, those that are there together, when they are the most.
+
+    Rollouts are over before gradients are made, unless a policy draws ahead.
+    """
+    if held.get("policy that draws ahead"):
+        return held
+    updates = {part: size for part, size in held.items() if part not in ROLLOUTS}
+    rollouts = {part: size for part, size in held.items() if part not in ("gradients", "moments, back")}
+    return max(updates, rollouts, key=lambda parts: sum(parts.values()))
+
+
+ROLLOUTS = ("copy of the weights", "cache", "prompts", "attention scores", "logits")
 IN_TRAINING = ("weights", "optimizer", "reference", "policy that draws ahead")
 IN_ROLLOUTS = (*IN_TRAINING, "copy of the weights", "cache", "prompts")
 # What each program has of these among its own arguments, or makes. Others have the weights.

@@ -24,7 +24,7 @@ from etils import epath
 from r1jax.config import FinishedRunConfig, ModelConfig, StageConfig, WithRollouts
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel.layout import Layout
-from r1jax.parallel.memory import require_memory, stage_memory
+from r1jax.parallel.memory import at_once, require_memory, stage_memory
 from r1jax.parallel.programs import random_key
 from r1jax.rollout.engine import require_possible
 from r1jax.telemetry.files import write_whole
@@ -282,7 +282,7 @@ def check_stages(layout: Layout, config: Any, *, memory: bool = True) -> None:
             if isinstance(stage, WithRollouts):
                 require_possible(config.model, stage.rollout, stage.max_prompt_tokens, stage.max_new_tokens)
             if memory:
-                require_memory(layout, stage_memory(layout, config.model, stage))
+                require_memory(layout, at_once(stage_memory(layout, config.model, stage)))
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from error
 
