@@ -26,7 +26,7 @@ def queries(p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig, ops: O
     if c.q_lora_rank is None:
         q_BTHM = ops.heads(jnp.einsum("BTD,DHM->BTHM", ops.inner(x_BTD), p["q_DHM"]))
     else:
-        c_q_BTQ = rms_norm(x_BTD @ p["q_a_DQ"], p["q_norm_Q"], LATENT_NORM_EPS)
+        c_q_BTQ = rms_norm(ops.inner(x_BTD) @ p["q_a_DQ"], p["q_norm_Q"], LATENT_NORM_EPS)
         q_BTHM = ops.heads(jnp.einsum("BTQ,QHM->BTHM", ops.inner(c_q_BTQ), p["q_b_QHM"]))
     q_nope_BTHN, q_rope_BTHR = jnp.split(q_BTHM, [c.qk_nope_head_dim], axis=-1)
     return q_nope_BTHN, rotate(q_rope_BTHR, positions_BT, c)

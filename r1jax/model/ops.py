@@ -29,13 +29,14 @@ class Ops:
     """An activation [B, T, …] lies in one of three ways.
 
     `rows`: divided over all devices that have rows of their own, between blocks, and where each row is worked on by
-    itself. `inner`: over those that don't divide matrices besides, while it is multiplied. `heads`: so, and its heads
-    over the others.
+    itself. `inner`: over those that don't divide matrices besides, while it is multiplied. `heads`, `vocab`: so, and
+    its heads or words over the others.
     """
 
     rows: Callable[[Array], Array] = as_it_is
     inner: Callable[[Array], Array] = as_it_is
     heads: Callable[[Array], Array] = as_it_is  # [B, T, H, …]
+    vocab: Callable[[Array], Array] = as_it_is  # [B, …, V]
     gather: Callable[[str, Params], Params] = lambda name, p: p  # weights of a layer of a stack, as they are used
     attend: Callable[..., Array] = attend  # softmax_attention.attend
     experts: Callable[..., Array] = experts

@@ -61,7 +61,7 @@ def _latent_attention(c: ModelConfig, C: int) -> dict:
         query = {"q_DHM": ParamSpec((D, H, M), ("embed", "heads", "head"), D, "self_attn.q_proj.weight", 1)}
     else:
         query = {
-            "q_a_DQ": ParamSpec((D, Q), ("embed", "lora"), D, "self_attn.q_a_proj.weight", 1),
+            "q_a_DQ": ParamSpec((D, Q), ("embed", "query"), D, "self_attn.q_a_proj.weight", 1),
             "q_norm_Q": _norm(Q, "self_attn.q_a_layernorm.weight"),
             "q_b_QHM": ParamSpec((Q, H, M), ("rank", "heads", "head"), Q, "self_attn.q_b_proj.weight", 1),
         }

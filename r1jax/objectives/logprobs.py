@@ -36,7 +36,7 @@ def hidden_logprobs(
 
     def one(chunk):
         hidden_BtD, tokens_Bt = chunk
-        return token_logprobs(logits(params, hidden_BtD, tokenizer_size), tokens_Bt, temperature)
+        return token_logprobs(ops.vocab(logits(params, hidden_BtD, tokenizer_size)), tokens_Bt, temperature)
 
     B, T, D = hidden_BTD.shape
     size = max(AT_ONCE * ops.shards // (B * max(params[name].shape)), 1)

@@ -25,9 +25,12 @@ def divided(layout: Layout, model: ModelConfig) -> Ops:
     rows, heads = layout.rules.batch, layout.rules.heads
     inner = tuple(axis for axis in rows if axis not in heads)
 
-    def lie(*axes: tuple[str, ...]) -> Callable[[Array], Array]:
-        sharding = NamedSharding(layout.mesh, PartitionSpec(*axes))
-        return lambda x: jax.lax.with_sharding_constraint(x, sharding)
+    def lie(*axes: tuple[str, ...], last: tuple[str, ...] = ()) -> Callable[[Array], Array]:
+        def constrain(x: Array) -> Array:
+            all_axes = (*axes, *[()] * (x.ndim - len(axes) - 1), last) if last else axes
+            return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, PartitionSpec(*all_axes)))
+
+        return constrain
 
     def on_parts(q_BTHM, k_BTYM, v_BTYU, segments_BT, scale, implementation):
         by_head = PartitionSpec(inner, None, heads)
@@ -43,6 +46,7 @@ def divided(layout: Layout, model: ModelConfig) -> Ops:
         rows=lie(rows),
         inner=lie(inner),
         heads=lie(inner, (), heads),
+        vocab=lie(inner, last=layout.rules.vocab),
         gather=functools.partial(gather, layout, param_specs(model)),
         attend=on_parts,
         experts=ops.experts if model.experts == "dense" else functools.partial(experts, layout),

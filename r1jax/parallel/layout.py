@@ -32,6 +32,7 @@ class Rules:
     expert_embed: tuple[str, ...] = ("fsdp",)
     expert_mlp: tuple[str, ...] = ("tensor",)
     lora: tuple[str, ...] = ()
+    query: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
     router: tuple[str, ...] = ()
     score: tuple[str, ...] = ()
@@ -47,6 +48,7 @@ ROLLOUT_RULES = Rules(
     vocab=("fsdp", "expert", "tensor"),
     embed=(),
     rank=(),
+    query=("fsdp", "expert", "tensor"),
     heads=("fsdp", "expert", "tensor"),
     mlp=("fsdp", "expert", "tensor"),
     experts=("expert", "fsdp", "tensor"),  # in this order a device's experts are a part of those that it trains

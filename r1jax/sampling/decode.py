@@ -336,7 +336,7 @@ def draw_next(
 
 def next_logits(params: Params, hidden_BD: Array, c: ModelConfig, ops: Ops) -> Array:
     """float32 [B, V], each row whole on one device, which draws from it."""
-    return ops.rows(logits(params, ops.inner(hidden_BD), c.tokenizer_size))
+    return ops.rows(ops.vocab(logits(params, ops.inner(hidden_BD), c.tokenizer_size)))
 
 
 def merge(cache, tail, at_S: Array, is_true_SN: Array):
