@@ -14,6 +14,7 @@ from etils import epath
 
 from r1jax.data.sources import Source, fingerprint
 from r1jax.errors import RunError, UsageError
+from r1jax.parallel.hosts import from_writer, is_writer
 from r1jax.types import Problem, TokenBatch
 
 NO_THREADS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # records are tiny: threads double their cost
@@ -43,6 +44,12 @@ def ensure_records(wanted: Sequence[Records], seed: int, folder: epath.Path) -> 
     UsageError, before that, for a file with a line that is no problem.
     """
     paths = [folder / r.file_name(seed) for r in wanted]
+    from_writer("records", lambda: make_records(wanted, paths, seed, folder))
+    return paths
+
+
+def make_records(wanted: Sequence[Records], paths: Sequence[epath.Path], seed: int, folder: epath.Path) -> None:
+    """What of `wanted` is not there yet; see `ensure_records`."""
     missing = [
         {**asdict(r), "seed": seed, "path": str(p)} for r, p in zip(wanted, paths, strict=True) if not p.exists()
     ]
@@ -53,7 +60,6 @@ def ensure_records(wanted: Sequence[Records], seed: int, folder: epath.Path) -> 
         made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if made.returncode:
             raise RunError(f"the seqio tasks could not be written to {folder}:\n{made.stderr.strip()[-2000:]}")
-    return paths
 
 
 def record_files(path: epath.Path) -> list[str]:
@@ -73,7 +79,9 @@ def records(paths: epath.Path | Sequence[epath.Path], seed: int | None) -> grain
 
 
 def write_array_record(path: epath.Path, rows: Iterable[Mapping]) -> None:
-    """JSON objects as an ArrayRecord, which appears when it is whole."""
+    """JSON objects as an ArrayRecord, which appears when it is whole; of several processes the first writes it."""
+    if not is_writer():
+        return
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")

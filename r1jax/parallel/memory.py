@@ -106,7 +106,7 @@ def stage_memory(layout: Layout, model: ModelConfig, config: StageConfig) -> dic
 
 def device_memory(layout: Layout) -> int:
     """Bytes of each device of the mesh; CPU devices share the machine's."""
-    device = layout.mesh.devices.ravel()[0]
+    device = layout.mesh.local_devices[0]
     if device.platform != "cpu":
         return device.memory_stats()["bytes_limit"]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // device.client.local_device_count()
