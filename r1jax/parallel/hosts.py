@@ -5,6 +5,7 @@ collectives they exchange small JSON values, through the key-value store of JAX'
 """
 
 import contextlib
+import ctypes
 import itertools
 import json
 import os
@@ -23,6 +24,8 @@ from r1jax.errors import Preempted, RunError, UsageError
 GONE_SECONDS = 30.0  # without a sign of life: the others end
 BARRIER_SECONDS = 1800.0  # for those that are alive: records are made, or verifiers are slow, while others wait
 GOES_ON = "the same command, on all hosts, goes on from the last checkpoint"
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _exchanges, _checks = itertools.count(), itertools.count()  # alike on all processes, which do the same in one order
 _told_to_stop = threading.Event()
@@ -46,6 +49,7 @@ def start_hosts(
         raise UsageError(f"--process_id is {process_id}, expected 0 to {processes - 1}")
     if processes == 1 or not (coordinator or in_cluster()):
         return None
+    supervise()
     try:
         jax.distributed.initialize(
             coordinator,
@@ -61,6 +65,10 @@ def start_hosts(
             f"the processes did not come together: {reason}. --coordinator HOST:PORT, --processes and --process_id say"
             " who there is; --processes 1 is this one alone"
         ) from error
+    if jax.default_backend() == "cpu":
+        # CPU's programs are cached for process 0 alone. It would come to a collective while others still compile, and
+        # gloo waits for 30 s.
+        jax.config.update("jax_enable_compilation_cache", False)
     return Hosts(gone_seconds)
 
 
@@ -69,6 +77,30 @@ def in_cluster() -> bool:
     from jax._src.clusters import ClusterEnv  # what jax.distributed.initialize asks; it can only be asked by starting
 
     return any(env.is_env_present() for env in ClusterEnv._cluster_types if not env.opt_in_only_method)
+
+
+def supervise() -> None:
+    """Goes on in a child, for whose end this process waits.
+
+    JAX aborts a process whose coordinator is gone, and Python has no say in it: who stands outside can still tell what
+    happened, and end as after any other failure.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if not child:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # Linux: nobody is left behind
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells both
+    signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number))
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status == -signal.SIGABRT:
+        leave("JAX aborted this process (see above): most likely process 0, which the others talk through, is gone")
+    if status < 0:
+        if -status != signal.SIGKILL:  # which is never caught
+            signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(status)
 
 
 def is_writer() -> bool:
