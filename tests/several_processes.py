@@ -74,7 +74,7 @@ NUMBERS = SMALL | {
     "MeshConfig.fsdp": 4,
 }
 
-# Sends its own process a signal in the third step of a stage, once the second is on disk; a SIGTERM has time to be heard.
+# Sends its own process a signal in the third step of a stage, once the second is on disk; SIGTERM has time to be heard.
 SIGNAL = """
 import os, sys, time
 from r1jax.telemetry.metrics import MetricsWriter
