@@ -427,6 +427,7 @@ def start_jax() -> None:
     import jax
     from absl import logging
 
+    os.environ.setdefault("EPATH_USE_TF", "false")  # gs:// through gcsfs, without TensorFlow's memory and threads
     logging.set_verbosity(logging.ERROR)  # Orbax tells of its options at each checkpoint
     sys.unraisablehook = ignore_closed_loops
 

@@ -64,12 +64,14 @@ NUMBERS = SMALL | {
     "PretrainConfig.batch_size": 8,
     "RLConfig.log_samples_every": 1,
     "EvaluateConfig.samples": 2,
+    "EvaluateConfig.k": 2,
     "RejectionConfig.prompts": 8,
     "RejectionConfig.part": 4,
     "RejectionConfig.samples": 8,
     "RejectionConfig.max_prompt_tokens": 24,
     "RejectionConfig.max_new_tokens": 12,
     "RejectionConfig.language": 0.0,
+    "rejection/RolloutConfig.stop_ids": tuple(range(10, 60)),  # or next to nothing would end
     "MeshConfig.data": 2,
     "MeshConfig.fsdp": 4,
 }

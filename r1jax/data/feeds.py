@@ -1,9 +1,11 @@
 """Grain feeds: deterministic, endless, checkpointable iterators over ArrayRecords of JSON objects."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -65,8 +67,23 @@ def make_records(wanted: Sequence[Records], paths: Sequence[epath.Path], seed: i
 def record_files(path: epath.Path) -> list[str]:
     """The ArrayRecords of a file, or of a stage's directory, by its `index.json`."""
     if not path.is_dir():
-        return [str(path)]
-    return [str(path / shard["file"]) for shard in json.loads((path / "index.json").read_text())["shards"]]
+        return [on_this_machine(path)]
+    return [on_this_machine(path / shard["file"]) for shard in json.loads((path / "index.json").read_text())["shards"]]
+
+
+def on_this_machine(path: epath.Path) -> str:
+    """Where an ArrayRecord can be read, which only local files can: one in a bucket is copied here once."""
+    if "://" not in str(path):
+        return str(path)
+    held = path.stat()
+    key = hashlib.sha256(f"{path} {held.length} {held.mtime}".encode()).hexdigest()[:16]
+    local = epath.Path.home() / ".cache" / "r1jax" / "records" / key / path.name
+    if not local.exists():
+        local.parent.mkdir(parents=True, exist_ok=True)
+        partial = local.with_name(f"{local.name}.{os.getpid()}.partial")
+        path.copy(partial, overwrite=True)
+        partial.replace(local)
+    return str(local)
 
 
 def records(paths: epath.Path | Sequence[epath.Path], seed: int | None) -> grain.MapDataset:
@@ -82,15 +99,17 @@ def write_array_record(path: epath.Path, rows: Iterable[Mapping]) -> None:
     """JSON objects as an ArrayRecord, which appears when it is whole; of several processes the first writes it."""
     if not is_writer():
         return
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
+    is_local = "://" not in str(path)
+    with tempfile.TemporaryDirectory(dir=path.parent if is_local else None, suffix=".partial") as folder:
+        partial = epath.Path(folder) / path.name
         writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
         for row in rows:
             writer.write(json.dumps(row).encode())
         writer.close()
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        if is_local:
+            partial.replace(path)
+        else:
+            partial.copy(path, overwrite=True)  # an object in a bucket appears when it is whole
 
 
 def distinct_problems(path: epath.Path, count: int) -> list[Problem]:

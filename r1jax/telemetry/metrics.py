@@ -8,7 +8,7 @@ import tensorboardX
 from etils import epath
 
 from r1jax.parallel.hosts import is_writer
-from r1jax.telemetry.files import write_whole
+from r1jax.telemetry.files import append, write_whole
 
 
 class RowWriter:
@@ -22,10 +22,7 @@ class RowWriter:
         write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def append(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        if not is_writer():
-            return
-        with self.path.open("a") as file:
-            file.write("".join(json.dumps({"step": step, **row}) + "\n" for row in rows))
+        append(self.path, "".join(json.dumps({"step": step, **row}) + "\n" for row in rows))
 
 
 class MetricsWriter(RowWriter):
