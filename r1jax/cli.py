@@ -23,6 +23,9 @@ NOT_YET = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
+    # gs:// goes through gcsfs, without TensorFlow's memory and threads; other hosts write what this one lists again.
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    os.environ.setdefault("FSSPEC_GCS", '{"use_listings_cache": false}')
     status, error = 0, None
     try:
         args.command(args)
@@ -395,9 +398,9 @@ def gin_path(name: str) -> str:
 
 
 def checkpoint_path(name: str):
-    from etils import epath
+    from r1jax.paths import absolute
 
-    return epath.Path(name).absolute()
+    return absolute(name)
 
 
 def parse_ids(text: str, vocabulary: int) -> list[int]:
@@ -427,7 +430,6 @@ def start_jax() -> None:
     import jax
     from absl import logging
 
-    os.environ.setdefault("EPATH_USE_TF", "false")  # gs:// through gcsfs, without TensorFlow's memory and threads
     logging.set_verbosity(logging.ERROR)  # Orbax tells of its options at each checkpoint
     sys.unraisablehook = ignore_closed_loops
 

@@ -7,7 +7,7 @@ import json
 import re
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -64,7 +64,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data)
+            with suppress(BrokenPipeError):  # gcsfs does not wait for what it does not want
+                self.wfile.write(data)
 
     def handle_any(self) -> None:
         url = urlsplit(self.path)

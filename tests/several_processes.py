@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,7 +109,13 @@ class Ended:
 
 
 def start(
-    process: int, processes: int, port: int, arguments: Sequence[str], out: Path, signals: tuple[int, str, int] | None
+    process: int,
+    processes: int,
+    port: int,
+    arguments: Sequence[str],
+    out: Path,
+    signals: tuple[int, str, int] | None,
+    variables: Mapping[str, str],
 ) -> subprocess.Popen:
     """One process of a run; `signals` are a process, the stage in which it sends itself a signal, and the signal."""
     hurt = signals is not None and signals[0] == process
@@ -118,9 +124,10 @@ def start(
     (out / "graded").mkdir(exist_ok=True)
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "COLUMNS": "200",
         "GRADED": str(out / "graded"),
+        **variables,
     }
     with (out / f"{process}.txt").open("w") as file:
         return subprocess.Popen(
@@ -138,13 +145,14 @@ def run_together(
     out: Path,
     *,
     signals: tuple[int, str, int] | None = None,
+    variables: Mapping[str, str] | None = None,
     seconds: float = 900,
 ) -> list[Ended]:
     """Runs the command line in `processes` processes of 8 devices in all, until the last one has ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    running = [start(i, processes, port, arguments, out, signals) for i in range(processes)]
+    running = [start(i, processes, port, arguments, out, signals, variables or {}) for i in range(processes)]
     began, ends = time.monotonic(), dict[int, float]()
     try:
         while len(ends) < processes:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.conftest import ROOT
@@ -61,13 +62,21 @@ def settings(**changes) -> list[str]:
     return [word for name, value in (SMALL | changes).items() for word in ("--set", f"{name}={value}")]
 
 
-def r1jax(*arguments: str, kill_in: str | None = None, signal: str = "SIGKILL", cwd: Path = ROOT, devices: int = 1):
+def r1jax(
+    *arguments: str,
+    kill_in: str | None = None,
+    signal: str = "SIGKILL",
+    cwd: Path = ROOT,
+    devices: int = 1,
+    variables: Mapping[str, str] | None = None,
+):
     """Runs the command line; returns the finished process with its output."""
     code = ["-c", KILL.format(stage=kill_in, signal=signal)] if kill_in else ["-m", "r1jax"]
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "COLUMNS": "200",
+        **(variables or {}),
     }
     return subprocess.run(
         [sys.executable, *code, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False

@@ -15,6 +15,7 @@ from etils import epath
 
 from r1jax.config import ModelConfig, RopeScalingConfig
 from r1jax.errors import RunError, UsageError
+from r1jax.paths import absolute
 from r1jax.types import Params
 
 CHUNKS = ocp.SaveArgs(chunk_byte_size=1 << 26)  # a policy is exported part by part, in bounded memory
@@ -30,7 +31,7 @@ class CheckpointStore:
     """The checkpoints of one stage. Saving is asynchronous and atomic; the two latest are kept."""
 
     def __init__(self, directory: epath.Path, *, read_only: bool = False):
-        self.directory = epath.Path(directory).absolute()
+        self.directory = absolute(directory)
         options = ocp.CheckpointManagerOptions(max_to_keep=2, read_only=read_only, create=not read_only)
         self.manager = Manager(self.directory, options=options)
 

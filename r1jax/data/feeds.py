@@ -17,6 +17,7 @@ from etils import epath
 from r1jax.data.sources import Source, fingerprint
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel.hosts import from_writer, is_writer
+from r1jax.paths import in_bucket
 from r1jax.types import Problem, TokenBatch
 
 NO_THREADS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # records are tiny: threads double their cost
@@ -73,11 +74,11 @@ def record_files(path: epath.Path) -> list[str]:
 
 def on_this_machine(path: epath.Path) -> str:
     """Where an ArrayRecord can be read, which only local files can: one in a bucket is copied here once."""
-    if "://" not in str(path):
+    if not in_bucket(path):
         return str(path)
     held = path.stat()
     key = hashlib.sha256(f"{path} {held.length} {held.mtime}".encode()).hexdigest()[:16]
-    local = epath.Path.home() / ".cache" / "r1jax" / "records" / key / path.name
+    local = epath.Path("~/.cache/r1jax/records").expanduser() / key / path.name
     if not local.exists():
         local.parent.mkdir(parents=True, exist_ok=True)
         partial = local.with_name(f"{local.name}.{os.getpid()}.partial")
@@ -99,7 +100,7 @@ def write_array_record(path: epath.Path, rows: Iterable[Mapping]) -> None:
     """JSON objects as an ArrayRecord, which appears when it is whole; of several processes the first writes it."""
     if not is_writer():
         return
-    is_local = "://" not in str(path)
+    is_local = not in_bucket(path)
     with tempfile.TemporaryDirectory(dir=path.parent if is_local else None, suffix=".partial") as folder:
         partial = epath.Path(folder) / path.name
         writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")

@@ -6,6 +6,7 @@ from r1jax.config import DemonstrationsConfig
 from r1jax.data.feeds import write_array_record
 from r1jax.data.jsonl import read_demonstrations
 from r1jax.parallel.hosts import from_writer
+from r1jax.paths import absolute
 from r1jax.stages.run import Run, shard, write_index
 
 
@@ -15,7 +16,7 @@ def demonstrations(run: Run, name: str, config: DemonstrationsConfig) -> epath.P
     Raises UsageError for a line that is none.
     """
     read = read_demonstrations(config)
-    stage = run.stage(name, "demonstrations", {"file": epath.Path(config.path).absolute()}, demonstrations=config)
+    stage = run.stage(name, "demonstrations", {"file": absolute(config.path)}, demonstrations=config)
     if stage.result() is not None:
         return stage.directory
     path = stage.directory / "demonstrations.array_record"

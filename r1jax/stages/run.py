@@ -27,6 +27,7 @@ from r1jax.parallel import hosts
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import require_memory, stage_memory
 from r1jax.parallel.programs import random_key
+from r1jax.paths import absolute
 from r1jax.rollout.engine import require_possible
 from r1jax.telemetry.files import write_whole
 from r1jax.telemetry.lineage import MARK, content, is_exported, sha256
@@ -176,7 +177,7 @@ def open_run(
     written.
     """
     check_stages(layout, config)
-    directory = epath.Path(workdir).absolute()
+    directory = absolute(workdir)
 
     def take_up() -> dict[str, Any]:
         return take_up_run(directory, experiment, config.run.seed, progress, summary, note, rerun_from)
@@ -264,7 +265,7 @@ def write_index(stage: epath.Path, shards: Sequence[dict[str, Any]]) -> str:
 
 def finished_stage(config: FinishedRunConfig, name: str) -> epath.Path:
     """A stage of another run. Raises UsageError when it is not there, or not complete."""
-    stage = epath.Path(config.path).absolute() / name
+    stage = absolute(config.path) / name
     if not (stage / MARK).exists():
         raise UsageError(f"{stage} is no finished stage: set FinishedRunConfig.path to the --workdir of a finished run")
     return stage

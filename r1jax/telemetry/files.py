@@ -4,6 +4,7 @@ import fsspec
 from etils import epath
 
 from r1jax.parallel.hosts import is_writer
+from r1jax.paths import in_bucket
 
 
 def write_whole(path: epath.Path, text: str) -> None:
@@ -19,7 +20,7 @@ def append(path: epath.Path, text: str) -> None:
     """Adds to a file. A bucket's objects can't grow: what is new is put beside one, and composed with it there."""
     if not is_writer():
         return
-    if "://" not in str(path):
+    if not in_bucket(path):
         with path.open("a") as file:
             file.write(text)
         return
