@@ -1,6 +1,7 @@
 """Several processes give what one gives; and end together, whichever of them is gone or told to stop."""
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -227,11 +228,11 @@ def test_nothing_is_waited_for_alone():
 
 
 TALK = """
-import sys, time
+import time
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel import hosts
-me = int(sys.argv[2])
-watch = hosts.start_hosts(sys.argv[1], 2, me, gone_seconds=20)
+me = ME
+watch = hosts.start_hosts(WHO, gone_seconds=20)
 print(hosts.is_writer(), [hosts.is_mine(i) for i in range(3)], hosts.gather_values("ids", {"i": me}))
 print(hosts.from_writer("told", lambda: [me, 0.1]), [len(x) for x in hosts.gather_values("much", str(me) * 20_000_000)])
 def refuse():
@@ -241,7 +242,7 @@ try:
 except UsageError as error:
     print(error)
 if me == 1:
-    time.sleep(6)
+    time.sleep(30)
 try:
     hosts.barrier("the corner", 2)
 except RunError as error:
@@ -251,18 +252,33 @@ watch.end(0, None)
 """
 
 
-def test_what_processes_say_to_each_other(tmp_path):
+@pytest.mark.parametrize("known", [False, True], ids=["by flags", "by Slurm"])
+def test_what_processes_say_to_each_other(known):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    running = [
-        subprocess.Popen([sys.executable, "-c", TALK, address, str(i)], stdout=PIPE, stderr=PIPE, text=True, cwd=ROOT)
-        for i in (0, 1)
-    ]
+        port = free.getsockname()[1]
+
+    def process(i: int) -> subprocess.Popen:
+        slurm = {
+            "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
+            "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "JAX_COORDINATOR_PORT": str(port),
+        }  # fmt: skip
+        who = "None, None, None" if known else f"'127.0.0.1:{port}', 2, {i}"
+        code = TALK.replace("WHO", who).replace("ME", str(i))
+        variables = os.environ | (slurm if known else {})
+        return subprocess.Popen(
+            [sys.executable, "-c", code], stdout=PIPE, stderr=PIPE, text=True, cwd=ROOT, env=variables
+        )
+
+    running = [process(i) for i in (0, 1)]
     (out, _), (other, told) = [process.communicate(timeout=120) for process in running]
     assert [process.returncode for process in running] == [1, 1]
     same = ["[{'i': 0}, {'i': 1}]", "[0, 0.1] [20000000, 20000000]", "said by 0"]
     mine = "True [True, False, True]", "False [False, True, False]"
     assert out.splitlines() == [f"{mine[0]} {same[0]}", *same[1:], "the corner: process 1 did not come within 2 s"]
     assert other.splitlines() == [f"{mine[1]} {same[0]}", *same[1:]]
-    assert told.startswith("r1jax: process 0 failed: the corner: process 1 did not come within 2 s")
+    assert (
+        told.strip()
+        .splitlines()[-1]
+        .startswith("r1jax: process 0 failed: the corner: process 1 did not come within 2 s")
+    )

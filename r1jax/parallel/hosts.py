@@ -231,10 +231,10 @@ class Hosts:
                 return
             for key, sign in found:
                 process = int(key.rsplit("/", 1)[1])
-                if sign.startswith("failed: ") and process != self.me and not self.failure:
-                    leave(f"process {process} {sign}")
                 if sign != signs.get(process, ("", 0))[0]:
                     signs[process] = sign, time.monotonic()
+                elif sign.startswith("failed: ") and not self.failure:  # who has the same error has had time to say so
+                    leave(f"process {process} {sign}")
             heard = {process: signs.get(process, ("", started))[1] for process in range(self.processes)}
             gone = {process for process, when in heard.items() if time.monotonic() - when > self.gone_seconds}
             if gone - {self.me} and not self.ended.is_set():
@@ -252,8 +252,8 @@ class Hosts:
             return
         if isinstance(error, jax.errors.JaxRuntimeError):  # most likely another process is gone: `watch` will say who
             time.sleep(self.gone_seconds + 2 * self.pause)
-        self.failure = f"failed: {' '.join(str(error).split())[:500]}"
-        time.sleep(3 * self.pause)
+        self.failure = f"failed: {' '.join(str(error).split())[:500] or type(error).__name__}"
+        time.sleep(4 * self.pause)
         with contextlib.suppress(OSError):
             sys.stderr.flush()
             sys.stdout.flush()

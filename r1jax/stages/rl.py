@@ -82,7 +82,8 @@ def rl(
                     drawn = (ahead or draw(step, state.train.params, state.train.router_bias)).finish(stop_if_preempted)
                     busy = engine.device_seconds - busy
             except (RunError, Preempted) as error:
-                if not config.staleness and step - 1 > (store.latest_step() or 0):
+                agreed = isinstance(error, Preempted) or jax.process_count() == 1  # all save, or none
+                if agreed and not config.staleness and step - 1 > (store.latest_step() or 0):
                     store.save(step - 1, *split(state), position, about(model, task.name))
                 goes_on = (store.latest_step() or 0) + 1
                 store.close()
