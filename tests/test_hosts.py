@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from subprocess import PIPE
 
@@ -154,7 +155,8 @@ def require_same_bits(run: Path, other: Path) -> None:
     assert figures(run, "rl") == figures(other, "rl")
 
 
-@pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
 def test_when_one_is_killed_the_others_end_and_the_run_goes_on(together, experiment, tmp_path, killed):
     run = begun(together, tmp_path)
     ended = run_together(2, command(experiment, run), tmp_path, signals=(killed, "rl", signal.SIGKILL))
@@ -252,8 +254,8 @@ watch.end(0, None)
 """
 
 
-@pytest.mark.parametrize("known", [False, True], ids=["by flags", "by Slurm"])
-def test_what_processes_say_to_each_other(known):
+def start_two(code: str, *, by_slurm: bool = False) -> list[subprocess.Popen]:
+    """Two processes that run `code`, whose WHO is what `start_hosts` is given, and ME the process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -263,14 +265,17 @@ def test_what_processes_say_to_each_other(known):
             "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
             "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "JAX_COORDINATOR_PORT": str(port),
         }  # fmt: skip
-        who = "None, None, None" if known else f"'127.0.0.1:{port}', 2, {i}"
-        code = TALK.replace("WHO", who).replace("ME", str(i))
-        variables = os.environ | (slurm if known else {})
-        return subprocess.Popen(
-            [sys.executable, "-c", code], stdout=PIPE, stderr=PIPE, text=True, cwd=ROOT, env=variables
-        )
+        who = "None, None, None" if by_slurm else f"'127.0.0.1:{port}', 2, {i}"
+        variables = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"} | (slurm if by_slurm else {})
+        command = [sys.executable, "-c", code.replace("WHO", who).replace("ME", str(i))]
+        return subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True, cwd=ROOT, env=variables)
 
-    running = [process(i) for i in (0, 1)]
+    return [process(i) for i in (0, 1)]
+
+
+@pytest.mark.parametrize("by_slurm", [False, True], ids=["by flags", "by Slurm"])
+def test_what_processes_say_to_each_other(by_slurm):
+    running = start_two(TALK, by_slurm=by_slurm)
     (out, _), (other, told) = [process.communicate(timeout=120) for process in running]
     assert [process.returncode for process in running] == [1, 1]
     same = ["[{'i': 0}, {'i': 1}]", "[0, 0.1] [20000000, 20000000]", "said by 0"]
@@ -282,3 +287,35 @@ def test_what_processes_say_to_each_other(known):
         .splitlines()[-1]
         .startswith("r1jax: process 0 failed: the corner: process 1 did not come within 2 s")
     )
+
+
+SUMS = """
+import os, signal, time
+import jax, jax.numpy as jnp
+from r1jax.config import MeshConfig
+from r1jax.parallel import hosts
+from r1jax.parallel.layout import make_layout
+watch = hosts.start_hosts(WHO, gone_seconds=10)
+layout = make_layout(MeshConfig(data=-1))
+add = jax.jit(lambda x: x.sum(), out_shardings=layout.replicated())
+for step in range(100_000):
+    print(float(add(layout.put_batch(jnp.arange(8.0)))), flush=True)
+    if (step, ME) == (20, KILLED):
+        print("killed", time.time(), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_who_waits_for_one_that_is_gone_is_ended(killed):
+    running = start_two(SUMS.replace("KILLED", str(killed)))
+    out, _ = running[killed].communicate(timeout=120)
+    left, told = running[1 - killed].communicate(timeout=120)
+    seconds = time.time() - float(out.split()[-1])
+    assert (running[killed].returncode, running[1 - killed].returncode) == (-signal.SIGKILL, 1)
+    assert "28.0" in out and "28.0" in left
+    assert seconds < 10 + 5
+    says = (
+        "JAX aborted this process (see above): most likely process 0" if killed == 0 else "process 1: no sign of life"
+    )
+    assert told.strip().splitlines()[-1].startswith(f"r1jax: {says}")
