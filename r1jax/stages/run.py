@@ -182,7 +182,10 @@ def open_run(
     def take_up() -> dict[str, Any]:
         return take_up_run(directory, experiment, config.run.seed, progress, summary, note, rerun_from)
 
-    return Run(directory, config.run.seed, layout, progress, hosts.from_writer("the run's directory", take_up))
+    this_session = hosts.from_writer("the run's directory", take_up)
+    if not (directory / "run.json").exists():  # process 0 has written it
+        raise RunError(f"process {jax.process_index()} does not see {directory}: set a --workdir that all hosts share")
+    return Run(directory, config.run.seed, layout, progress, this_session)
 
 
 def take_up_run(
