@@ -11,12 +11,11 @@ with other columns than GSM8K's: --gin scale/math.gin --gin algorithm/grpo.gin -
 from dataclasses import dataclass
 from functools import cached_property
 
-from etils import epath
-
 from r1jax.config import BaseConfig, EvaluateConfig, JsonlConfig, MeshConfig, ModelConfig, RLConfig, RunConfig
 from r1jax.data.feeds import Records, ensure_records
 from r1jax.data.sources import Source
 from r1jax.data.tasks import text_task
+from r1jax.paths import absolute
 from r1jax.rewards.mathematics import MathVerifier
 from r1jax.rewards.rules import Reward, format_reward
 from r1jax.rewards.unicode_scripts import script_consistency_reward
@@ -48,7 +47,7 @@ class Config:
 
 
 def run(run: Run, config: Config) -> None:
-    base = epath.Path(config.base.path).absolute()
+    base = absolute(config.base.path)
     task = text_task("math", base / "tokenizer", Source("math", file=config.held_out).problems)
     held_out = task.held_out(config.evaluate.problems, run.seed)  # read first: what is wrong with it is said at once
     train = Records("math", "train", config.rl.prompts, (Source("math", file=config.train),))

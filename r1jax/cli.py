@@ -1,15 +1,19 @@
-"""The command line: `python -m r1jax …`. Exit status 0 on success, 2 on a usage or config error, 1 on failure."""
+"""The command line: `python -m r1jax …`.
+
+Exit status 0 on success, 2 on a usage or config error, 1 on failure, 75 where the same command goes on.
+"""
 
 import argparse
 import importlib.util
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from r1jax.errors import RunError, UsageError
+from r1jax.errors import Preempted, RunError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_YET = {
@@ -18,24 +22,35 @@ NOT_YET = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser()
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
+    # gs:// goes through gcsfs, without TensorFlow's memory and threads; other hosts write what this one lists again.
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    os.environ.setdefault("FSSPEC_GCS", '{"use_listings_cache": false}')
+    status, error = 0, None
     try:
         args.command(args)
-    except (UsageError, RunError) as error:
-        if args.debug:
+    except (Exception, KeyboardInterrupt) as raised:
+        if args.debug and not args.hosts and not isinstance(raised, KeyboardInterrupt | Preempted):
             raise
-        print(f"r1jax: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    except KeyboardInterrupt:
-        print("r1jax: interrupted; a run goes on from its last checkpoint when it is started again", file=sys.stderr)
-        return 130
-    except Exception as error:
         if args.debug:
-            raise
-        print(f"r1jax: {type(error).__name__}: {str(error)[:500]} (--debug shows where)", file=sys.stderr)
-        return 1
-    return 0
+            traceback.print_exception(raised)
+        status, line = explain(raised)
+        error = raised
+        print(f"r1jax: {line}", file=sys.stderr)
+    if args.hosts:
+        args.hosts.end(status, error)
+    return status
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """The exit status, and the line that says what happened."""
+    if isinstance(error, UsageError | RunError):
+        return (2 if isinstance(error, UsageError) else 1), str(error)
+    if isinstance(error, Preempted):
+        return os.EX_TEMPFAIL, f"{error}: the same command goes on"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted; a run goes on from its last checkpoint when it is started again"
+    return 1, f"{type(error).__name__}: {str(error)[:500]} (--debug shows where)"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -45,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     def add(name: str, command, help: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        sub.set_defaults(command=command)
+        sub.set_defaults(command=command, hosts=None)
         return sub
 
     run = add("run", run_experiment, "run an experiment, or go on with it")
@@ -53,6 +68,16 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--gin", action="append", metavar="FILE", help="gin files instead of the experiment's own")
     run.add_argument("--from", dest="rerun_from", metavar="STAGE", help="make a stage again, and what hangs on it")
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a gin binding, after the files")
+    run.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where JAX does not know the cluster")
+    run.add_argument("--processes", type=positive, metavar="N", help="that make this run together; 1: this one alone")
+    run.add_argument("--process_id", type=not_negative_int, metavar="I", help="of this one: 0 to N - 1")
+    run.add_argument(
+        "--gone_seconds",
+        type=positive,
+        default=30,
+        metavar="S",
+        help="without a sign of a process (default 30): all end",
+    )
     where = run.add_mutually_exclusive_group(required=True)
     where.add_argument("--workdir", metavar="DIR", help="where the run lives")
     where.add_argument(
@@ -136,6 +161,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run_experiment(args: argparse.Namespace) -> None:
     from r1jax.gin_config import read_config
+    from r1jax.parallel import hosts
     from r1jax.parallel.layout import make_layout
     from r1jax.stages.run import open_run
     from r1jax.telemetry.progress import Progress
@@ -148,6 +174,10 @@ def run_experiment(args: argparse.Namespace) -> None:
     if (args.slices or args.programs) and not args.topology:
         raise UsageError("--slices and --programs are a topology's: add --topology, such as --topology v5p:4x4x8")
     start_jax()
+    if not args.dry_run:
+        args.hosts = hosts.start_hosts(
+            args.coordinator, args.processes, args.process_id, gone_seconds=float(args.gone_seconds)
+        )
     module = load_experiment(args.experiment)
     config = read_config(module.Config, [gin_path(file) for file in args.gin or module.GIN_FILES], args.set)
     if args.topology:
@@ -161,19 +191,21 @@ def run_experiment(args: argparse.Namespace) -> None:
         dry_run(config)
         return
     layout = make_layout(config.mesh)
-    progress = Progress()
-    run = open_run(
-        args.workdir,
-        Path(args.experiment).stem,
-        config,
-        layout,
-        progress,
-        summary=first_line(module),
-        note=vars(module).get("REPORT_NOTE", ""),
-        rerun_from=args.rerun_from,
-    )
-    module.run(run, config)
-    progress.say(f"report: {write_report(run.workdir)}")
+    progress = Progress(quiet=not hosts.is_writer())
+    with hosts.heeding_sigterm():
+        run = open_run(
+            args.workdir,
+            Path(args.experiment).stem,
+            config,
+            layout,
+            progress,
+            summary=first_line(module),
+            note=vars(module).get("REPORT_NOTE", ""),
+            rerun_from=args.rerun_from,
+        )
+        module.run(run, config)
+        if hosts.is_writer():
+            progress.say(f"report: {write_report(run.workdir)}")
 
 
 def list_experiments(args: argparse.Namespace) -> None:
@@ -381,9 +413,9 @@ def gin_path(name: str) -> str:
 
 
 def checkpoint_path(name: str):
-    from etils import epath
+    from r1jax.paths import absolute
 
-    return epath.Path(name).absolute()
+    return absolute(name)
 
 
 def parse_ids(text: str, vocabulary: int) -> list[int]:

@@ -76,7 +76,7 @@ def check(args: argparse.Namespace, columns: Path) -> None:
         raise UsageError(f"task '{args.task}' is a file of problems: say which with --file")
     if args.task not in files and args.file is not None:
         raise UsageError(f"task '{args.task}' makes its problems: --file is for {', '.join(files)}")
-    if args.file is not None and not Path(args.file).is_file():
+    if args.file is not None and not epath.Path(args.file).is_file():
         raise UsageError(f"--file {args.file}: there is no such file")
     if args.k is not None and args.samples is not None and args.k > args.samples:
         raise UsageError(f"--k {args.k} is more than --samples {args.samples}")

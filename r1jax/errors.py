@@ -1,4 +1,4 @@
-"""The two errors that a user sees as one line instead of a traceback."""
+"""The errors that a user sees as one line instead of a traceback."""
 
 
 class UsageError(Exception):
@@ -7,3 +7,7 @@ class UsageError(Exception):
 
 class RunError(Exception):
     """Something outside the config failed: a disk, a damaged checkpoint. The command line exits with 1."""
+
+
+class Preempted(Exception):  # noqa: N818, a request, and no error
+    """The run was told to stop, and has saved what there is. The command line exits with 75."""

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.conftest import ROOT
@@ -40,7 +41,7 @@ def run(run, config):
     r1_zero.run(run, config, r1_zero.make_rewards(config, TASK) | {"variety": length})
 '''
 
-# Kills its own process, as a power cut would, in the third step of a stage, once the second is on disk.
+# Sends itself a signal, as a power cut or a scheduler would, in a stage's third step, once the second is on disk.
 KILL = """
 import os, signal, sys, time
 from r1jax.telemetry.metrics import MetricsWriter
@@ -49,7 +50,7 @@ def killing(self, step, values):
     if step == 3 and self.path.parent.name == {stage!r}:
         while not (self.path.parent / "checkpoints" / "2").exists():
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.{signal})
     write(self, step, values)
 MetricsWriter.write = killing
 from r1jax.cli import main
@@ -61,13 +62,21 @@ def settings(**changes) -> list[str]:
     return [word for name, value in (SMALL | changes).items() for word in ("--set", f"{name}={value}")]
 
 
-def r1jax(*arguments: str, kill_in: str | None = None, cwd: Path = ROOT, devices: int = 1):
+def r1jax(
+    *arguments: str,
+    kill_in: str | None = None,
+    signal: str = "SIGKILL",
+    cwd: Path = ROOT,
+    devices: int = 1,
+    variables: Mapping[str, str] | None = None,
+):
     """Runs the command line; returns the finished process with its output."""
-    code = ["-c", KILL.format(stage=kill_in)] if kill_in else ["-m", "r1jax"]
+    code = ["-c", KILL.format(stage=kill_in, signal=signal)] if kill_in else ["-m", "r1jax"]
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "COLUMNS": "200",
+        **(variables or {}),
     }
     return subprocess.run(
         [sys.executable, *code, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False

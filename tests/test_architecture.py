@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
-    "errors": 0, "config": 0, "types": 0,
+    "errors": 0, "config": 0, "types": 0, "paths": 0,
     "model": 1, "objectives": 1, "sampling": 1,
     "parallel": 2,
     "rollout": 3, "data": 3, "rewards": 3, "checkpoint": 3, "telemetry": 3,

@@ -149,19 +149,6 @@ def test_killed_between_parts_it_goes_on_to_the_same_bytes(start, monkeypatch):
             assert (again / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_each_host_writes_its_share(start, monkeypatch):
-    """Two hosts' parts, one after the other, are those of one host; no host grades another's."""
-    whole = start("whole")
-    monkeypatch.setattr(stage, "is_mine", lambda part: part % 2 == 0)
-    with pytest.raises(FileNotFoundError):  # the other host's are not there
-        start("shared")
-    monkeypatch.setattr(stage, "is_mine", lambda part: part % 2 == 1)
-    shared = start("shared")
-    for number in range(3):
-        for path in (stage.part_path, stage.count_path):
-            assert path(shared, number).read_bytes() == path(whole, number).read_bytes()
-
-
 def test_seqio_reads_the_index(start, tmp_path):
     directory = start("run")
     code = f"""

@@ -46,16 +46,33 @@ def test_killed_twice_ends_in_the_same_bits(finished, fork, tmp_path):
         assert not (tmp_path / "killed" / stage / "complete.json").exists()
     again = r1jax(*arguments)
     assert again.returncode == 0, again.stderr
+    require_same_bits(finished, tmp_path / "killed")
+
+
+def test_told_to_stop_it_saves_and_goes_on_to_the_same_bits(finished, fork, tmp_path):
+    arguments = ("run", str(fork), "--workdir", str(tmp_path / "stopped"), *settings())
+    for stage, saved in (("pretrain", 4), ("rl", 3)):  # the next step that it can stop at
+        told = r1jax(*arguments, kill_in=stage, signal="SIGTERM")
+        assert told.returncode == 75
+        assert told.stderr.splitlines() == [f"r1jax: {stage} is saved at step {saved}: the same command goes on"]
+        assert (tmp_path / "stopped" / stage / "checkpoints" / str(saved)).exists()
+    again = r1jax(*arguments)
+    assert again.returncode == 0, again.stderr
+    require_same_bits(finished, tmp_path / "stopped")
+
+
+def require_same_bits(finished, other):
+    """Checkpoints and metrics of two small runs, and what a checkpoint has to have."""
     for stage in ("pretrain", "rl"):
         whole = contents(epath.Path(finished) / stage / "checkpoints" / "4")
-        resumed = contents(epath.Path(tmp_path) / "killed" / stage / "checkpoints" / "4")
+        resumed = contents(epath.Path(other) / stage / "checkpoints" / "4")
         assert whole.keys() == resumed.keys()
         for name in whole:
             np.testing.assert_array_equal(resumed[name], whole[name], err_msg=f"{stage} {name}")
         kept = ("step", "loss", "reward", "accuracy", "kl", "grad_norm")
         rows, resumed_rows = (
             [{k: r[k] for k in kept if k in r} for r in read_metrics(epath.Path(w) / stage / "metrics.jsonl")]
-            for w in (finished, tmp_path / "killed")
+            for w in (finished, other)
         )
         assert rows == resumed_rows
     names = whole.keys()

@@ -17,6 +17,7 @@ from etils import epath
 from r1jax.checkpoint.published import array_specs, policy_specs
 from r1jax.config import ModelConfig
 from r1jax.model.spec import STACKED, ParamSpec, is_spec, uses_router_bias
+from r1jax.paths import in_bucket
 
 
 def create_policy(directory: epath.Path, model: ModelConfig, about: dict) -> None:
@@ -84,7 +85,7 @@ def chunk_key(tensor_index: tuple[int, ...], dimensions: int) -> str:
 
 
 def url(path: epath.Path) -> str:
-    return f"{path}/" if "://" in str(path) else f"file://{path}/"
+    return f"{path}/" if in_bucket(path) else f"file://{path}/"
 
 
 def numpy_dtype(name: str) -> np.dtype:

@@ -15,18 +15,25 @@ from etils import epath
 
 from r1jax.config import ModelConfig, RopeScalingConfig
 from r1jax.errors import RunError, UsageError
+from r1jax.paths import absolute
 from r1jax.types import Params
 
 CHUNKS = ocp.SaveArgs(chunk_byte_size=1 << 26)  # a policy is exported part by part, in bounded memory
+
+
+class Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Not asked: JAX wants one counter for the whole run (parallel/hosts.py), and a stage's steps begin anew."""
+        return False
 
 
 class CheckpointStore:
     """The checkpoints of one stage. Saving is asynchronous and atomic; the two latest are kept."""
 
     def __init__(self, directory: epath.Path, *, read_only: bool = False):
-        self.directory = epath.Path(directory).absolute()
+        self.directory = absolute(directory)
         options = ocp.CheckpointManagerOptions(max_to_keep=2, read_only=read_only, create=not read_only)
-        self.manager = ocp.CheckpointManager(self.directory, options=options)
+        self.manager = Manager(self.directory, options=options)
 
     def latest_step(self) -> int | None:
         return self.manager.latest_step()

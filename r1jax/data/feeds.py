@@ -1,9 +1,11 @@
 """Grain feeds: deterministic, endless, checkpointable iterators over ArrayRecords of JSON objects."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -14,6 +16,8 @@ from etils import epath
 
 from r1jax.data.sources import Source, fingerprint
 from r1jax.errors import RunError, UsageError
+from r1jax.parallel.hosts import from_writer, is_writer
+from r1jax.paths import in_bucket
 from r1jax.types import Problem, TokenBatch
 
 NO_THREADS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # records are tiny: threads double their cost
@@ -43,6 +47,12 @@ def ensure_records(wanted: Sequence[Records], seed: int, folder: epath.Path) -> 
     UsageError, before that, for a file with a line that is no problem.
     """
     paths = [folder / r.file_name(seed) for r in wanted]
+    from_writer("records", lambda: make_records(wanted, paths, seed, folder))
+    return paths
+
+
+def make_records(wanted: Sequence[Records], paths: Sequence[epath.Path], seed: int, folder: epath.Path) -> None:
+    """What of `wanted` is not there yet; see `ensure_records`."""
     missing = [
         {**asdict(r), "seed": seed, "path": str(p)} for r, p in zip(wanted, paths, strict=True) if not p.exists()
     ]
@@ -53,14 +63,28 @@ def ensure_records(wanted: Sequence[Records], seed: int, folder: epath.Path) -> 
         made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if made.returncode:
             raise RunError(f"the seqio tasks could not be written to {folder}:\n{made.stderr.strip()[-2000:]}")
-    return paths
 
 
 def record_files(path: epath.Path) -> list[str]:
     """The ArrayRecords of a file, or of a stage's directory, by its `index.json`."""
     if not path.is_dir():
-        return [str(path)]
-    return [str(path / shard["file"]) for shard in json.loads((path / "index.json").read_text())["shards"]]
+        return [on_this_machine(path)]
+    return [on_this_machine(path / shard["file"]) for shard in json.loads((path / "index.json").read_text())["shards"]]
+
+
+def on_this_machine(path: epath.Path) -> str:
+    """Where an ArrayRecord can be read, which only local files can: one in a bucket is copied here once."""
+    if not in_bucket(path):
+        return str(path)
+    held = path.stat()
+    key = hashlib.sha256(f"{path} {held.length} {held.mtime}".encode()).hexdigest()[:16]
+    local = epath.Path("~/.cache/r1jax/records").expanduser() / key / path.name
+    if not local.exists():
+        local.parent.mkdir(parents=True, exist_ok=True)
+        partial = local.with_name(f"{local.name}.{os.getpid()}.partial")
+        path.copy(partial, overwrite=True)
+        partial.replace(local)
+    return str(local)
 
 
 def records(paths: epath.Path | Sequence[epath.Path], seed: int | None) -> grain.MapDataset:
@@ -73,16 +97,20 @@ def records(paths: epath.Path | Sequence[epath.Path], seed: int | None) -> grain
 
 
 def write_array_record(path: epath.Path, rows: Iterable[Mapping]) -> None:
-    """JSON objects as an ArrayRecord, which appears when it is whole."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
+    """JSON objects as an ArrayRecord, which appears when it is whole; of several processes the first writes it."""
+    if not is_writer():
+        return
+    is_local = not in_bucket(path)
+    with tempfile.TemporaryDirectory(dir=path.parent if is_local else None, suffix=".partial") as folder:
+        partial = epath.Path(folder) / path.name
         writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
         for row in rows:
             writer.write(json.dumps(row).encode())
         writer.close()
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        if is_local:
+            partial.replace(path)
+        else:
+            partial.copy(path, overwrite=True)  # an object in a bucket appears when it is whole
 
 
 def distinct_problems(path: epath.Path, count: int) -> list[Problem]:

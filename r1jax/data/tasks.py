@@ -11,6 +11,7 @@ from r1jax.data.published_tokenizer import PublishedTokenizer, load_tokenizer
 from r1jax.data.sources import Source
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UsageError
+from r1jax.parallel.hosts import is_writer
 from r1jax.types import Problem
 
 
@@ -30,7 +31,7 @@ class Task:
 
     def save_tokenizer(self, stage: epath.Path) -> None:
         """Puts a published tokenizer beside a stage's checkpoints; one of ours is found by the task's name."""
-        if isinstance(self.tokenizer, PublishedTokenizer):
+        if isinstance(self.tokenizer, PublishedTokenizer) and is_writer():
             (stage / "tokenizer").mkdir(exist_ok=True)
             self.tokenizer.save(stage / "tokenizer")
 

@@ -101,8 +101,15 @@ class Layout:
         )
 
     def put_batch(self, tree):
-        """Host arrays onto the devices, split along their leading dimension."""
-        return jax.tree.map(lambda x: jax.device_put(np.asarray(x), self.batch()), tree)
+        """Host arrays onto the devices, split along their leading dimension.
+
+        Each process has all rows, and gives its devices theirs.
+        """
+
+        def put(x: np.ndarray) -> jax.Array:
+            return jax.make_array_from_callback(x.shape, self.batch(), lambda index: x[index])
+
+        return jax.tree.map(lambda x: put(np.asarray(x)), tree)
 
     def abstract_batch(self, tree):
         """What `put_batch` would give, as shapes."""

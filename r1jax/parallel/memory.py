@@ -168,9 +168,9 @@ def held_beside(held: dict[str, int], program: str, *, accumulates: bool) -> dic
 
 def device_memory(layout: Layout) -> int:
     """Bytes of each device of the mesh; CPU devices share the machine's, and TPUs need not be there."""
-    device = layout.mesh.devices.ravel()[0]
-    if chip := chip_of(device):
+    if chip := chip_of(layout.mesh.devices.ravel()[0]):
         return chip.hbm
+    device = layout.mesh.local_devices[0]
     if device.platform != "cpu":
         return device.memory_stats()["bytes_limit"]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // device.client.local_device_count()

@@ -17,6 +17,7 @@ import numpy as np
 from r1jax.config import ModelConfig, RolloutConfig
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel import programs
+from r1jax.parallel.hosts import stop_if_preempted
 from r1jax.parallel.layout import Layout, rollout_layout
 from r1jax.parallel.memory import (
     GIB,
@@ -137,7 +138,7 @@ class RolloutEngine:
         a prompt that is empty or too long, RunError when the policy's logits are not finite or memory runs out.
         """
         rounds = self.rounds(params, router_bias, prompts, key, temperature, ignore_eos=ignore_eos, watch=watch)
-        return Pending(rounds).finish()
+        return Pending(rounds).finish(stop_if_preempted)
 
     def rounds(
         self,
@@ -355,9 +356,10 @@ class Pending(Generic[T]):
         except RunError as error:
             self.work, self.result = None, error
 
-    def finish(self) -> T:
-        """What comes out at the end."""
+    def finish(self, before_each: Callable[[], None] = lambda: None) -> T:
+        """What comes out at the end; `before_each` round may raise what ends the work."""
         while self.work is not None:
+            before_each()
             self.advance()
         if isinstance(self.result, RunError):
             raise self.result

@@ -5,6 +5,8 @@ from etils import epath
 from r1jax.config import DemonstrationsConfig
 from r1jax.data.feeds import write_array_record
 from r1jax.data.jsonl import read_demonstrations
+from r1jax.parallel.hosts import from_writer
+from r1jax.paths import absolute
 from r1jax.stages.run import Run, shard, write_index
 
 
@@ -14,10 +16,11 @@ def demonstrations(run: Run, name: str, config: DemonstrationsConfig) -> epath.P
     Raises UsageError for a line that is none.
     """
     read = read_demonstrations(config)
-    stage = run.stage(name, "demonstrations", {"file": epath.Path(config.path).absolute()}, demonstrations=config)
+    stage = run.stage(name, "demonstrations", {"file": absolute(config.path)}, demonstrations=config)
     if stage.result() is not None:
         return stage.directory
     path = stage.directory / "demonstrations.array_record"
     write_array_record(path, [row | {"stage": name} for row in read])
-    stage.complete({"kept": len(read)}, output=write_index(stage.directory, [shard(path, len(read))]))
+    shards = from_writer(f"{name}: what it holds", lambda: [shard(path, len(read))])
+    stage.complete({"kept": len(read)}, output=write_index(stage.directory, shards))
     return stage.directory

@@ -9,11 +9,12 @@ from etils import epath
 from r1jax.config import EvaluateConfig
 from r1jax.data.tasks import Task
 from r1jax.errors import UsageError
+from r1jax.parallel.hosts import is_writer
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.programs import random_key
 from r1jax.rewards.rules import Reward, failure_counts, learned_inputs
 from r1jax.rollout.engine import RolloutEngine
-from r1jax.stages.grading import grade_outputs
+from r1jax.stages.grading import failures_since, grade_outputs
 from r1jax.stages.policy import Policy, load_policy
 from r1jax.stages.run import Run, sha256
 from r1jax.telemetry.evaluation import intervals, write_evaluation
@@ -46,7 +47,8 @@ def evaluate(
         return result
     policy = load_policy(checkpoint, run.layout)
     figures, groups = measure(run.layout, policy, config, task, rewards, problems, run.seed)
-    write_files(stage.directory, name, config, figures, groups)
+    if is_writer():
+        write_files(stage.directory, name, config, figures, groups)
     stage.complete(figures)
     hidden = intervals(figures)
     said = [f"{key} {value:.3g}" for key, value in figures.items() if key not in hidden]
@@ -103,7 +105,7 @@ def measure(
         of_source = of_outcome(places) | lengths([sampled[place] for place in places])
         figures |= {f"{source}/{key}": value for key, value in of_source.items()}
     # Without a verdict an output is not right; how many there were is said here.
-    figures |= {kind: n - before.get(kind, 0.0) for kind, n in failure_counts(rewards).items()}
+    figures |= failures_since(before, rewards)
     return figures, sampled
 
 

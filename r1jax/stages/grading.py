@@ -1,11 +1,12 @@
-"""From outputs to graded samples."""
+"""From outputs to graded samples. Each process grades the groups that are its share, and learns the others' rewards."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 
-from r1jax.rewards.rules import Reward, grade
+from r1jax.parallel.hosts import gather_values, is_mine
+from r1jax.rewards.rules import Reward, failure_counts, grade
 from r1jax.rollout.engine import Output
 from r1jax.types import Problem, Sample
 
@@ -19,36 +20,61 @@ def grade_outputs(
     problems: Sequence[Problem], outputs: Sequence[Sequence[Output]], rewards: Mapping[str, Reward]
 ) -> list[list[Sample]]:
     """One `Sample` for each output, grouped by problem."""
-    samples = [s for problem, group in zip(problems, outputs, strict=True) for s in ungraded(problem, group)]
-    graded = iter(grade(rewards, samples))
-    return [list(islice(graded, len(group))) for group in outputs]
+    groups = [ungraded(problem, group) for problem, group in zip(problems, outputs, strict=True)]
+    mine = [place for place in range(len(groups)) if is_mine(place)]
+    graded = iter(grade(beside(rewards), [sample for place in mine for sample in groups[place]]))
+    return finish(rewards, groups, {place: list(islice(graded, len(groups[place]))) for place in mine})
+
+
+def beside(rewards: Mapping[str, Reward]) -> dict[str, Reward]:
+    """Those that may grade while the devices draw; the others need the devices, and all processes."""
+    return {name: reward for name, reward in rewards.items() if reward.overlaps}
+
+
+def finish(
+    rewards: Mapping[str, Reward], groups: Sequence[Sequence[Sample]], mine: Mapping[int, Sequence[Sample]]
+) -> list[list[Sample]]:
+    """All groups with all rewards, of this process's share, graded by what runs `beside`, by place."""
+    shares = gather_values("rewards", {place: [s.rewards for s in group] for place, group in mine.items()})
+    early = {int(place): group for share in shares for place, group in share.items()}
+    afterwards = {name: reward for name, reward in rewards.items() if not reward.overlaps}
+    late = iter(grade(afterwards, [sample for group in groups for sample in group]))
+
+    def both(sample: Sample, values: Mapping[str, float | None]) -> Sample:
+        values = {**values, **next(late).rewards}
+        return replace(sample, rewards={name: values[name] for name in rewards})  # in their own order
+
+    return [[both(s, v) for s, v in zip(group, early[i], strict=True)] for i, group in enumerate(groups)]
+
+
+def failures_since(before: Mapping[str, float], rewards: Mapping[str, Reward]) -> dict[str, float]:
+    """What verifiers failed on, in all processes, since this one's `failure_counts` were `before`."""
+    mine = {kind: n - before.get(kind, 0.0) for kind, n in failure_counts(rewards).items()}
+    shares = gather_values("what verifiers failed on", mine)
+    return {kind: sum(share.get(kind, 0.0) for share in shares) for kind in dict.fromkeys(chain(*shares))}
 
 
 class Grading:
     """Grades groups in a thread, while others are still drawn; rewards that need the devices wait for `collect`."""
 
     def __init__(self, rewards: Mapping[str, Reward]):
-        self.rewards = rewards
-        self.beside = {name: reward for name, reward in rewards.items() if reward.overlaps}
-        self.afterwards = {name: reward for name, reward in rewards.items() if not reward.overlaps}
+        self.rewards, self.beside = rewards, beside(rewards)
         self.thread = ThreadPoolExecutor(1, "grading")
-        self.waiting: dict[int, Future[list[Sample]]] = {}
+        self.groups: dict[int, list[Sample]] = {}
+        self.mine: dict[int, Future[list[Sample]]] = {}
 
     def submit(self, problems: Sequence[Problem], place: int, outputs: Sequence[Output]) -> None:
         """Takes on the outputs for the problem at `place`."""
-        self.waiting[place] = self.thread.submit(grade, self.beside, ungraded(problems[place], outputs))
+        self.groups[place] = ungraded(problems[place], outputs)
+        if is_mine(place):
+            self.mine[place] = self.thread.submit(grade, self.beside, self.groups[place])
 
     def collect(self) -> list[list[Sample]]:
         """All groups taken on since the last call, by place. Raises what a reward raised."""
-        groups = [self.waiting[place].result() for place in sorted(self.waiting)]
-        self.waiting = {}
-        late = iter(grade(self.afterwards, [sample for group in groups for sample in group]))
-        return [[self.both(sample, next(late)) for sample in group] for group in groups]
-
-    def both(self, early: Sample, late: Sample) -> Sample:
-        """The sample with all its rewards, in their own order."""
-        values = {**early.rewards, **late.rewards}
-        return replace(early, rewards={name: values[name] for name in self.rewards})
+        groups = [self.groups[place] for place in sorted(self.groups)]
+        graded = finish(self.rewards, groups, {place: mine.result() for place, mine in self.mine.items()})
+        self.groups, self.mine = {}, {}
+        return graded
 
     def close(self) -> None:
         self.thread.shutdown(cancel_futures=True)

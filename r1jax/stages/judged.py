@@ -13,6 +13,7 @@ from r1jax.config import JudgedConfig
 from r1jax.data.feeds import distinct_problems, write_array_record
 from r1jax.data.tasks import Task
 from r1jax.errors import RunError
+from r1jax.parallel.hosts import from_writer
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.stages.policy import load_policy
 from r1jax.stages.run import Run, shard, write_index
@@ -61,7 +62,8 @@ def judged(
     write_array_record(path, rows)
     counts = {"responses": sum(map(len, by_question)), "kept": len(rows)}
     run.progress.say(f"{name}: {counts['kept']} of {counts['responses']} responses' judgements")
-    stage.complete(counts, output=write_index(stage.directory, [shard(path, len(rows))]))
+    shards = from_writer(f"{name}: what it holds", lambda: [shard(path, len(rows))])
+    stage.complete(counts, output=write_index(stage.directory, shards))
     return stage.directory
 
 

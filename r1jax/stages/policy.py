@@ -13,6 +13,7 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UsageError
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.programs import abstract_policy
+from r1jax.paths import absolute
 from r1jax.stages.run import differences
 from r1jax.types import Params
 
@@ -65,7 +66,7 @@ def base_model(base: BaseConfig) -> ModelConfig:
     Raises UsageError when there is none.
     """
     try:
-        store, step = checkpoint.find(epath.Path(base.path).absolute())
+        store, step = checkpoint.find(absolute(base.path))
         model, _ = checkpoint.read_about(store, step)
         return replace(
             model,

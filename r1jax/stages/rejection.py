@@ -10,14 +10,13 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import jax
 from etils import epath
-from jax.experimental import multihost_utils
 
 from r1jax.config import RejectionConfig
 from r1jax.data.feeds import distinct_problems, write_array_record
 from r1jax.data.tasks import Task
 from r1jax.errors import RunError, UsageError
+from r1jax.parallel.hosts import from_writer
 from r1jax.rewards.filters import choose, make_filters
 from r1jax.rewards.rules import Reward, learned_inputs
 from r1jax.rollout.engine import RolloutEngine
@@ -59,27 +58,20 @@ def rejection(
     engine = RolloutEngine(run.layout, loaded.model, task.tokenizer, config.rollout, config.samples, *lengths)
     origin = {"stage": name, "policy": run.relative(policy), "policy_content": content(policy)}
     with run.progress.start(name, 0, len(parts)) as progress:
+        done = from_writer(f"{name}: parts", lambda: parts_done(stage.directory, len(parts)))
         for number, part in enumerate(parts):
-            if not count_path(stage.directory, number).exists():
+            if number not in done:
                 prompts = [(p.id, few_shot_prompt(task, shots, p.question)) for p in part]
                 outputs = engine.generate(loaded.params, loaded.router_bias, prompts, stage.key(), config.temperature)
-                if is_mine(number):  # all hosts draw together, and each grades and writes its share
-                    write_part(stage.directory, number, grade_outputs(part, outputs, rewards), config, origin)
+                write_part(stage.directory, number, grade_outputs(part, outputs, rewards), config, origin)
             progress.step(number + 1, {})
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"{name}: parts")
 
-    shards, counts = add_up(stage.directory, len(parts))
+    shards, counts = from_writer(f"{name}: counts", lambda: add_up(stage.directory, len(parts)))
     if not counts["kept"]:
         raise RunError(f"{name}: none of {counts['drawn']} outputs was kept: {json.dumps(counts)}")
     run.progress.say(f"{name}: " + "  ".join(f"{key} {value}" for key, value in counts.items() if value))
     stage.complete(counts, output=write_index(stage.directory, shards))
     return stage.directory
-
-
-def is_mine(part: int) -> bool:
-    """Whether this host writes the part."""
-    return part % jax.process_count() == jax.process_index()
 
 
 def require_verdicts(config: RejectionConfig, rewards: Mapping[str, Reward]) -> None:
@@ -105,6 +97,11 @@ def part_path(directory: epath.Path, number: int) -> epath.Path:
 def count_path(directory: epath.Path, number: int) -> epath.Path:
     """What was kept and dropped of a part: the mark that it is whole."""
     return directory / f"part-{number:05}.json"
+
+
+def parts_done(directory: epath.Path, parts: int) -> list[int]:
+    """Those that an earlier session wrote."""
+    return [number for number in range(parts) if count_path(directory, number).exists()]
 
 
 def write_part(

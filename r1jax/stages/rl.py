@@ -14,15 +14,16 @@ from r1jax.checkpoint.store import CheckpointStore, about
 from r1jax.config import ModelConfig, RLConfig
 from r1jax.data.feeds import problem_batches
 from r1jax.data.tasks import Task
-from r1jax.errors import RunError
+from r1jax.errors import Preempted, RunError
 from r1jax.objectives.metrics import Metrics, merge_metrics
 from r1jax.parallel import programs
+from r1jax.parallel.hosts import stop_if_preempted
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import GIB, memory_in_use
 from r1jax.rewards.rules import Reward, failure_counts, learned_inputs, totals, unverified
 from r1jax.rollout.engine import Counts, Output, Pending, RolloutEngine
 from r1jax.rollout.packing import Taught, filled, microbatches, row_shape
-from r1jax.stages.grading import Grading
+from r1jax.stages.grading import Grading, failures_since
 from r1jax.stages.policy import load_policy
 from r1jax.stages.run import Run, Stage
 from r1jax.stages.state import finite_values, policy_content, restore_onto, split
@@ -79,13 +80,16 @@ def rl(
             try:
                 with clock("rollout"):
                     busy = engine.device_seconds
-                    drawn = (ahead or draw(step, state.train.params, state.train.router_bias)).finish()
+                    drawn = (ahead or draw(step, state.train.params, state.train.router_bias)).finish(stop_if_preempted)
                     busy = engine.device_seconds - busy
-            except RunError as error:
-                if not config.staleness and step - 1 > (store.latest_step() or 0):
+            except (RunError, Preempted) as error:
+                agreed = isinstance(error, Preempted) or jax.process_count() == 1  # all save, or none
+                if agreed and not config.staleness and step - 1 > (store.latest_step() or 0):
                     store.save(step - 1, *split(state), position, about(model, task.name))
                 goes_on = (store.latest_step() or 0) + 1
                 store.close()
+                if isinstance(error, Preempted):
+                    raise Preempted(f"{name} is saved at step {goes_on - 1}") from error
                 raise RunError(
                     f"{name}, rollout of step {step}: {error}. Started again, it goes on with step {goes_on}"
                 ) from error
@@ -104,7 +108,7 @@ def rl(
                 values |= finite_values(metrics, name, step)
 
             values |= figures(drawn) | times(values["rollout_tokens"], busy, clock)
-            values |= {kind: n - failed.get(kind, 0.0) for kind, n in failure_counts(rewards).items()}
+            values |= failures_since(failed, rewards)
             values["memory_gib"] = memory_in_use(run.layout) / GIB
             metrics_writer.write(step, values)
             if step % config.log_samples_every == 0:

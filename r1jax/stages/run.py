@@ -23,9 +23,11 @@ from etils import epath
 
 from r1jax.config import FinishedRunConfig, ModelConfig, StageConfig, WithRollouts
 from r1jax.errors import RunError, UsageError
+from r1jax.parallel import hosts
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import at_once, require_memory, stage_memory
 from r1jax.parallel.programs import random_key
+from r1jax.paths import absolute
 from r1jax.rollout.engine import require_possible
 from r1jax.telemetry.files import write_whole
 from r1jax.telemetry.lineage import MARK, content, is_exported, sha256
@@ -52,6 +54,11 @@ class Run:
         if "model" in configs:
             check_lengths(configs["model"], *configs.values())
         stage = Stage(self, name)
+        hosts.from_writer(f"{name}: its config", lambda: self.take_up(stage, kind, inputs, configs))
+        return stage
+
+    def take_up(self, stage: "Stage", kind: str, inputs: Mapping[str, epath.Path], configs: Mapping[str, Any]) -> None:
+        """Holds the stage's config against what is there, or writes it; and who works on it."""
         found = {key: {"path": self.relative(path), "content": content(path)} for key, path in inputs.items()}
         # Through JSON and back, so that it equals what a file holds: tuples become lists.
         plain = {"kind": kind} | {key: _plain(value) for key, value in configs.items()} | {"inputs": found}
@@ -61,15 +68,14 @@ class Run:
             if changed:
                 raise UsageError(
                     f"{stage.directory} was made with another config: {'; '.join(changed)}. Set the same numbers,"
-                    f" another --workdir, or --from {name}, which makes it and what hangs on it again"
+                    f" another --workdir, or --from {stage.name}, which makes it and what hangs on it again"
                 )
         else:
             stage.directory.mkdir(parents=True, exist_ok=True)
             write_whole(stage.config_path, json.dumps(wanted, indent=1))
-        if stage.result() is None:
+        if stage.read_result() is None:
             sessions = json.loads(stage.sessions_path.read_text()) if stage.sessions_path.exists() else []
             write_whole(stage.sessions_path, json.dumps([*sessions, self.session | {"began": now()}], indent=1))
-        return stage
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,10 @@ class Stage:
         return self.directory / "checkpoints"
 
     def result(self) -> dict | None:
-        """What the stage ended with; None while it is not complete."""
+        """What the stage ended with; None while it is not complete. All processes ask together."""
+        return hosts.from_writer(f"{self.name}: its result", self.read_result)
+
+    def read_result(self) -> dict | None:
         path = self.directory / MARK
         if not path.exists():
             return None
@@ -104,6 +113,9 @@ class Stage:
 
     def complete(self, result: dict[str, Any], *, output: str | None = None) -> None:
         """Marks the stage as done. `output` is what its output holds, as a hash; None: its result is all it gives."""
+        hosts.from_writer(f"{self.name}: its end", lambda: self.mark(result, output))
+
+    def mark(self, result: dict[str, Any], output: str | None) -> None:
         output = output or sha256(json.dumps(result).encode())
         sessions = json.loads(self.sessions_path.read_text())
         write_whole(self.sessions_path, json.dumps([*sessions[:-1], sessions[-1] | {"ended": now()}], indent=1))
@@ -165,7 +177,27 @@ def open_run(
     written.
     """
     check_stages(layout, config)
-    directory = epath.Path(workdir).absolute()
+    directory = absolute(workdir)
+
+    def take_up() -> dict[str, Any]:
+        return take_up_run(directory, experiment, config.run.seed, progress, summary, note, rerun_from)
+
+    this_session = hosts.from_writer("the run's directory", take_up)
+    if not (directory / "run.json").exists():  # process 0 has written it
+        raise RunError(f"process {jax.process_index()} does not see {directory}: set a --workdir that all hosts share")
+    return Run(directory, config.run.seed, layout, progress, this_session)
+
+
+def take_up_run(
+    directory: epath.Path,
+    experiment: str,
+    seed: int,
+    progress: Progress,
+    summary: str,
+    note: str,
+    rerun_from: str | None,
+) -> dict[str, Any]:
+    """This session's record, which is added to the run's; see `open_run`."""
     record = directory / "run.json"
     about: dict[str, Any] = {"experiment": experiment, "summary": summary, "note": note, "sessions": []}
     try:
@@ -180,13 +212,13 @@ def open_run(
         if rerun_from is not None:
             hanging_on(directory, rerun_from)  # or nothing is written
         directory.mkdir(parents=True, exist_ok=True)
-        about["sessions"].append(session(config.run.seed))
+        about["sessions"].append(session(seed))
         write_whole(record, json.dumps(about, indent=1))
         if rerun_from is not None:
             progress.say(f"made again: {', '.join(set_aside(directory, rerun_from))}")
     except (OSError, json.JSONDecodeError) as error:
         raise RunError(f"can't write to {directory}: {error}") from error
-    return Run(directory, config.run.seed, layout, progress, about["sessions"][-1])
+    return about["sessions"][-1]
 
 
 def now() -> str:
@@ -212,6 +244,7 @@ def session(seed: int) -> dict:
             **{name: importlib.metadata.version(name) for name in VERSIONS_OF},
         },
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
         "seed": seed,
     }
 
@@ -237,7 +270,7 @@ def write_index(stage: epath.Path, shards: Sequence[dict[str, Any]]) -> str:
 
 def finished_stage(config: FinishedRunConfig, name: str) -> epath.Path:
     """A stage of another run. Raises UsageError when it is not there, or not complete."""
-    stage = epath.Path(config.path).absolute() / name
+    stage = absolute(config.path) / name
     if not (stage / MARK).exists():
         raise UsageError(f"{stage} is no finished stage: set FinishedRunConfig.path to the --workdir of a finished run")
     return stage

@@ -7,6 +7,8 @@ import grain
 
 from r1jax.checkpoint.store import CheckpointStore
 from r1jax.config import PretrainConfig, RewardModelConfig, SFTConfig
+from r1jax.errors import Preempted
+from r1jax.parallel import hosts
 from r1jax.stages.run import Run, Stage
 from r1jax.stages.state import finite_values, restore_onto, split
 from r1jax.telemetry.metrics import MetricsWriter
@@ -40,13 +42,17 @@ def train(
     with run.progress.start(stage.name, first, steps) as progress:
         for step in range(first + 1, steps + 1):
             state, metrics = step_program(state, run.layout.put_batch(make_batch(next(feed))))
-            saves = step % config.save_every == 0 or step == steps
+            stops = hosts.preempted()
+            saves = step % config.save_every == 0 or step == steps or stops
             if step % config.log_every == 0 or saves:  # nothing is saved that was not looked at
                 values = derive(finite_values(metrics, stage.name, step))
                 metrics_writer.write(step, values)
                 progress.step(step, {name: values[name] for name in shown})
             if saves:
                 store.save(step, *split(state), feed.get_state(), about)
+            if stops:
+                store.close()
+                raise Preempted(f"{stage.name} is saved at step {step}")
     store.close()
     metrics_writer.close()
     return state

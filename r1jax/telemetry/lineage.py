@@ -11,6 +11,7 @@ from typing import Any
 from etils import epath
 
 from r1jax.errors import RunError, UsageError
+from r1jax.paths import in_bucket
 from r1jax.telemetry.metrics import read_metrics
 
 # ---- contents
@@ -66,7 +67,7 @@ class Input:
     @property
     def stage(self) -> str:
         """The stage of this run whose output it is, if it is one; another run's has its whole path."""
-        return self.path if self.path.startswith("/") or "://" in self.path else self.path.split("/")[0]
+        return self.path if self.path.startswith("/") or in_bucket(self.path) else self.path.split("/")[0]
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def read_stage(directory: epath.Path, found: dict[str, str | None]) -> StageReco
     config = json.loads((directory / "config.json").read_text())
     inputs = config.get("inputs", {})
     for path in {entry["path"] for entry in inputs.values()} - found.keys():
-        found[path] = content_now(epath.Path(path) if "://" in path else directory.parent / path)
+        found[path] = content_now(epath.Path(path) if in_bucket(path) else directory.parent / path)
     mark, sessions = directory / MARK, directory / "sessions.json"
     result = json.loads(mark.read_text()) if mark.exists() else None
     return StageRecord(

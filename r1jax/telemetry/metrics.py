@@ -7,7 +7,8 @@ from typing import Any
 import tensorboardX
 from etils import epath
 
-from r1jax.telemetry.files import write_whole
+from r1jax.parallel.hosts import is_writer
+from r1jax.telemetry.files import append, write_whole
 
 
 class RowWriter:
@@ -15,12 +16,13 @@ class RowWriter:
 
     def __init__(self, path: epath.Path, first_step: int):
         self.path = path
+        if not is_writer():
+            return
         kept = [row for row in read_metrics(path) if row["step"] < first_step]
         write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def append(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        with self.path.open("a") as file:
-            file.write("".join(json.dumps({"step": step, **row}) + "\n" for row in rows))
+        append(self.path, "".join(json.dumps({"step": step, **row}) + "\n" for row in rows))
 
 
 class MetricsWriter(RowWriter):
@@ -28,7 +30,9 @@ class MetricsWriter(RowWriter):
 
     def __init__(self, directory: epath.Path, first_step: int):
         super().__init__(directory / "metrics.jsonl", first_step)
-        self.tensorboard = tensorboardX.SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
+        self.tensorboard = tensorboardX.SummaryWriter(
+            str(directory / "tensorboard"), purge_step=first_step, write_to_disk=is_writer()
+        )
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self.append(step, [values])

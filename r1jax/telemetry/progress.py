@@ -14,8 +14,8 @@ class Progress:
 
     PLAIN_SECONDS = 10.0  # between plain lines
 
-    def __init__(self, console: rich.console.Console | None = None):
-        self.console = console or rich.console.Console(highlight=False)
+    def __init__(self, console: rich.console.Console | None = None, *, quiet: bool = False):
+        self.console = console or rich.console.Console(highlight=False, quiet=quiet)
         self.bar: rich.progress.Progress | None = None
 
     def say(self, text: str) -> None:

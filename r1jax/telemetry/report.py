@@ -10,6 +10,7 @@ from etils import epath
 from markupsafe import Markup
 
 from r1jax.errors import UsageError
+from r1jax.paths import absolute
 from r1jax.telemetry.curves import PANEL, Panel, panel, picture
 from r1jax.telemetry.evaluation import PLOT
 from r1jax.telemetry.figures import Figures, Move, better, figure_name, moved, number, shown, table
@@ -56,7 +57,7 @@ SAMPLES = 12
 
 def write_report(workdir: epath.Path) -> epath.Path:
     """Writes and returns `workdir/report.html`. Raises UsageError when the directory holds no run."""
-    workdir = epath.Path(workdir).absolute()
+    workdir = absolute(workdir)
     if not (workdir / "run.json").exists():
         raise UsageError(f"{workdir} holds no run: expected the --workdir of `r1jax run`")
     stages = read_stages(workdir)
