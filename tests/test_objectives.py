@@ -1,5 +1,6 @@
 """GRPO and the losses against numbers worked out by hand."""
 
+import dataclasses
 import math
 
 import jax
@@ -13,7 +14,7 @@ from r1jax.objectives import grpo
 from r1jax.objectives.language_model import cross_entropy, language_model_loss
 from r1jax.objectives.logprobs import token_logprobs
 from r1jax.objectives.metrics import Max, Mean, merge_metrics
-from r1jax.objectives.optimizer import learning_rate
+from r1jax.objectives.optimizer import learning_rate, make_optimizer
 from r1jax.parallel import programs
 from r1jax.types import TokenBatch
 from tests.test_sampling import rl_config
@@ -202,3 +203,30 @@ def test_learning_rate_warms_up_from_its_first_step_and_ends_at_the_fraction():
 def test_metrics_keep_their_kind():
     merged = merge_metrics({"a": Mean(6.0, 2.0), "b": Max(3.0)}, {"a": Mean(0.0, 4.0), "b": Max(5.0), "c": Max(1.0)})
     assert {name: metric.value() for name, metric in merged.items()} == {"a": 1.0, "b": 5.0, "c": 1.0}
+
+
+def test_moments_in_bfloat16_are_those_of_float32_rounded(model, policy):
+    """Stored in half the bytes, and computed with in float32."""
+    grads = jax.tree.map(lambda x: 0.01 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), policy[0])
+    updates, moments = {}, {}
+    for dtype in (None, "bfloat16"):
+        optimizer = make_optimizer(OptimizerConfig(1e-3, moment_dtype=dtype), model, 10)
+        state = optimizer.init(policy[0])
+        for _ in range(3):
+            updates[dtype], state = jax.jit(optimizer.update)(grads, state, policy[0])
+        moments[dtype] = [x for x in jax.tree.leaves(state) if x.ndim]
+    assert {x.dtype for x in moments[None]} == {jnp.dtype("float32")}
+    assert {x.dtype for x in moments["bfloat16"]} == {jnp.dtype("bfloat16")}
+    for a, b in zip(moments["bfloat16"], moments[None], strict=True):  # each of three steps rounds to 8 bits
+        np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=3 * 2**-8, atol=1e-12)
+    for a, b in zip(jax.tree.leaves(updates["bfloat16"]), jax.tree.leaves(updates[None]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0.02, atol=1e-8)
+
+
+def test_an_update_keeps_the_dtypes_of_its_state(model, policy):
+    """Weights in bfloat16, gradients in float32: else the second update would be another program than the first."""
+    optimizer = make_optimizer(OptimizerConfig(1e-3), dataclasses.replace(model, param_dtype="bfloat16"), 10)
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), policy[0])
+    state = optimizer.init(params)
+    _, after = jax.eval_shape(optimizer.update, policy[0], state, params)
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)

@@ -215,8 +215,10 @@ def random_rewards() -> np.ndarray:
 PACKED = {"row_tokens": 50, "microbatch_rows": 3}
 
 
+@pytest.mark.parametrize("remat", ["none", "attention", "full"])
 @pytest.mark.parametrize("changes", [{}, {"aggregation": "sequence_mean"}, PACKED], ids=str)
-def test_before_the_first_update_the_ratio_is_one(one_device, model, policy, prompts, changes):
+def test_before_the_first_update_the_ratio_is_one(one_device, model, policy, prompts, changes, remat):
+    model = dataclasses.replace(model, remat=remat)
     config = rl_config(**{"aggregation": "token_mean"} | changes)
     generation = sample(one_device, model, policy, prompts)
     outputs = taught(prompts, generation, weighed(config, generation, random_rewards()))

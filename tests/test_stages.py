@@ -50,7 +50,9 @@ def test_killed_twice_ends_in_the_same_bits(finished, fork, tmp_path):
 
 
 def test_told_to_stop_it_saves_and_goes_on_to_the_same_bits(finished, fork, tmp_path):
-    arguments = ("run", str(fork), "--workdir", str(tmp_path / "stopped"), *settings())
+    """With reference and optimizer in the hosts' memory, of which the undisturbed run knows nothing."""
+    offload = {"RLConfig.offload": ("reference", "optimizer")}
+    arguments = ("run", str(fork), "--workdir", str(tmp_path / "stopped"), *settings(**offload))
     for stage, saved in (("pretrain", 4), ("rl", 3)):  # the next step that it can stop at
         told = r1jax(*arguments, kill_in=stage, signal="SIGTERM")
         assert told.returncode == 75

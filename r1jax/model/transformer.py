@@ -79,13 +79,13 @@ def _block(
     return x_BTD + routed_BTD, statistics, kept
 
 
-def remat(layer: Callable, c: ModelConfig) -> Callable:
+def remat(layer: Callable, c: ModelConfig, *, scanned: bool) -> Callable:
     """A layer that keeps less for the backward pass, and computes it again (`ModelConfig.remat`)."""
     if c.remat == "none":
         return layer
     names = ("attended",) if c.remat == "attention" else ()
     policy = jax.checkpoint_policies.save_only_these_names(*names)
-    return jax.checkpoint(layer, policy=policy, prevent_cse=False)  # in a scan there is nothing to share
+    return jax.checkpoint(layer, policy=policy, prevent_cse=not scanned)  # in a scan XLA can't share the two passes
 
 
 def forward(
@@ -114,18 +114,24 @@ def forward(
     x_BTD, load, balance = embed(params, batch.tokens_BT, config, ops), {}, jnp.zeros(())
     for name in stacks(params):
         replay_LBTK = None if routes_BTLK is None or name == "dense" else jnp.moveaxis(routes_BTLK, 2, 0)
-        run = remat(functools.partial(layer, name), config)
+        run = remat(functools.partial(layer, name), config, scanned=True)
         x_BTD, statistics = jax.lax.scan(run, x_BTD, (params[name], router_bias.get(name), replay_LBTK))
         if statistics is not None:
             load[name], balance = statistics["load_E"], statistics["balance"].mean()
     return Hidden(rms_norm(x_BTD, params["norm_D"], config.rms_norm_eps), load, balance)
 
 
-def head(params: Params) -> Array:
-    """The output head [D, V]: the embedding, where they are tied. Raises UsageError for a reward model."""
+def head_name(params: Params) -> str:
+    """The tensor that is the output head: the embedding, where they are tied. Raises UsageError for a reward model."""
     if "score_D1" in params:
         raise UsageError("this is a reward model (ModelConfig.scalar_head): it scores texts, and writes none")
-    return params["head_DV"] if "head_DV" in params else params["embed_VD"].T
+    return "head_DV" if "head_DV" in params else "embed_VD"
+
+
+def head(params: Params) -> Array:
+    """The output head [D, V]."""
+    name = head_name(params)
+    return params[name] if name == "head_DV" else params[name].T
 
 
 NEVER = -1e30  # a padding id's logit: probability 0, and in entropies 0 * NEVER is 0, where -inf would be NaN
@@ -170,7 +176,8 @@ def forward_mtp(
         later_BTD = jnp.where(mask_BT[..., None], embed(params, later_BT, config, ops), 0)
         p = jax.tree.map(lambda w, k=k: w[k], params["mtp"])
         segments_BT = batch.segments_BT * mask_BT
-        x_BTD, load_E = remat(module, config)(outputs[-1], later_BTD, segments_BT, p, router_bias["mtp"][k])
+        run = remat(module, config, scanned=False)
+        x_BTD, load_E = run(outputs[-1], later_BTD, segments_BT, p, router_bias["mtp"][k])
         outputs.append(x_BTD)
         loads.append(load_E)
     return outputs[1:], jnp.stack(loads)

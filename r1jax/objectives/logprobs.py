@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.model.ops import ONE_DEVICE, Ops
-from r1jax.model.transformer import logits
+from r1jax.model.transformer import head_name, logits
 from r1jax.types import Array, Params
 
 AT_ONCE = 2**26  # logits that exist at once on a device, 256 MiB in float32: [B, T, V] is never larger
@@ -31,8 +31,8 @@ def hidden_logprobs(
 ) -> tuple[Array, Array]:
     """`token_logprobs` of the model's head on hidden states, some tokens at a time, computed again for gradients."""
 
-    name = "head_DV" if "head_DV" in params else "embed_VD"
-    params = {name: ops.gather(name, params[name].astype(hidden_BTD.dtype))}
+    name = head_name(params)
+    params = {name: ops.gather(name, params[name])}  # as stored: its gradient is added up over chunks in that dtype
 
     def one(chunk):
         hidden_BtD, tokens_Bt = chunk

@@ -46,7 +46,7 @@ def make_optimizer(
         b2=config.b2,
         weight_decay=config.weight_decay,
         mask=decayed,
-        mu_dtype=config.moment_dtype,
+        mu_dtype=config.moment_dtype or model.param_dtype,  # gradients may be in float32
     )
     if config.moment_dtype:  # optax has a dtype for the first moment only; the second keeps the one that it starts with
         start = adamw.init

@@ -73,8 +73,6 @@ def rollout_memory(layout: Layout, model: ModelConfig, config: RolloutConfig, P:
     """What rollouts hold beside the trainer's weights, with prompts of at most P tokens and outputs of at most N."""
     layout = rollout_layout(layout, config)
     slots, T, heads = layout.round_up(config.slots), places(config), model.num_attention_heads
-    if not set(layout.rules.heads) & set(layout.rules.batch):  # else a row's scores are on one device
-        heads //= layout.devices(layout.rules.heads)
     shards = layout.round_up(1)
     width, here = P + N + config.steps_per_round * T, slots // shards
     params, _ = programs.abstract_policy(model)
@@ -137,7 +135,7 @@ TAKES = {
     "sft_step": ("weights", "optimizer"),
     "reward_model_step": ("weights", "optimizer"),
     "reward_scores": IN_TRAINING,  # asked of the stage that RL trains, whose memory is said there
-    "prepare_batch": ("weights", "optimizer", "reference"),
+    "prepare_batch": ("weights", "reference"),
     "grpo_update": ("weights", "optimizer"),
     "add_gradients": (),
     "advantages": (),

@@ -221,8 +221,9 @@ def sync(layout: Layout, model: ModelConfig, kind: str):
     shardings = rollout_shardings(layout, model, kind)
 
     def run(params, router_bias):
-        lies_so = jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, params, layout.params(model)))
-        if copies_weights(model, kind) or not all(lies_so):
+        wanted = layout.params(model)
+        lies_so = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), params, wanted)
+        if copies_weights(model, kind) or not all(jax.tree.leaves(lies_so)):
             params = copy_weights(layout, model, kind)(params)
         return params, jax.device_put(router_bias, shardings[1])
 

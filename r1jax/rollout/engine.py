@@ -90,11 +90,11 @@ class RolloutEngine:
 
     def __post_init__(self) -> None:
         require_possible(self.model, self.config, self.max_prompt_tokens, self.max_new_tokens)
+        weights = weights_memory(self.layout, self.model)
         self.layout = rollout_layout(self.layout, self.config)
         lengths = (self.max_prompt_tokens, self.max_new_tokens)
         self.memory = rollout_memory(self.layout, self.model, self.config, *lengths)
         if self.checks_memory:
-            weights = weights_memory(self.layout, self.model)
             require_memory(self.layout, {"weights": weights} | self.memory)
 
     @property

@@ -4,7 +4,7 @@ A stage is written here once more, as the programs that it runs in their order: 
 on batches that its own functions make of nothing, each taking what those before it give. No array is made.
 `tests/test_dry_run.py` holds programs and shapes against those of a run.
 
-Not here are the small programs that JAX makes of single operations, and moves between layouts (`programs.sync`). Where
+Not here are the small programs that JAX makes of single operations. Where
 a stage has one program for several sizes, the largest stands for them: the longest prompts, the widest cache.
 """
 

@@ -266,8 +266,9 @@ class Learner:
                     ahead.advance()
             train = replace(state.train, opt_state=programs.on_device(state.train.opt_state))
             train, update_metrics = self.update(train, total)
-            state = offloaded(replace(state, train=train), self.config)
-            metrics = merge_metrics(metrics, update_metrics)
+            state, metrics = replace(state, train=train), merge_metrics(metrics, update_metrics)
+            state = offloaded(state, self.config)
+            del train, total  # or what was offloaded would stay, and the sum of gradients
         return state, metrics, fmean([filled(parts) for parts in packed] or [0.0])
 
 

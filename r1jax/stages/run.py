@@ -290,14 +290,18 @@ def check_lengths(model: ModelConfig, *configs: Any) -> None:
 # What decides how fast a step is and how much memory it takes, not which tokens rollouts give nor, but for rounding,
 # what is learnt from them: whoever ran out of memory may set it lower, and go on.
 ROLLOUT_COSTS = ("slots", "steps_per_round", "prefill_rows", "prefill_chunk", "speculative", "mesh")
-UPDATE_COSTS = ("row_tokens", "microbatch_rows")
+UPDATE_COSTS = ("row_tokens", "microbatch_rows", "offload")
+MODEL_COSTS = ("remat",)
 
 
 def without_costs(stage_config: dict) -> dict:
     """A stage's config as JSON, without what may change while it runs, and where its inputs lie."""
 
     def one(value: Any) -> Any:
-        if not isinstance(value, dict) or "rollout" not in value:
+        if not isinstance(value, dict):
+            return value
+        value = {name: v for name, v in value.items() if name not in MODEL_COSTS}
+        if "rollout" not in value:
             return value
         rollout = {name: v for name, v in value["rollout"].items() if name not in ROLLOUT_COSTS}
         return {name: v for name, v in value.items() if name not in UPDATE_COSTS} | {"rollout": rollout}
