@@ -1,0 +1,85 @@
+"""Programs of pods compile for their TPUs, and fit: two layers of them by default, whole ones as slow tests.
+
+A slow one takes minutes: `pytest -m slow tests/test_pods.py -n 0`.
+"""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from r1jax.cli import gin_path, load_experiment
+from r1jax.dry_run_topology import Compiled, compile_stages, verdict
+from r1jax.gin_config import read_config
+from r1jax.parallel.layout import make_layout
+from r1jax.parallel.memory import GIB
+from r1jax.parallel.topology import topology_devices
+from tests.test_scales import FILES
+from tests.test_topology import libtpu  # noqa: F401
+
+TWO_LAYERS = (
+    "ModelConfig.num_hidden_layers=2",
+    "ModelConfig.first_k_dense_replace=1",
+    "ModelConfig.num_nextn_predict_layers=0",
+    "RolloutConfig.speculative=False",
+    "RLConfig.max_prompt_tokens=128",
+    "RLConfig.max_new_tokens=384",
+    "RLConfig.row_tokens=512",
+    "EvaluateConfig.max_prompt_tokens=128",
+    "EvaluateConfig.max_new_tokens=384",
+)
+
+
+def compiled(scale: str, topology: str, program: str, *bindings: str, slices: int = 1) -> Compiled:
+    """The last stage's of a program of `r1_zero`, anew; it has to fit with what its stage has beside it."""
+    config = read_config(load_experiment("r1_zero").Config, [gin_path(f) for f in FILES[scale]], list(bindings))
+    layout = make_layout(config.mesh, topology_devices(topology, slices))
+    found = compile_stages(config, layout, [program], Console(file=io.StringIO()))
+    for one in found:
+        assert verdict(one, layout) == "fits", (one.stage, one.made.refusal, one.made.memory)
+    return found[-1]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_known(monkeypatch, tmp_path, libtpu):  # noqa: F811
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.mark.parametrize("program", ["grpo_gradients", "decode"])
+def test_two_layers_of_v3_on_128_chips(program):
+    made = compiled("v5p_256", "v5p:4x4x8", program, *TWO_LAYERS).made
+    if program == "decode":  # tokens are shown to all devices, heads and words travel
+        assert {"all-reduce", "all-to-all"} <= made.costs.collectives.keys()
+    else:  # tokens travel to their experts, weights are gathered, gradients of experts added up where they are stored
+        assert {"all-to-all", "all-gather", "reduce-scatter"} <= made.costs.collectives.keys()
+
+
+@pytest.mark.slow
+def test_671b_trains_on_128_chips():
+    """In at most 10 minutes of compilation, and 72 GiB with what lies beside it."""
+    one = compiled("v5p_256", "v5p:4x4x8", "grpo_gradients")
+    assert one.made.seconds <= 600
+    assert one.needed <= 72 * GIB
+
+
+@pytest.mark.slow
+def test_671b_decodes_a_thousand_sequences_of_32k_on_128_chips():
+    """In at most 30 GiB, of which the cache is there once: what it gives takes its place."""
+    memory = compiled("v5p_256", "v5p:4x4x8", "decode").made.memory
+    assert memory.all <= 30 * GIB
+    assert memory.results + memory.temporaries < 1 * GIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slices", [1, 2])
+def test_671b_trains_on_512_chips_and_on_two_slices_of_them(slices):
+    one = compiled("v5p_2x1024" if slices > 1 else "v5p_1024", "v5p:8x8x8", "grpo_gradients", slices=slices)
+    between = sum(c.bytes for c in one.made.costs.between_slices.values())
+    assert (between > 0) == (slices > 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["grpo_gradients", "decode"])
+@pytest.mark.parametrize(("scale", "topology"), [("v5e_16", "v5e:4x4"), ("v6e_64", "v6e:8x8")])
+def test_16b_fits(scale, topology, program):
+    assert compiled(scale, topology, program).made.memory.arguments > GIB
