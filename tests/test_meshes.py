@@ -100,7 +100,7 @@ def test_rollouts_give_the_same_ids(eight, prompts, drawn, shape):
 
 def test_no_device_has_all_experts_or_stores_a_whole_matrix(eight, batch):
     """Of a compiled training step: experts stay apart, in weights and gradients; its results are all divided by 8."""
-    model, _ = eight
+    model = dataclasses.replace(eight[0], moe_intermediate_size=40)  # a shape that no other matrix has
     layout, config = make_layout(mesh_of((2, 4, 1))), PretrainConfig(OptimizerConfig(1e-3), 10, 8, 32, 100)
     state = programs.start_training(layout, model, config.optimizer).trace(*programs.abstract_policy(model)).out_info
     step = programs.pretrain_step(layout, model, config).lower(state, layout.abstract_batch(batch)).compile()

@@ -139,6 +139,7 @@ def middle(runs):
 def test_r1_zero_reasons_and_mixes_languages(middle):
     assert middle("r1_zero", "greedy_accuracy") >= 0.95
     assert middle("r1_zero", "pass@1") >= 0.8
+    assert middle("r1_zero", "format") >= 0.95
     assert middle("r1_zero", "language_mix") >= middle("base", "language_mix")
 
 
