@@ -264,6 +264,7 @@ class BaseConfig:
     param_dtype: str | None = None
     dtype: str | None = None
     experts: str | None = None
+    remat: str | None = None
 
     def __post_init__(self) -> None:
         require_types(self)

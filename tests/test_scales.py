@@ -4,6 +4,8 @@
 """
 
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,6 +17,7 @@ from r1jax.gin_config import read_config
 from r1jax.model.spec import is_spec, param_specs
 from r1jax.parallel.layout import ROLLOUT_RULES, Layout, Rules
 from r1jax.stages.run import check_stages
+from tests.conftest import ROOT
 
 GOLDEN = Path(__file__).parent / "shardings"
 B16 = ("model/deepseek_v2_lite.gin", "scale/r1_zero_16b.gin")
@@ -71,6 +74,22 @@ def test_every_stage_can_be_laid_out(scale):
     check_stages(layout, config, memory=False)
     if config.rl.rollout.mesh is not None:
         assert layout_of(config.rl.rollout.mesh, ROLLOUT_RULES).mesh.size == CHIPS[scale]
+
+
+def test_builds_first_run_on_a_pod_can_be_laid_out(monkeypatch):
+    """Of a checkpoint of DeepSeek-V2-Lite, with the gin files that BUILD.md names."""
+    build = (ROOT / "BUILD.md").read_text()
+    [command] = re.findall(r"run.sh -- r1_zero_math (.*?)--workdir", build, flags=re.DOTALL)
+    files = re.findall(r"--gin (\S+)", command)
+    assert files == re.findall(r"--gin (\S+)", (ROOT / "tpu_scripts/README.md").read_text().split("## 6. Run")[1])[:3]
+    experiment = load_experiment("r1_zero_math")
+    lite = config_of("v6e_64").model
+    monkeypatch.setattr(experiment, "base_model", lambda base: replace(lite, dtype="bfloat16", remat=base.remat))
+    config = read_config(experiment.Config, [gin_path(file) for file in files], [])
+    assert config.model.remat == "full"
+    layout = layout_of(config.mesh, Rules())
+    assert layout.mesh.size == 16
+    check_stages(layout, config, memory=False)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ def base_model(base: BaseConfig) -> ModelConfig:
             param_dtype=base.param_dtype or model.param_dtype,
             dtype=base.dtype or model.dtype,
             experts=base.experts or model.experts,
+            remat=base.remat or model.remat,
         )
     except (UsageError, ValueError) as error:
         raise UsageError(f"BaseConfig: {error}. `import-hf` makes a checkpoint of a published one") from error
