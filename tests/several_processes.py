@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, xla_flags
 from tests.small_run import SMALL
 
 # A base that knows nothing gets no reward for being right: these two differ between any outputs, and `accuracy` lets
@@ -123,7 +123,7 @@ def start(
     together = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes), "--process_id", str(process)]
     (out / "graded").mkdir(exist_ok=True)
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}",
+        "XLA_FLAGS": xla_flags(8 // processes),
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "COLUMNS": "200",
         "GRADED": str(out / "graded"),

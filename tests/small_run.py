@@ -6,7 +6,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, xla_flags
+
+OPTIMISED = {"XLA_FLAGS": ""}  # variables of a run as users have it
 
 SMALL = {
     "PretrainConfig.steps": 4,
@@ -73,7 +75,7 @@ def r1jax(
     """Runs the command line; returns the finished process with its output."""
     code = ["-c", KILL.format(stage=kill_in, signal=signal)] if kill_in else ["-m", "r1jax"]
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags(devices),
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "COLUMNS": "200",
         **(variables or {}),

@@ -7,7 +7,7 @@ from statistics import median
 
 import pytest
 
-from tests.small_run import r1jax
+from tests.small_run import OPTIMISED, r1jax
 
 SEEDS = (0, 1, 2)
 pytestmark = pytest.mark.slow
@@ -21,7 +21,7 @@ def figures(workdir: Path) -> tuple[dict, dict, dict]:
 
 
 def run(workdir: Path, *arguments: str) -> tuple[dict, dict, dict]:
-    done = r1jax("run", "r1_zero", "--workdir", str(workdir), *arguments)
+    done = r1jax("run", "r1_zero", "--workdir", str(workdir), *arguments, variables=OPTIMISED)
     assert done.returncode == 0, done.stderr
     return figures(workdir)
 

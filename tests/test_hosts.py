@@ -24,7 +24,7 @@ from r1jax.parallel.programs import checksums
 from r1jax.stages.policy import load_policy
 from r1jax.stages.run import sha256
 from r1jax.telemetry.metrics import read_metrics
-from tests.conftest import ROOT
+from tests.conftest import ROOT, xla_flags
 from tests.fake_gcs import fake_gcs
 from tests.several_processes import FORK, run_together, settings
 
@@ -266,7 +266,7 @@ def start_two(code: str, *, by_slurm: bool = False) -> list[subprocess.Popen]:
             "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "JAX_COORDINATOR_PORT": str(port),
         }  # fmt: skip
         who = "None, None, None" if by_slurm else f"'127.0.0.1:{port}', 2, {i}"
-        variables = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"} | (slurm if by_slurm else {})
+        variables = os.environ | {"XLA_FLAGS": xla_flags(2)} | (slurm if by_slurm else {})
         command = [sys.executable, "-c", code.replace("WHO", who).replace("ME", str(i))]
         return subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True, cwd=ROOT, env=variables)
 

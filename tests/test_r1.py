@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -15,10 +16,11 @@ import pytest
 from etils import epath
 
 from tests.conftest import ROOT
-from tests.small_run import r1jax
+from tests.small_run import OPTIMISED, r1jax
 from tests.test_stages import contents
 
 SEEDS = (0, 1, 2)
+run = partial(r1jax, "run", variables=OPTIMISED)
 
 # All stages, each short. The base has to be right now and then, or nothing would be kept.
 SHORT = {
@@ -65,7 +67,7 @@ def contents_of_stages(workdir: Path) -> dict[str, str]:
 def killed_at(workdir: Path, stage: str, delay: float) -> bool:
     """Runs until a moment after `stage` has begun, and kills; whether it was still running."""
     command = [sys.executable, "-m", "r1jax", "run", "r1", "--workdir", str(workdir), *SETTINGS]
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | OPTIMISED, stdout=subprocess.DEVNULL)
     while process.poll() is None and not (workdir / stage).exists():
         time.sleep(0.02)
     time.sleep(delay)
@@ -77,7 +79,7 @@ def killed_at(workdir: Path, stage: str, delay: float) -> bool:
 def whole(tmp_path_factory) -> Path:
     """A shortened run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("r1") / "whole"
-    done = r1jax("run", "r1", "--workdir", str(workdir), *SETTINGS)
+    done = run("r1", "--workdir", str(workdir), *SETTINGS)
     assert done.returncode == 0, done.stderr
     return workdir
 
@@ -93,7 +95,7 @@ def test_killed_at_twenty_random_moments_it_ends_in_the_same_bits(whole, tmp_pat
     rng, workdir = random.Random(0), tmp_path / "killed"
     killed = sum(killed_at(workdir, stage, rng.uniform(0, 3)) for stage in MOMENTS)
     assert killed >= 20
-    done = r1jax("run", "r1", "--workdir", str(workdir), *SETTINGS)
+    done = run("r1", "--workdir", str(workdir), *SETTINGS)
     assert done.returncode == 0, done.stderr
     assert contents_of_stages(workdir) == contents_of_stages(whole)
     for stage in ("pretrain", "sft", "helpful", "final_rl"):
@@ -119,7 +121,7 @@ def figures(workdir: Path) -> dict[str, dict[str, float]]:
 def runs(tmp_path_factory) -> list[Path]:
     workdirs = [tmp_path_factory.mktemp(f"seed{seed}") / "r1" for seed in SEEDS]
     for seed, workdir in zip(SEEDS, workdirs, strict=True):
-        done = r1jax("run", "r1", "--workdir", str(workdir), "--set", f"RunConfig.seed={seed}")
+        done = run("r1", "--workdir", str(workdir), "--set", f"RunConfig.seed={seed}")
         assert done.returncode == 0, done.stderr
     return workdirs
 
@@ -174,7 +176,7 @@ def test_the_last_rl_is_preferred_and_refuses_what_harms(middle):
 def test_reward_models_of_written_judgements_are_hacked(runs, tmp_path):
     """Their reward rises, what it stands for falls; by pairs that policies gave, the same RL does neither."""
     workdir = tmp_path / "hacked"
-    done = r1jax("run", "r1_hacked", "--workdir", str(workdir), "--set", f"FinishedRunConfig.path='{runs[0]}'")
+    done = run("r1_hacked", "--workdir", str(workdir), "--set", f"FinishedRunConfig.path='{runs[0]}'")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (workdir / "hacked" / "metrics.jsonl").read_text().splitlines()]
     found = figures(workdir)
@@ -188,7 +190,7 @@ def test_reward_models_of_written_judgements_are_hacked(runs, tmp_path):
 
 @pytest.mark.slow
 def test_the_distilled_student_beats_the_one_with_rl_alone(runs, tmp_path):
-    done = r1jax("run", "distill", "--workdir", str(tmp_path / "run"), "--set", f"FinishedRunConfig.path='{runs[0]}'")
+    done = run("distill", "--workdir", str(tmp_path / "run"), "--set", f"FinishedRunConfig.path='{runs[0]}'")
     assert done.returncode == 0, done.stderr
     found = figures(tmp_path / "run")
     assert found["distilled"]["pass@1"] > found["rl_alone"]["pass@1"] + 0.1
