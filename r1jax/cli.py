@@ -4,6 +4,7 @@ Exit status 0 on success, 2 on a usage or config error, 1 on failure, 75 where t
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -185,6 +186,7 @@ def run_experiment(args: argparse.Namespace) -> None:
 
         dry_run_topology(config, args.topology, args.slices or 1, args.programs.split(",") if args.programs else [])
         return
+    find_devices()
     if args.dry_run:
         from r1jax.dry_run import dry_run
 
@@ -428,9 +430,21 @@ def parse_ids(text: str, vocabulary: int) -> list[int]:
     return ids
 
 
+def find_devices() -> None:
+    """On a machine without TPU keeps away what libtpu, with which --topology compiles, has to say of that."""
+    import jax
+
+    from r1jax.parallel.topology import without_stderr
+
+    has_tpu = next(Path("/dev").glob("accel*"), None) or next(Path("/dev").glob("vfio/*"), None)
+    with contextlib.nullcontext() if has_tpu else without_stderr():
+        jax.devices()
+
+
 def local_device():
     import jax
 
+    find_devices()
     return jax.local_devices()[:1]
 
 
