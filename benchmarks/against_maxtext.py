@@ -1,0 +1,66 @@
+"""MaxText's training step of DeepSeek-V3 for 128 chips, compiled ahead of time and read as our dry runs are.
+
+In an environment of its own (MaxText pins other versions), from the project's root:
+
+    python -m pip install 'maxtext[tpu]==0.2.5'
+    HF_HUB_OFFLINE=1 DECOUPLE_GCLOUD=TRUE PYTHONPATH=. python benchmarks/against_maxtext.py [NAME=VALUE …]
+
+Ours, of the same model, topology, batch (a row of 4,096 tokens a chip) and dtypes:
+
+    python -m r1jax run r1_zero --dry_run --topology v5p:4x4x8 --programs pretrain_step --gin model/deepseek_v3.gin \
+        --gin scale/r1_zero_671b.gin --gin scale/v5p_256.gin --gin algorithm/r1.gin \
+        --set PretrainConfig.batch_size=128 --set "OptimizerConfig.moment_dtype='bfloat16'" \
+        --set ModelConfig.num_nextn_predict_layers=0 --set "pretrain/OptimizerConfig.mtp='off'" \
+        --set RolloutConfig.speculative=False
+"""
+
+import sys
+
+from maxtext.trainers.pre_train import train_compile
+
+from r1jax.dry_run import readable
+from r1jax.dry_run_topology import collectives, times
+from r1jax.parallel.compiled import compile_ahead
+from r1jax.parallel.topology import CHIPS, ENVIRONMENT
+
+SETTINGS = (
+    "model_name=deepseek3-671b", "compile_topology=v5p-256", "compile_topology_num_slices=1", "dataset_type=synthetic",
+    "enable_checkpointing=False", "per_device_batch_size=1", "max_target_length=4096", "dtype=bfloat16",
+    "weight_dtype=bfloat16", "remat_policy=full", "n_routing_groups=8", "topk_routing_group=4", "sparse_matmul=True",
+    "megablox=True", "ici_fsdp_parallelism=128",
+)  # fmt: skip
+
+
+def read_instead(func, args, kwargs, mesh, in_shardings, out_shardings, static, donated, config, rules):
+    """In the place of `train_compile.jit_and_compile`: the same program, compiled by us."""
+    import jax
+
+    with jax.set_mesh(mesh), rules:
+        jitted = jax.jit(
+            func,
+            in_shardings=in_shardings,
+            out_shardings=out_shardings,
+            static_argnums=static,
+            donate_argnums=donated,
+        )
+        made = compile_ahead(jitted.lower(*args, **kwargs))
+    print(made.refusal or f"compiled in {made.seconds:.0f} s")
+    if made.memory:
+        for name in ("arguments", "results", "temporaries", "code", "all"):
+            print(f"{name:12} {readable(getattr(made.memory, name))}")
+    if made.costs:
+        print(f"{made.costs.flops / 1e12:,.0f} TFLOP, and {made.costs.kernels} kernels that don't say theirs")
+        print(collectives(made.costs), times(made.costs, CHIPS["v5p"]))
+    for buffer in made.buffers[:6]:
+        print(readable(buffer.size), buffer.shape, buffer.kind, buffer.origin)
+    raise SystemExit
+
+
+if __name__ == "__main__":
+    import os
+
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    train_compile.jit_and_compile = read_instead
+    chosen = dict(setting.split("=", 1) for setting in (*SETTINGS, *sys.argv[1:]))
+    train_compile.main([train_compile.__file__, *(f"{name}={value}" for name, value in chosen.items())])
