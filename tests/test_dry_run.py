@@ -76,9 +76,10 @@ def lower(config, devices: int) -> list[Lowering]:
 
 
 CASES = [("r1", "own", 8), *(("r1", scale, devices) for scale, devices in DEVICES.items())]
-CASES += [(name, scale, devices) for name, scale, devices in (("r1_zero", "16b", 1), ("r1_zero", "671b", 8))]
-CASES += [("r1_zero", "own", 8), ("r1_zero_one_language", "own", 8)]
-CASES += [pytest.param("r1", scale, 9 - devices, marks=pytest.mark.slow) for scale, devices in DEVICES.items()]
+CASES += [("r1_zero_one_language", "own", 8)]
+SLOW = [("r1_zero", "16b", 1), ("r1_zero", "671b", 8), ("r1_zero", "own", 8)]
+SLOW += [("r1", scale, 9 - devices) for scale, devices in DEVICES.items()]
+CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW]
 
 
 @pytest.mark.parametrize(("experiment", "scale", "devices"), CASES)

@@ -287,6 +287,7 @@ def test_the_router_stays_float32_in_a_bfloat16_model(model):
     assert moe.affinities({"router_DE": weights["moe"]["feed_forward"]["router_DE"][0]}, x, c).dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_bias_alone_balances_a_skewed_stream(model):
     """Without an auxiliary loss: from 4 times the mean load to nearly even, at V3's speed."""
     c = dataclasses.replace(model, n_routed_experts=16, num_experts_per_tok=2)

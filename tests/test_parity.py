@@ -62,8 +62,8 @@ def drawn(draw, seeds, slow=(), *more) -> list:
 
 
 # Not the dense 5: its 55th greedy token is a tie, within 2e-7 of the logits' deviation.
-DENSE_DRAWN = drawn(draw_dense, [0, 1, 2, 3, 4, 8], [6, 7, *range(9, 24), 26])
-DRAWN = [*drawn(draw, range(10), range(10, 26)), *DENSE_DRAWN]
+DENSE_DRAWN = drawn(draw_dense, [0, 2, 4, 8], [1, 3, 6, 7, *range(9, 24), 26])
+DRAWN = [*drawn(draw, range(6), range(6, 26)), *DENSE_DRAWN]
 
 
 @pytest.mark.parametrize(("config", "seed"), DRAWN)
@@ -87,7 +87,7 @@ def test_logits_and_greedy_continuation(config, seed, tmp_path, one_device):
     assert [group[0].tokens for group in outputs] == greedy[:, 20:].tolist()
 
 
-MIXED = [*drawn(draw, [0, 1]), *drawn(draw_dense, [], [2, 3, 4])]
+MIXED = [*drawn(draw, [0], [1]), *drawn(draw_dense, [], [2, 3, 4])]
 
 
 @pytest.mark.parametrize(("config", "seed"), MIXED)

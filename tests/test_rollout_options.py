@@ -188,7 +188,7 @@ MESHES = [MeshConfig(data=2, expert=2, tensor=2), MeshConfig(data=4, fsdp=2), Me
 
 EVERYTHING = {"weights": "int8", "speculative": True, "routing_replay": True}
 ON_MESHES = [
-    (MESHES[0], {}),
+    pytest.param(MESHES[0], {}, marks=pytest.mark.slow),
     (MESHES[1], {}),
     (MESHES[0], EVERYTHING),
     pytest.param(MESHES[1], EVERYTHING, marks=pytest.mark.slow),
