@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import fsspec
 import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -76,8 +77,8 @@ def on_this_machine(path: epath.Path) -> str:
     """Where an ArrayRecord can be read, which only local files can: one in a bucket is copied here once."""
     if not in_bucket(path):
         return str(path)
-    held = path.stat()
-    key = hashlib.sha256(f"{path} {held.length} {held.mtime}".encode()).hexdigest()[:16]
+    held = fsspec.filesystem("gcs").checksum(str(path))  # of what the bucket knows of it, its generation too
+    key = hashlib.sha256(f"{path} {held}".encode()).hexdigest()[:16]
     local = epath.Path("~/.cache/r1jax/records").expanduser() / key / path.name
     if not local.exists():
         local.parent.mkdir(parents=True, exist_ok=True)
