@@ -435,24 +435,30 @@ def traffic(module: Module, computation: Computation, operation: Operation) -> f
     total = 0.0
     for place, name in enumerate(operation.operands):
         whole = sum(shape.bytes for shape in computation.operations[name].shapes if shape.in_hbm)
-        parts = [parts_read(body, place) for body in fused] or [direct_parts(computation, operation, place)]
-        total += whole if parts[0] is None else min(whole, parts[0])
+        part = part_read(module, computation, operation, place)
+        total += whole if part is None else min(whole, part)
     updates = [updated(body) for body in fused] or [direct_update(computation, operation)]
     written = sum(shape.bytes for shape in operation.shapes if shape.in_hbm)
     return total + (written if updates[0] is None else min(written, updates[0]))
 
 
-def parts_read(body: Computation, place: int) -> float | None:
-    """Bytes of a fusion's operand that it looks at; None: all."""
-    name = next(name for name, number in body.parameters.items() if number == place)
-    reads = [direct_parts(body, user, list(user.operands).index(name)) for user in body.users[name]]
-    return None if any(read is None for read in reads) else sum(read for read in reads if read is not None)
-
-
-def direct_parts(computation: Computation, operation: Operation, place: int) -> float | None:
+def part_read(module: Module, computation: Computation, operation: Operation, place: int) -> float | None:
+    """Bytes of an operand that an operation looks at; None: all. Fusions lie in fusions."""
+    if operation.opcode == "fusion":
+        body = module.computations[operation.called[0]]
+        return part_used(module, body, next(name for name, number in body.parameters.items() if number == place))
+    if operation.opcode == "bitcast" and not operation.is_root:
+        return part_used(module, computation, operation.name)
     if place == 0 and operation.opcode in ("dynamic-slice", "slice", "gather"):
         return sum(shape.bytes for shape in operation.shapes)
     return 0 if place == 0 and operation.opcode == "dynamic-update-slice" else None
+
+
+def part_used(module: Module, computation: Computation, name: str) -> float | None:
+    """Bytes of a value that its users look at; None: all."""
+    users = computation.users[name]
+    reads = [part_read(module, computation, user, list(user.operands).index(name)) for user in users]
+    return None if any(read is None for read in reads) else sum(read for read in reads if read is not None)
 
 
 def updated(body: Computation) -> float | None:
