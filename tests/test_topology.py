@@ -191,6 +191,14 @@ SLICES = """HloModule s
   ROOT %d = f32[1,128]{1,0} dynamic-slice(%p, %i, %i), dynamic_slice_sizes={1,128}
 }
 
+%around (o: f32[6,128], j: s32[]) -> f32[1,128] {
+  %o = f32[6,128]{1,0} parameter(0)
+  %same = f32[6,128]{1,0} bitcast(%o)
+  %j = s32[] parameter(1)
+  %inner = f32[1,128]{1,0} fusion(%same, %j), kind=kLoop, calls=%read
+  ROOT %negated = f32[1,128]{1,0} negate(%inner)
+}
+
 %write (q: f32[6,128], u: f32[1,128], k: s32[]) -> f32[6,128] {
   %q = f32[6,128]{1,0} parameter(0)
   %u = f32[1,128]{1,0} parameter(1)
@@ -201,15 +209,17 @@ SLICES = """HloModule s
 ENTRY %main (a: f32[6,128], n: s32[]) -> f32[6,128] {
   %a = f32[6,128]{1,0} parameter(0)
   %n = s32[] parameter(1)
-  %r = f32[1,128]{1,0} fusion(%a, %n), kind=kLoop, calls=%read
+  %r = f32[1,128]{1,0} fusion(%a, %n), kind=kLoop, calls=CALLED
   ROOT %o = f32[6,128]{1,0} fusion(%a, %r, %n), kind=kLoop, calls=%write
 }
 """
 
 
-def test_a_slice_of_stacked_layers_is_read_and_written_alone():
+@pytest.mark.parametrize("called", ["%read", "%around"])
+def test_a_slice_of_stacked_layers_is_read_and_written_alone(called):
+    """Also where the fusion that looks at it lies in another one."""
     row, number = 4 * 128, 4
-    assert hlo.costs(SLICES).hbm_bytes == (row + number + row) + (row + number + row)
+    assert hlo.costs(SLICES.replace("CALLED", called)).hbm_bytes == (row + number + row) + (row + number + row)
 
 
 def test_what_is_no_hlo_is_said():
