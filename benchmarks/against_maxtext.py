@@ -14,8 +14,10 @@ Ours, of the same model, topology, batch (a row of 4,096 tokens a chip) and dtyp
         --set RolloutConfig.speculative=False
 """
 
+import os
 import sys
 
+import jax
 from maxtext.trainers.pre_train import train_compile
 
 from r1jax.dry_run import readable
@@ -33,8 +35,6 @@ SETTINGS = (
 
 def read_instead(func, args, kwargs, mesh, in_shardings, out_shardings, static, donated, config, rules):
     """In the place of `train_compile.jit_and_compile`: the same program, compiled by us."""
-    import jax
-
     with jax.set_mesh(mesh), rules:
         jitted = jax.jit(
             func,
@@ -57,8 +57,6 @@ def read_instead(func, args, kwargs, mesh, in_shardings, out_shardings, static, 
 
 
 if __name__ == "__main__":
-    import os
-
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     train_compile.jit_and_compile = read_instead

@@ -428,7 +428,6 @@ def traffic(module: Module, computation: Computation, operation: Operation) -> f
     """Bytes that an operation reads from HBM and writes to it. A slice is read, and an update written, alone."""
     if operation.opcode in FREE or operation.opcode.endswith("-done") or "AllocateBuffer" in operation.attributes:
         return 0
-    fused = [module.computations[name] for name in operation.called] if operation.opcode == "fusion" else []
     if operation.opcode.endswith("-start"):  # a copy, or a slice, with its operand among its shapes
         moved = [shape for shape in operation.shapes if shape.size > 1]
         return min(s.bytes for s in moved) * sum(s.in_hbm for s in moved) if moved else 0
@@ -437,9 +436,10 @@ def traffic(module: Module, computation: Computation, operation: Operation) -> f
         whole = sum(shape.bytes for shape in computation.operations[name].shapes if shape.in_hbm)
         part = part_read(module, computation, operation, place)
         total += whole if part is None else min(whole, part)
-    updates = [updated(body) for body in fused] or [direct_update(computation, operation)]
+    is_fusion = operation.opcode == "fusion"
+    update = updated(module.computations[operation.called[0]]) if is_fusion else direct_update(computation, operation)
     written = sum(shape.bytes for shape in operation.shapes if shape.in_hbm)
-    return total + (written if updates[0] is None else min(written, updates[0]))
+    return total + (written if update is None else min(written, update))
 
 
 def part_read(module: Module, computation: Computation, operation: Operation, place: int) -> float | None:
