@@ -1,6 +1,7 @@
 """Routed experts, divided over the devices of a mesh in whichever way, give what the dense oracle gives."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,14 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from r1jax.config import MeshConfig
-from r1jax.model.experts import experts_dense, experts_divided, experts_exchanged, experts_grouped, experts_shown
+from r1jax.model.experts import (
+    experts_dense,
+    experts_divided,
+    experts_exchanged,
+    experts_grouped,
+    experts_shown,
+    weights_gradient,
+)
 from r1jax.parallel.layout import make_layout
 
 D, F, E, K = 16, 12, 8, 2
@@ -71,6 +79,17 @@ def test_divided_experts_equal_the_dense_ones(n, function, kind):
     found = with_gradients(over_devices(n, function) if function else experts_grouped, *inputs)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, **ROUNDING)
+
+
+@pytest.mark.parametrize("sizes", [[300, 0, 129, 200, 0], [0, 0, 0, 0, 700], [128, 256, 128, 0, 188], [0] * 5])
+def test_gradient_of_weights_by_tiles(sizes):
+    """Groups that are empty, full tiles, or end within one; with rubbish behind the last."""
+    rng = np.random.default_rng(0)
+    rows, g = rng.normal(size=(700, D)), rng.normal(size=(700, F))  # a tile has 128
+    starts = np.cumsum([0, *sizes])
+    expected = [rows[a:b].T @ g[a:b] for a, b in itertools.pairwise(starts)]
+    found = jax.jit(weights_gradient)(rows.astype(np.float32), g.astype(np.float32), jnp.asarray(sizes, jnp.int32))
+    np.testing.assert_allclose(found, expected, **ROUNDING)
 
 
 def test_many_tokens_travel_and_few_are_shown():

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax.config import MeshConfig
 from r1jax.errors import UsageError
+from r1jax.model.experts import grouped_matmul
 from r1jax.model.flops import Work, model_flops
 from r1jax.parallel import compiled, hlo
 from r1jax.parallel.layout import make_layout
@@ -282,6 +283,21 @@ def test_the_clock_makes_cycles_of_a_product_the_peak(libtpu):
         made = compiled.compile_ahead(jax.jit(jnp.matmul, out_shardings=sharding).lower(x, x))
         assert made.costs.flops == 2 * 4096**3
         assert 0.85 < made.costs.flops / made.costs.cycles / chip.flops_per_cycle <= 1, name
+
+
+def test_experts_products_grow_with_rows_and_not_with_experts(v5e):
+    """Forward, for the rows, and for the weights with a quarter of tiles that groups end in: XLA's own has 8 of them."""
+    S, D, F, E = 8192, 512, 256, 8
+    sharding = make_layout(MeshConfig(data=1), v5e[:1]).replicated()
+    shapes = (((S, D), jnp.bfloat16), ((E, D, F), jnp.bfloat16), ((E,), jnp.int32))
+    inputs = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in shapes]
+
+    def loss(rows, weights, sizes):
+        return (grouped_matmul(rows, weights, sizes).astype(jnp.float32) ** 2).sum()
+
+    made = compiled.compile_ahead(jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*inputs))
+    assert made.costs.unknown_loops == 0
+    assert made.costs.flops == pytest.approx(3.25 * 2 * S * D * F, rel=0.01)
 
 
 def test_a_refusal_says_how_much_and_which_buffers(v5e):

@@ -29,9 +29,57 @@ def count(ids: Array, n: int) -> Array:
 
 def sorted_rows(p: Params, rows_SD: Array, group_sizes_E: Array) -> Array:
     """Rows that stand expert by expert, each through its own: three ragged matmuls. Rows behind the last group: 0."""
-    hidden_SF = jax.nn.silu(jax.lax.ragged_dot(rows_SD, p["gate_EDF"], group_sizes_E))
-    hidden_SF = hidden_SF * jax.lax.ragged_dot(rows_SD, p["up_EDF"], group_sizes_E)
-    return jax.lax.ragged_dot(hidden_SF, p["down_EFD"], group_sizes_E)
+    hidden_SF = jax.nn.silu(grouped_matmul(rows_SD, p["gate_EDF"], group_sizes_E))
+    hidden_SF = hidden_SF * grouped_matmul(rows_SD, p["up_EDF"], group_sizes_E)
+    return grouped_matmul(hidden_SF, p["down_EFD"], group_sizes_E)
+
+
+@jax.custom_vjp
+def grouped_matmul(rows_SI: Array, weights_EIO: Array, group_sizes_E: Array) -> Array:
+    """`jax.lax.ragged_dot` with another gradient for the weights.
+
+    XLA has a kernel for a product of each row with its group's matrix. The transpose for the weights, which sums over
+    a group's rows, it makes on TPU from all rows for each group: E times the products.
+    """
+    return jax.lax.ragged_dot(rows_SI, weights_EIO, group_sizes_E)
+
+
+def weights_gradient(rows_SI: Array, g_SO: Array, group_sizes_E: Array) -> Array:
+    """rows^T g of each group's rows, [E, I, O]: a loop over tiles of rows, each of one group, that adds up in float32.
+
+    Groups end within a tile, so S / tile + E tiles are always enough. Those that are left over do nothing.
+    """
+    S, E = rows_SI.shape[0], group_sizes_E.size
+    tile = min(S, 1024, max(128, S // (4 * E) // 128 * 128))  # a quarter of an even group: at most that is masked out
+    row_ends_E = jnp.cumsum(group_sizes_E)
+    tiles_E = -(-group_sizes_E // tile)
+    tile_ends_E = jnp.cumsum(tiles_E)
+    dtype = jnp.promote_types(rows_SI.dtype, jnp.float32)
+
+    def add(i, sums_EIO):
+        e = jnp.searchsorted(tile_ends_E, i, side="right")
+        begin = row_ends_E[e] - group_sizes_E[e] + (i - tile_ends_E[e] + tiles_E[e]) * tile
+        first = jnp.minimum(begin, S - tile)  # a slice never leaves the rows
+        row_R = first + jnp.arange(tile)
+        is_row_R = (row_R >= begin) & (row_R < row_ends_E[e])
+        rows_RI, g_RO = (jax.lax.dynamic_slice_in_dim(x, first, tile) for x in (rows_SI, g_SO))
+        rows_RI = jnp.where(is_row_R[:, None], rows_RI, 0)
+        return sums_EIO.at[e].add(jnp.einsum("RI,RO->IO", rows_RI, g_RO, preferred_element_type=dtype))
+
+    def add_or_leave(i, sums_EIO):
+        return jax.lax.cond(i < tile_ends_E[-1], functools.partial(add, i), lambda sums_EIO: sums_EIO, sums_EIO)
+
+    zeros_EIO = jnp.zeros((E, rows_SI.shape[1], g_SO.shape[1]), dtype)
+    return jax.lax.fori_loop(0, S // tile + E, add_or_leave, zeros_EIO).astype(rows_SI.dtype)
+
+
+def _grouped_matmul_backward(kept, g_SO):
+    rows_SI, weights_EIO, group_sizes_E = kept
+    g_rows_SI = jax.lax.ragged_dot(g_SO, weights_EIO.swapaxes(1, 2), group_sizes_E)
+    return g_rows_SI, weights_gradient(rows_SI, g_SO, group_sizes_E), None
+
+
+grouped_matmul.defvjp(lambda *inputs: (grouped_matmul(*inputs), inputs), _grouped_matmul_backward)
 
 
 def experts_grouped(p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array) -> Array:
