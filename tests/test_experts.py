@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from r1jax.config import MeshConfig
 from r1jax.model.experts import (
+    exchange,
     experts_dense,
     experts_divided,
     experts_exchanged,
@@ -81,12 +82,30 @@ def test_divided_experts_equal_the_dense_ones(n, function, kind):
         np.testing.assert_allclose(a, b, **ROUNDING)
 
 
+def test_rows_go_where_the_ragged_all_to_all_puts_them():
+    """By hand, for two devices, with a slice that is not sent, one that is empty, and a place where nothing comes."""
+    layout = make_layout(MeshConfig(data=1, expert=2), jax.devices()[:2])
+    rows = jnp.asarray([[1.0], [2.0], [3.0], [4.0], [5.0], [6.0]])  # three on each
+    begin, sizes = jnp.asarray([0, 1, 0, 0]), jnp.asarray([1, 2, 2, 0])  # 1 stays, 2 and 3 go; 4 and 5 go
+    to, come = jnp.asarray([0, 1, 2, 0]), jnp.asarray([1, 2, 2, 0])
+    of_others = jnp.asarray([0, 2, 1, 3])
+    there, back = (begin, sizes, to, come), (to[of_others], come, begin[of_others], sizes)
+    move = functools.partial(exchange, lengths=(4, 3), axes=("expert",))
+    spec = PartitionSpec("expert")
+    moved = jax.shard_map(move, mesh=layout.mesh, in_specs=spec, out_specs=spec, check_vma=False)
+
+    out, pull = jax.vjp(lambda rows: moved(rows, there, back), rows)
+    assert str(out.ravel().tolist()) == "[1.0, nan, 4.0, 5.0, nan, 2.0, 3.0, nan]"
+    assert str(pull(jnp.arange(10.0, 18.0)[:, None])[0].ravel().tolist()) == "[10.0, 15.0, 16.0, 12.0, 13.0, nan]"
+
+
 @pytest.mark.parametrize("sizes", [[300, 0, 129, 200, 0], [0, 0, 0, 0, 700], [128, 256, 128, 0, 188], [0] * 5])
 def test_gradient_of_weights_by_tiles(sizes):
     """Groups that are empty, full tiles, or end within one; with rubbish behind the last."""
     rng = np.random.default_rng(0)
     rows, g = rng.normal(size=(700, D)), rng.normal(size=(700, F))  # a tile has 128
     starts = np.cumsum([0, *sizes])
+    rows[starts[-1] :] = g[starts[-1] :] = np.nan
     expected = [rows[a:b].T @ g[a:b] for a, b in itertools.pairwise(starts)]
     found = jax.jit(weights_gradient)(rows.astype(np.float32), g.astype(np.float32), jnp.asarray(sizes, jnp.int32))
     np.testing.assert_allclose(found, expected, **ROUNDING)

@@ -140,6 +140,9 @@ ENTRY %main (a: f32[2,16], b: f32[8,16]) -> f32[8,16] {
   %as = (f32[8,16]{1,0}, f32[8,16]{1,0}) collective-permute-start(%b), channel_id=6, source_target_pairs={{0,1},{1,0}}
   %ad = f32[8,16]{1,0} collective-permute-done(%as)
   %x = f32[8,16]{1,0} all-to-all(%b), channel_id=7, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  %g = s32[8]{0} parameter(2)
+  %y = f32[8,16]{1,0} ragged-all-to-all(%b, %done, %g, %g, %g, %g), channel_id=10, replica_groups={{0,1,2,3,4,5,6,7}}
+  %z = f32[2,16]{1,0} ragged-all-to-all(%y, %a, %g, %g, %g, %g), channel_id=11, replica_groups={{0,1,2,3,4,5,6,7}}
   %after = token[] after-all()
   %send = (f32[8,16]{1,0}, u32[], token[]) send(%b, %after), channel_id=8, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2,3,4}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
   %recv = (f32[8,16]{1,0}, u32[], token[]) recv(%after), channel_id=9, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2,3,4}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
@@ -158,6 +161,7 @@ def test_collectives_count_once_in_every_form():
         "reduce-scatter": hlo.Collective(1, 3 / 4 * whole),
         "collective-permute": hlo.Collective(1, whole),
         "all-to-all": hlo.Collective(1, 7 / 8 * whole),
+        "ragged-all-to-all": hlo.Collective(2, 7 / 8 * (whole + part)),
     }
     assert found.between_slices == {"all-reduce": hlo.Collective(1, 2 * 3 / 4 * whole)}
     assert (found.flops, found.kernels) == (4096, 1)
@@ -286,7 +290,7 @@ def test_the_clock_makes_cycles_of_a_product_the_peak(libtpu):
 
 
 def test_experts_products_grow_with_rows_and_not_with_experts(v5e):
-    """Forward, for the rows, and for the weights with a quarter of tiles that groups end in: XLA's own has 8 of them."""
+    """Forward, for the rows, and for the weights, where tiles that groups end in are a quarter: XLA's own has 8."""
     S, D, F, E = 8192, 512, 256, 8
     sharding = make_layout(MeshConfig(data=1), v5e[:1]).replicated()
     shapes = (((S, D), jnp.bfloat16), ((E, D, F), jnp.bfloat16), ((E,), jnp.int32))

@@ -4,6 +4,7 @@
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -62,8 +63,8 @@ def weights_gradient(rows_SI: Array, g_SO: Array, group_sizes_E: Array) -> Array
         first = jnp.minimum(begin, S - tile)  # a slice never leaves the rows
         row_R = first + jnp.arange(tile)
         is_row_R = (row_R >= begin) & (row_R < row_ends_E[e])
-        rows_RI, g_RO = (jax.lax.dynamic_slice_in_dim(x, first, tile) for x in (rows_SI, g_SO))
-        rows_RI = jnp.where(is_row_R[:, None], rows_RI, 0)
+        slices = (jax.lax.dynamic_slice_in_dim(x, first, tile) for x in (rows_SI, g_SO))
+        rows_RI, g_RO = (jnp.where(is_row_R[:, None], x, 0) for x in slices)  # what lies behind all groups may be NaN
         return sums_EIO.at[e].add(jnp.einsum("RI,RO->IO", rows_RI, g_RO, preferred_element_type=dtype))
 
     def add_or_leave(i, sums_EIO):
@@ -100,17 +101,17 @@ def experts_grouped(p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array) -> A
 def take(x_TD: Array, token_S: Array, place_TK: Array) -> Array:
     """Rows [S, D]: row s is token token_S[s], or 0 where that is -1. place_TK says where each token's K rows are.
 
-    A place of -1 is none: the token has fewer.
+    A place of -1 is none: the token has fewer. D may be several dimensions.
     """
     rows_SD = x_TD[jnp.maximum(token_S, 0)]
-    return jnp.where(token_S[:, None] >= 0, rows_SD, 0)
+    return jnp.where(jnp.expand_dims(token_S, range(1, rows_SD.ndim)) >= 0, rows_SD, 0)
 
 
 @jax.custom_vjp
 def bring_back(rows_SD: Array, token_S: Array, place_TK: Array) -> Array:
     """[T, D]: the sum of each token's rows."""
-    rows_TKD = jnp.where(place_TK[..., None] >= 0, rows_SD[jnp.maximum(place_TK, 0)], 0)
-    return rows_TKD.sum(axis=1)
+    rows_TKD = rows_SD[jnp.maximum(place_TK, 0)]
+    return jnp.where(jnp.expand_dims(place_TK, range(2, rows_TKD.ndim)) >= 0, rows_TKD, 0).sum(axis=1)
 
 
 def _keep(function):
@@ -162,46 +163,96 @@ def experts_exchanged(
 ) -> Array:
     """Each token's row goes to the devices of its experts, and what comes out comes back.
 
-    Buffers have room for half as many rows again as evenly spread tokens need. What is more goes in further rounds, as
-    many as the fullest pair of devices needs: memory is bounded, shapes are static, and nothing is dropped. All devices
-    of `agree` make as many rounds.
+    A device has room for half as many rows again as come to it where all get as many. What is more comes in further
+    rounds, as many as the fullest device needs: memory is bounded, shapes are static, and nothing is dropped. All
+    devices of `agree` make as many rounds.
     """
     T, K = ids_TK.shape
-    n = jax.lax.axis_size(axes)
-    room = -(-3 * T * K // (2 * n))
-    room = min(-(-room // 8) * 8, T * min(K, p["gate_EDF"].shape[0]))
-    to_P = (ids_TK // p["gate_EDF"].shape[0]).reshape(-1)
+    n, E = jax.lax.axis_size(axes), p["gate_EDF"].shape[0]
+    room = min(-(-3 * T * K // 16) * 8, n * T * min(K, E))
     order_P = jnp.argsort(ids_TK.reshape(-1), stable=True)  # pairs by expert, so by device too
-    count_n = count(to_P, n)
-    rounds = jax.lax.pmax(-(-count_n.max() // room), agree)
-    start_n = jnp.cumsum(count_n) - count_n
-    rank_TK = (jnp.argsort(order_P) - start_n[to_P]).reshape(T, K)  # of a pair among those for the same device
-    plan = (order_P, start_n, count_n, to_P.reshape(T, K), rank_TK, ids_TK, rounds)
-    return _rounds(p, x_TD, gates_TK, plan, axes, room)
+    place_TK = jnp.argsort(order_P).reshape(T, K)
+    counts_nnE = jax.lax.all_gather(count(ids_TK, n * E), axes).reshape(n, n, E)  # from each device, to each expert
+    rounds = jax.lax.pmax(-(-counts_nnE.sum(axis=(0, 2)).max() // room), agree)
+    return _rounds(p, x_TD, gates_TK, (order_P, place_TK, counts_nnE, rounds), axes, room)
 
 
 def _one_round(p: Params, x_TD: Array, gates_TK: Array, plan, number: Array, axes: tuple[str, ...], room: int):
-    """What the pairs of rank number * room to (number + 1) * room give, [T, D]."""
-    order_P, start_n, count_n, to_TK, rank_TK, ids_TK, _ = plan
-    E, K, n = p["gate_EDF"].shape[0], ids_TK.shape[1], start_n.size
-    rank_nR = number * room + jnp.arange(room) + jnp.zeros((n, 1), jnp.int32)
-    is_pair_S = (rank_nR < count_n[:, None]).reshape(-1)
-    pair_S = jnp.where(is_pair_S, order_P[jnp.minimum((start_n[:, None] + rank_nR).reshape(-1), order_P.size - 1)], -1)
-    token_S = jnp.where(is_pair_S, pair_S // K, -1)
-    place_TK = to_TK * room + rank_TK - number * room
-    place_TK = jnp.where((rank_TK >= number * room) & (rank_TK < (number + 1) * room), place_TK, -1)
-
-    exchange = functools.partial(jax.lax.all_to_all, axis_name=axes, split_axis=0, concat_axis=0, tiled=True)
-    expert_S = exchange(jnp.where(is_pair_S, ids_TK.reshape(-1)[pair_S] % E, E))
+    """What the rows give, [T, D], that are the number * room'th to (number + 1) * room'th that come to a device."""
+    order_P, place_TK, counts_nnE, _ = plan
+    K, E = place_TK.shape[1], p["gate_EDF"].shape[0]
+    there, back = moves(counts_nnE.sum(axis=2), number * room, room, axes)
+    lengths = room, order_P.size
+    place_TK = jnp.where(lies_in(*there[:2], order_P.size).any(axis=0)[place_TK], place_TK, -1)  # of those that move
+    # On TPU a row is sent in one piece, and lies in one as [D / 128, 128]; as [D] it lies in one with 7 others.
+    x_TCL = x_TD.reshape(x_TD.shape[0], -1, math.gcd(x_TD.shape[1], 128))
+    rows_RCL = exchange(take(x_TCL, order_P // K, place_TK), there, back, lengths, axes)
     # Gate values go along: scaled where the experts are, a row needs not be known again for its gate's gradient.
-    gate_S1 = exchange(take(gates_TK.reshape(-1, 1), pair_S, place_TK.reshape(-1, 1)))
-    rows_SD = exchange(take(x_TD, token_S, place_TK))
-    order_S = jnp.argsort(expert_S, stable=True)
-    place_S1 = jnp.argsort(order_S)[:, None]
-    out_SD = sorted_rows(p, take(rows_SD, order_S, place_S1), count(expert_S, E))
-    gate_S1 = take(gate_S1, order_S, place_S1).astype(out_SD.dtype)
-    out_SD = jnp.where((expert_S < E)[order_S][:, None], out_SD * gate_S1, 0)
-    return bring_back(exchange(bring_back(out_SD, order_S, place_S1)), token_S, place_TK)
+    gates_P1 = take(gates_TK.reshape(-1, 1), order_P, place_TK.reshape(-1, 1))
+    gates_R1 = exchange(gates_P1, there, back, lengths, axes)
+
+    # Rows come device by device, and of each expert by expert.
+    ends_nE = jnp.cumsum(counts_nnE[:, jax.lax.axis_index(axes)])
+    number_R = number * room + jnp.arange(room)
+    expert_R = (ends_nE <= number_R[:, None]).sum(axis=1, dtype=jnp.int32)
+    expert_R = jnp.where(expert_R < ends_nE.size, expert_R % E, E)
+    order_R = jnp.argsort(expert_R, stable=True)
+    place_R1 = jnp.where(expert_R < E, jnp.argsort(order_R), -1)[:, None]
+    order_R = jnp.where(expert_R[order_R] < E, order_R, -1)
+    rows_RD = take(rows_RCL, order_R, place_R1).reshape(room, -1)
+    out_RD = sorted_rows(p, rows_RD, count(expert_R, E)) * take(gates_R1, order_R, place_R1).astype(rows_RD.dtype)
+    out_RCL = bring_back(out_RD.reshape(rows_RCL.shape), order_R, place_R1)
+    out_PCL = exchange(out_RCL, back, there, lengths[::-1], axes)
+    return bring_back(out_PCL, order_P // K, place_TK).reshape(x_TD.shape)
+
+
+def moves(counts_nn: Array, begin: Array, room: int, axes: tuple[str, ...]):
+    """(there, back): what `exchange` is told of this device in a round that takes rows from `begin` on, `room` of them.
+
+    counts_nn[s, t] rows go from s to t. s has them in the order of t, and t numbers what comes to it in the order of s.
+    """
+    to_nn = jnp.cumsum(counts_nn, axis=0) - counts_nn - begin
+    first_nn, last_nn = (jnp.clip(x, 0, room) for x in (to_nn, to_nn + counts_nn))
+    from_nn = jnp.cumsum(counts_nn, axis=1) - counts_nn + jnp.clip(-to_nn, 0, counts_nn)
+    sizes_nn = last_nn - first_nn
+    me = jax.lax.axis_index(axes)
+    there = (from_nn[me], sizes_nn[me], first_nn[me], sizes_nn[:, me])
+    back = (first_nn[:, me], sizes_nn[:, me], from_nn[:, me], sizes_nn[me])
+    return there, back
+
+
+def lies_in(begin_n: Array, sizes_n: Array, length: int) -> Array:
+    """Whether each of `length` places lies in each slice, bool [n, length]."""
+    place_R = jnp.arange(length)
+    return (place_R >= begin_n[:, None]) & (place_R < (begin_n + sizes_n)[:, None])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def exchange(rows_SD: Array, there, back, lengths: tuple[int, int], axes: tuple[str, ...]) -> Array:
+    """Rows from all devices of `axes` to all, [lengths[0], D], and rubbish where none comes. S is lengths[1].
+
+    `there` is (where each device's rows begin here, how many, where they begin there, how many come from each), [n]
+    each; `back` is the same of the way back, which gradients take.
+    """
+    arguments = rows_SD, jax.lax.empty((lengths[0], *rows_SD.shape[1:]), rows_SD.dtype), *there
+    ragged = functools.partial(jax.lax.ragged_all_to_all, axis_name=axes)
+    return jax.lax.platform_dependent(*arguments, tpu=ragged, default=functools.partial(_gathered, axes=axes))
+
+
+exchange.defvjp(
+    lambda rows_SD, there, back, lengths, axes: (exchange(rows_SD, there, back, lengths, axes), (back, there)),
+    lambda lengths, axes, ways, g_RD: (exchange(g_RD, *ways, lengths[::-1], axes), None, None),
+)
+
+
+def _gathered(rows_SD, empty_RD, begin_n, _, to_n, sizes_n, axes: tuple[str, ...]) -> Array:
+    """`jax.lax.ragged_all_to_all`, which XLA does not have for CPUs: all devices see all rows. NaN is the rubbish."""
+    all_nSD = jax.lax.all_gather(rows_SD, axes)
+    begin_n, to_n = (jax.lax.all_to_all(x, axes, 0, 0, tiled=True) for x in (begin_n, to_n))
+    is_from_nR = lies_in(to_n, sizes_n, empty_RD.shape[0])
+    from_R = is_from_nR.argmax(axis=0)
+    rows_RD = all_nSD[from_R, begin_n[from_R] + jnp.arange(from_R.size) - to_n[from_R]]
+    return jnp.where(jnp.expand_dims(is_from_nR.any(axis=0), range(1, rows_RD.ndim)), rows_RD, jnp.nan)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

@@ -31,7 +31,7 @@ RECEIVED = {
     "reduce-scatter": lambda n: (n - 1) / n,
     "all-reduce": lambda n: 2 * (n - 1) / n,  # a reduce-scatter, and an all-gather of what it gives
     "all-to-all": lambda n: (n - 1) / n,
-    "ragged-all-to-all": lambda n: (n - 1) / n,  # of a full buffer that is balanced: the sizes are the run's
+    "ragged-all-to-all": lambda n: (n - 1) / n,  # where all send as much to each; how much is the data's
     "collective-permute": lambda n: 1,
     "collective-broadcast": lambda n: 1,
 }
@@ -236,8 +236,10 @@ def received(module: Module, computation: Computation, operation: Operation) -> 
     kind = operation.opcode.removesuffix("-start")
     if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
         kind = "reduce-scatter"  # of which each device keeps its part
-    operands = operation.operands[:1] if kind in ("ragged-all-to-all", "collective-permute") else operation.operands
-    size = sum(shape.bytes for name in operands for shape in computation.operations[name].shapes)
+    operands = operation.operands[:1] if kind == "collective-permute" else operation.operands
+    sizes = [sum(shape.bytes for shape in computation.operations[name].shapes) for name in operands]
+    # Rows move from one buffer into another, and are no more than the smaller one holds.
+    size = min(sizes[:2]) if kind == "ragged-all-to-all" else sum(sizes)
     return kind, size * RECEIVED[kind](group_size(operation.attributes, module.devices))
 
 
