@@ -76,6 +76,98 @@ NUMBERS = SMALL | {
     "MeshConfig.fsdp": 4,
 }
 
+# The stages that the fork above has not: written and judged data, SFT, reward models and RL with one, a step behind.
+TAUGHT = '''"""Stages that learn from demonstrations and from judgements."""
+
+from dataclasses import dataclass
+
+from experiments.r1_zero import TASK
+from experiments.r1_zero import Config as Parent
+from r1jax.config import ExamplesConfig, JudgedConfig, RewardModelConfig, SFTConfig
+from r1jax.data.feeds import Records, ensure_records
+from r1jax.rewards.rules import Reward
+from r1jax.stages.evaluate import evaluate
+from r1jax.stages.judged import judged
+from r1jax.stages.learned_reward import LearnedReward
+from r1jax.stages.pretrain import pretrain
+from r1jax.stages.reward_model import reward_model
+from r1jax.stages.rl import rl
+from r1jax.stages.sft import sft
+
+GIN_FILES = ("model/tiny_dense.gin", "scale/cpu.gin", "algorithm/grpo.gin")
+
+
+@dataclass(frozen=True)
+class Config(Parent):
+    general: ExamplesConfig
+    sft: SFTConfig
+    pairs: JudgedConfig
+    helpful: RewardModelConfig
+    marked: JudgedConfig
+    safe: RewardModelConfig
+
+
+def different(problem, response):
+    return float(len(set(response)))
+
+
+def even(problem, response):
+    return len(set(response)) % 2 - 0.5
+
+
+def run(run, config):
+    wanted = [
+        Records("r1_corpus", "train", config.pretrain.documents),
+        Records("chat_problems", "train", config.rl.prompts),
+        Records("chat_demonstrations", "train", config.general.examples),
+    ]
+    corpus, requests, demonstrations = ensure_records(wanted, run.seed, run.workdir / "data")
+    base = pretrain(run, "pretrain", config.pretrain, config.model, TASK, corpus)
+    tuned = sft(run, "sft", config.sft, config.model, base, TASK, {"general": demonstrations})
+    policies = {"base": base, "sft": tuned}
+    pairs = judged(run, "pairs", config.pairs, "pairwise", policies, TASK, requests, different)
+    helpful = reward_model(run, "helpful", config.helpful, config.model, tuned, TASK, {"pairs": pairs})
+    marked = judged(run, "marked", config.marked, "pointwise", policies, TASK, requests, even)
+    safe = reward_model(run, "safe", config.safe, config.model, tuned, TASK, {"marked": marked})
+    learned = {
+        name: Reward(LearnedReward(run.layout, model, TASK, max_tokens=config.rl.longest + 1), 1.0)
+        for name, model in (("helpful", helpful), ("safe", safe))
+    }
+    rewards = learned | {"accuracy": Reward(lambda sample: float(len(sample.tokens) % 2), 1.0)}
+    policy = rl(run, "rl", config.rl, config.model, tuned, TASK, requests, rewards)
+    evaluate(run, "evaluate", config.evaluate, policy, TASK, rewards)
+'''
+
+TAUGHT_NUMBERS = {
+    "SFTConfig.batch_size": 8,
+    "SFTConfig.sequence_length": 80,
+    "SFTConfig.log_every": 1,
+    "SFTConfig.epochs": 1,
+    "sft/OptimizerConfig.learning_rate": 1e-3,
+    "general/ExamplesConfig.examples": 32,
+    "JudgedConfig.prompts": 16,
+    "JudgedConfig.samples": 8,
+    "pairs/JudgedConfig.pairs": 2,
+    "JudgedConfig.max_prompt_tokens": 24,
+    "JudgedConfig.max_new_tokens": 12,
+    "RewardModelConfig.max_tokens": 64,
+    "RewardModelConfig.batch_size": 8,
+    "helpful/RewardModelConfig.kind": "'pairwise'",
+    "helpful/OptimizerConfig.learning_rate": 1e-3,
+    "safe/RewardModelConfig.kind": "'pointwise'",
+    "safe/OptimizerConfig.learning_rate": 1e-3,
+    "RewardModelConfig.epochs": 1,
+    "RewardModelConfig.log_every": 1,
+    "RewardModelConfig.held_out": 0.2,
+    "RolloutConfig.stop_ids": tuple(range(10, 60)),  # or next to nothing would end
+    "RolloutConfig.mesh": "@rollout/MeshConfig()",
+    "rollout/MeshConfig.data": 4,
+    "rollout/MeshConfig.fsdp": 1,
+    "rollout/MeshConfig.tensor": 2,
+    "RLConfig.staleness": 1,
+    "RLConfig.importance": "'token'",
+}
+
 # Sends its own process a signal in the third step of a stage, once the second is on disk; SIGTERM has time to be heard.
 SIGNAL = """
 import os, sys, time

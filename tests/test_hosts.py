@@ -26,7 +26,7 @@ from r1jax.stages.run import sha256
 from r1jax.telemetry.metrics import read_metrics
 from tests.conftest import ROOT, xla_flags
 from tests.fake_gcs import fake_gcs
-from tests.several_processes import FORK, run_together, settings
+from tests.several_processes import FORK, NUMBERS, TAUGHT, TAUGHT_NUMBERS, run_together, settings
 
 # Two processes add what their devices have in another order than one does: rounding, in float32, over a few steps.
 ROUNDING = 1e-5
@@ -84,6 +84,21 @@ def arrays(checkpoint: epath.Path) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(found)}
 
 
+def require_alike_stage(one: Path, several: Path, stage: str, steps: int) -> None:
+    rows = figures(one, stage), figures(several, stage)
+    assert len(rows[0]) == steps
+    for row, other in zip(*rows, strict=True):
+        assert row.keys() == other.keys()
+        for name in row:
+            assert other[name] == pytest.approx(row[name], rel=ROUNDING, abs=ROUNDING), (stage, name)
+    held = [arrays(epath.Path(w) / stage / "checkpoints" / str(steps)) for w in (one, several)]
+    assert held[0].keys() == held[1].keys()
+    for name, value in held[0].items():
+        np.testing.assert_allclose(
+            held[1][name], value, rtol=WEIGHTS_ROUNDING, atol=WEIGHTS_ROUNDING, err_msg=f"{stage} {name}"
+        )
+
+
 def require_alike(one: Path, several: Path) -> None:
     """The same ids and records, and losses and weights but for rounding."""
     samples = [(w / "rl" / "samples.jsonl").read_text().splitlines() for w in (one, several)]
@@ -91,18 +106,7 @@ def require_alike(one: Path, several: Path) -> None:
     assert tokens[0]
     assert tokens[0] == tokens[1]
     for stage in ("pretrain", "rl"):
-        rows = figures(one, stage), figures(several, stage)
-        assert len(rows[0]) == 4
-        for row, other in zip(*rows, strict=True):
-            assert row.keys() == other.keys()
-            for name in row:
-                assert other[name] == pytest.approx(row[name], rel=ROUNDING, abs=ROUNDING), (stage, name)
-        held = [arrays(epath.Path(w) / stage / "checkpoints" / "4") for w in (one, several)]
-        assert held[0].keys() == held[1].keys()
-        for name, value in held[0].items():
-            np.testing.assert_allclose(
-                held[1][name], value, rtol=WEIGHTS_ROUNDING, atol=WEIGHTS_ROUNDING, err_msg=f"{stage} {name}"
-            )
+        require_alike_stage(one, several, stage, steps=4)
     kept = [{k: v for k, v in mark(w, "rejection").items() if k != "content"} for w in (one, several)]
     assert kept[0] == kept[1]
     assert kept[0]["kept"] > 0
@@ -203,6 +207,28 @@ def test_four_processes_with_experts(experiment, tmp_path):
         for ended in run_together(processes, command(experiment, out / "run") + files, out):
             assert ended.status == 0, ended.text
     require_alike(tmp_path / "1" / "run", tmp_path / "4" / "run")
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_demonstrations_and_judgements(tmp_path):
+    """With rollouts on a mesh of their own, and RL a step behind them."""
+    experiment = tmp_path / "taught.py"
+    experiment.write_text(TAUGHT)
+    numbers = {name: value for name, value in NUMBERS.items() if "jection" not in name} | TAUGHT_NUMBERS
+    words = [word for name, value in numbers.items() for word in ("--set", f"{name}={value}")]
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        out.mkdir()
+        command = ["run", str(experiment), "--workdir", str(out / "run"), "--gone_seconds", "60", *words]
+        for ended in run_together(processes, command, out):
+            assert ended.status == 0, ended.text
+    one, two = (tmp_path / str(processes) / "run" for processes in (1, 2))
+    for stage in ("sft", "helpful", "safe", "rl"):
+        require_alike_stage(one, two, stage, steps=mark(one, stage)["steps"])
+    for stage in ("pairs", "marked"):
+        assert mark(one, stage) == mark(two, stage), stage
+    found = [{k: v for k, v in mark(w, "evaluate").items() if k != "content"} for w in (one, two)]
+    assert found[1] == pytest.approx(found[0], rel=ROUNDING)  # a reward model's scores are rounded, too
 
 
 # ---- without other processes
