@@ -78,15 +78,13 @@ def gather(layout: Layout, specs: Params, name: str, weights: Params) -> Params:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gather_in_steps(weight: Array, steps: tuple[NamedSharding, ...]) -> Array:
-    """From the first of `steps` to the last. The gradient is added up where the weight is stored, and whole nowhere."""
-    for step in steps:
-        weight = jax.lax.with_sharding_constraint(weight, step)
-    return weight
+    """From the first of `steps` to the last. The gradient is added up on the same way back, and whole nowhere."""
+    return functools.reduce(jax.lax.with_sharding_constraint, steps, weight)
 
 
 gather_in_steps.defvjp(
     lambda weight, steps: (gather_in_steps(weight, steps), None),
-    lambda steps, _, g: (jax.lax.with_sharding_constraint(g, steps[0]),),
+    lambda steps, _, g: (functools.reduce(jax.lax.with_sharding_constraint, steps[-2::-1], g),),
 )
 
 
