@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
+from r1jax.checkpoint.store import CheckpointStore
 from r1jax.cli import load_experiment
 from r1jax.config import EvaluateConfig, OptimizerConfig, RolloutConfig
 from r1jax.data.feeds import Records, ensure_records
@@ -26,8 +27,10 @@ from r1jax.stages.policy import load_policy
 from r1jax.stages.pretrain import pretrain
 from r1jax.stages.rl import rl
 from r1jax.stages.run import open_run
+from r1jax.stages.state import restore_onto, split
 from r1jax.telemetry.metrics import read_metrics
 from r1jax.telemetry.progress import Progress
+from r1jax.types import TrainState
 from tests.small_run import r1jax, settings
 
 
@@ -37,6 +40,23 @@ def contents(checkpoint) -> dict:
         items = {name: reader.restore(checkpoint / name) for name in ("policy", "training")}
     flat = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(items)}
     return flat | {name: (checkpoint / name / "metadata").read_text() for name in ("data", "about")}
+
+
+def test_what_is_restored_never_lies_beside_what_it_replaces(tmp_path, one_device):
+    """A device that has room for one training state goes on from a checkpoint, too."""
+
+    def fresh(value: float) -> TrainState:
+        state = TrainState(np.int32(value), {"w": np.full(3, value)}, (np.full(3, value),), {"moe": np.full(3, value)})
+        return jax.device_put(state, one_device.replicated())
+
+    store = CheckpointStore(epath.Path(tmp_path))
+    store.save(1, *split(fresh(1)), {"read": 7}, {})
+    begun = fresh(2)
+    state, position = restore_onto(store, 1, begun)
+    store.close()
+    assert position == {"read": 7}
+    assert all(x.is_deleted() for x in jax.tree.leaves(begun))
+    assert [np.unique(x) for x in jax.tree.leaves(state)] == [1, 1, 1, 1]
 
 
 def test_killed_twice_ends_in_the_same_bits(finished, fork, tmp_path):

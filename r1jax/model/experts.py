@@ -29,7 +29,7 @@ def count(ids: Array, n: int) -> Array:
 
 
 def sorted_rows(p: Params, rows_SD: Array, group_sizes_E: Array) -> Array:
-    """Rows that stand expert by expert, each through its own: three ragged matmuls. Rows behind the last group: 0."""
+    """Rows that stand expert by expert, each through its own: three ragged matmuls. Behind the last group: rubbish."""
     hidden_SF = jax.nn.silu(grouped_matmul(rows_SD, p["gate_EDF"], group_sizes_E))
     hidden_SF = hidden_SF * grouped_matmul(rows_SD, p["up_EDF"], group_sizes_E)
     return grouped_matmul(hidden_SF, p["down_EFD"], group_sizes_E)
@@ -51,7 +51,7 @@ def weights_gradient(rows_SI: Array, g_SO: Array, group_sizes_E: Array) -> Array
     Groups end within a tile, so S / tile + E tiles are always enough. Those that are left over do nothing.
     """
     S, E = rows_SI.shape[0], group_sizes_E.size
-    tile = min(S, 1024, max(128, S // (4 * E) // 128 * 128))  # a quarter of an even group: at most that is masked out
+    tile = min(S, 1024, max(128, S // (4 * E) // 128 * 128))  # a quarter of an even group
     row_ends_E = jnp.cumsum(group_sizes_E)
     tiles_E = -(-group_sizes_E // tile)
     tile_ends_E = jnp.cumsum(tiles_E)
@@ -64,7 +64,7 @@ def weights_gradient(rows_SI: Array, g_SO: Array, group_sizes_E: Array) -> Array
         row_R = first + jnp.arange(tile)
         is_row_R = (row_R >= begin) & (row_R < row_ends_E[e])
         slices = (jax.lax.dynamic_slice_in_dim(x, first, tile) for x in (rows_SI, g_SO))
-        rows_RI, g_RO = (jnp.where(is_row_R[:, None], x, 0) for x in slices)  # what lies behind all groups may be NaN
+        rows_RI, g_RO = (jnp.where(is_row_R[:, None], x, 0) for x in slices)  # behind all groups may be NaN
         return sums_EIO.at[e].add(jnp.einsum("RI,RO->IO", rows_RI, g_RO, preferred_element_type=dtype))
 
     def add_or_leave(i, sums_EIO):
@@ -181,9 +181,10 @@ def _one_round(p: Params, x_TD: Array, gates_TK: Array, plan, number: Array, axe
     """What the rows give, [T, D], that are the number * room'th to (number + 1) * room'th that come to a device."""
     order_P, place_TK, counts_nnE, _ = plan
     K, E = place_TK.shape[1], p["gate_EDF"].shape[0]
-    there, back = moves(counts_nnE.sum(axis=2), number * room, room, axes)
+    there, back = ways(counts_nnE.sum(axis=2), number * room, room, axes)
     lengths = room, order_P.size
-    place_TK = jnp.where(lies_in(*there[:2], order_P.size).any(axis=0)[place_TK], place_TK, -1)  # of those that move
+    moves_P = lies_in(there[0], there[1], order_P.size).any(axis=0)
+    place_TK = jnp.where(moves_P[place_TK], place_TK, -1)
     # On TPU a row is sent in one piece, and lies in one as [D / 128, 128]; as [D] it lies in one with 7 others.
     x_TCL = x_TD.reshape(x_TD.shape[0], -1, math.gcd(x_TD.shape[1], 128))
     rows_RCL = exchange(take(x_TCL, order_P // K, place_TK), there, back, lengths, axes)
@@ -206,7 +207,7 @@ def _one_round(p: Params, x_TD: Array, gates_TK: Array, plan, number: Array, axe
     return bring_back(out_PCL, order_P // K, place_TK).reshape(x_TD.shape)
 
 
-def moves(counts_nn: Array, begin: Array, room: int, axes: tuple[str, ...]):
+def ways(counts_nn: Array, begin: Array, room: int, axes: tuple[str, ...]):
     """(there, back): what `exchange` is told of this device in a round that takes rows from `begin` on, `room` of them.
 
     counts_nn[s, t] rows go from s to t. s has them in the order of t, and t numbers what comes to it in the order of s.

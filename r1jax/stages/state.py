@@ -35,8 +35,13 @@ def policy_content(layout: Layout, state: State) -> str:
 
 
 def restore_onto(store: CheckpointStore, step: int, state: State) -> tuple[Any, dict]:
-    """The saved state and the feed's position; shapes and shardings as in `state`, whose values are dropped."""
+    """The saved state and the feed's position; shapes and shardings as in `state`.
+
+    `state` is deleted: a device may have no room for two.
+    """
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    for x in jax.tree.leaves(state):
+        x.delete()
     policy, rest, position = store.restore(step, *split(abstract))
     if isinstance(rest, RLState):
         return replace(rest, train=replace(rest.train, **policy)), position
