@@ -53,7 +53,7 @@ def test_rotation_depends_on_the_distance_only(model):
     np.testing.assert_allclose(turned, [np.cos(2.0), np.sin(2.0)], rtol=1e-6)
 
 
-@pytest.mark.parametrize("q_lora_rank", [32, None])
+@pytest.mark.parametrize("q_lora_rank", [32, pytest.param(None, marks=pytest.mark.slow)])
 def test_absorbed_equals_expanded_for_every_prompt_length(model, q_lora_rank):
     """extend(k tokens) + extend of the rest, one at a time or at once = one forward pass, for all k."""
     c = dataclasses.replace(model, q_lora_rank=q_lora_rank)
