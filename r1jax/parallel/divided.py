@@ -68,7 +68,7 @@ def gather(layout: Layout, specs: Params, name: str, weights: Params) -> Params:
         places = [place for place, axis in enumerate(logical) if axis in GATHERED and layout.axes(axis)]
         if "experts" in logical or not places or is_quantized(weight):
             return weight
-        axes, (place,) = [layout.axes(axis) for axis in logical], places
+        axes, (place,) = [tuple(a for a in layout.axes(axis) if layout.mesh.shape[a] > 1) for axis in logical], places
         # Axis by axis: over all chips at once XLA makes a sum of it, which moves twice the bytes.
         steps = [[*axes[:place], axes[place][:n], *axes[place + 1 :]] for n in range(len(axes[place]), -1, -1)]
         return gather_in_steps(weight, tuple(NamedSharding(layout.mesh, PartitionSpec(*step)) for step in steps))
@@ -84,7 +84,7 @@ def gather_in_steps(weight: Array, steps: tuple[NamedSharding, ...]) -> Array:
 
 gather_in_steps.defvjp(
     lambda weight, steps: (gather_in_steps(weight, steps), None),
-    lambda steps, _, g: (functools.reduce(jax.lax.with_sharding_constraint, steps[-2::-1], g),),
+    lambda steps, _, g: (functools.reduce(jax.lax.with_sharding_constraint, steps[-2::-1] or steps, g),),
 )
 
 
