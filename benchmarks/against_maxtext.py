@@ -41,12 +41,13 @@ def with_megablox(module, computation, operation, times, found, counted=hlo.coun
 
     `gmm` multiplies rows [M, K] into [M, N], and `tgmm` adds up over rows [M, K] into [groups, K, N].
     """
+    kernels = found.kernels
     counted(module, computation, operation, times, found)
-    if operation.opcode == "custom-call" and re.match(r"t?gmm", operation.name):
+    if found.kernels > kernels and re.match(r"t?gmm\b", operation.name):
         inputs = [shape for name in operation.operands for shape in computation.operations[name].shapes]
         rows = next(shape for shape in inputs if "f" in shape.dtype)
         found.flops += times * 2 * math.prod(rows.dims) * operation.shapes[0].dims[-1]
-        found.kernels -= 1
+        found.kernels = kernels
 
 
 def read_instead(func, args, kwargs, mesh, in_shardings, out_shardings, static, donated, config, rules):

@@ -6,8 +6,8 @@ K chosen experts  F feed-forward  Q query rank  C latent rank  R rotary  U value
 M all of a query or key head (N + R)  W no-position key and value of a head (N + U)
 Y heads of keys and values  Z heads of queries to each (H = Y Z)   X also: all that the cache holds of a token (Y M)
 J judgements (pairs, or single responses)
-Of experts: P pairs (token, chosen expert)  S rows, R those that a device has room for  C L a row's D numbers, by 128
-I O into and out of a product
+Of experts: P pairs (token, chosen expert)  S rows  R a tile's rows, or those that a device has room for
+C L a row's D numbers, L at a time   I O into and out of a product
 """
 
 from collections.abc import Mapping

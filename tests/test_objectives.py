@@ -148,7 +148,7 @@ def test_token_logprobs_and_entropy_at_a_temperature():
     assert float(entropy[0, 0]) == pytest.approx(-(1 / 3 * math.log(1 / 3) + 2 / 3 * math.log(2 / 3)))
 
 
-DRAFTS = [("train", True), ("freeze", False), pytest.param("off", False, marks=pytest.mark.slow)]
+DRAFTS = [("train", True), *(pytest.param(switch, False, marks=pytest.mark.slow) for switch in ("freeze", "off"))]
 
 
 @pytest.mark.parametrize(("switch", "moves"), DRAFTS)

@@ -172,7 +172,8 @@ def unpacked_gradients(model, states, config, rollout):
     return float(value), jax.device_get(grads)
 
 
-QUICK = [(v, "packed, in parts") for v in ("paper", "token mean", "constant length", "sequence ratio")]
+QUICK = [(v, "packed, in parts") for v in ("paper", "sequence ratio")]
+QUICK += [pytest.param(v, "packed, in parts", marks=pytest.mark.slow) for v in ("token mean", "constant length")]
 
 
 @pytest.mark.parametrize(("variant", "shape"), QUICK)

@@ -48,10 +48,11 @@ def grouped_matmul(rows_SI: Array, weights_EIO: Array, group_sizes_E: Array) -> 
 def weights_gradient(rows_SI: Array, g_SO: Array, group_sizes_E: Array) -> Array:
     """rows^T g of each group's rows, [E, I, O]: a loop over tiles of rows, each of one group, that adds up in float32.
 
-    Groups end within a tile, so S / tile + E tiles are always enough. Those that are left over do nothing.
+    Groups end within a tile, so S / tile + E tiles are always enough. Those that are left over do nothing. float32, or
+    wider where the rows are.
     """
     S, E = rows_SI.shape[0], group_sizes_E.size
-    tile = min(S, 1024, max(128, S // (4 * E) // 128 * 128))  # a quarter of an even group
+    tile = min(S, 1024, max(128, S // (4 * E) // 128 * 128))  # about a quarter of an even group
     row_ends_E = jnp.cumsum(group_sizes_E)
     tiles_E = -(-group_sizes_E // tile)
     tile_ends_E = jnp.cumsum(tiles_E)
@@ -71,13 +72,14 @@ def weights_gradient(rows_SI: Array, g_SO: Array, group_sizes_E: Array) -> Array
         return jax.lax.cond(i < tile_ends_E[-1], functools.partial(add, i), lambda sums_EIO: sums_EIO, sums_EIO)
 
     zeros_EIO = jnp.zeros((E, rows_SI.shape[1], g_SO.shape[1]), dtype)
-    return jax.lax.fori_loop(0, S // tile + E, add_or_leave, zeros_EIO).astype(rows_SI.dtype)
+    return jax.lax.fori_loop(0, S // tile + E, add_or_leave, zeros_EIO)
 
 
 def _grouped_matmul_backward(kept, g_SO):
     rows_SI, weights_EIO, group_sizes_E = kept
     g_rows_SI = jax.lax.ragged_dot(g_SO, weights_EIO.swapaxes(1, 2), group_sizes_E)
-    return g_rows_SI, weights_gradient(rows_SI, g_SO, group_sizes_E), None
+    g_weights_EIO = weights_gradient(rows_SI, g_SO, group_sizes_E)
+    return g_rows_SI.astype(rows_SI.dtype), g_weights_EIO.astype(weights_EIO.dtype), None
 
 
 grouped_matmul.defvjp(lambda *inputs: (grouped_matmul(*inputs), inputs), _grouped_matmul_backward)
@@ -216,6 +218,7 @@ def ways(counts_nn: Array, begin: Array, room: int, axes: tuple[str, ...]):
     first_nn, last_nn = (jnp.clip(x, 0, room) for x in (to_nn, to_nn + counts_nn))
     from_nn = jnp.cumsum(counts_nn, axis=1) - counts_nn + jnp.clip(-to_nn, 0, counts_nn)
     sizes_nn = last_nn - first_nn
+    first_nn, from_nn = (jnp.where(sizes_nn > 0, x, 0) for x in (first_nn, from_nn))
     me = jax.lax.axis_index(axes)
     there = (from_nn[me], sizes_nn[me], first_nn[me], sizes_nn[:, me])
     back = (first_nn[:, me], sizes_nn[:, me], from_nn[:, me], sizes_nn[me])
@@ -246,8 +249,11 @@ exchange.defvjp(
 )
 
 
-def _gathered(rows_SD, empty_RD, begin_n, _, to_n, sizes_n, axes: tuple[str, ...]) -> Array:
-    """`jax.lax.ragged_all_to_all`, which XLA does not have for CPUs: all devices see all rows. NaN is the rubbish."""
+def _gathered(rows_SD, empty_RD, begin_n, _sent_n, to_n, sizes_n, axes: tuple[str, ...]) -> Array:
+    """`jax.lax.ragged_all_to_all`, which XLA does not have for CPUs: all devices see all rows. NaN is the rubbish.
+
+    GPUs, on which the real one was not tried, pay for this, too.
+    """
     all_nSD = jax.lax.all_gather(rows_SD, axes)
     begin_n, to_n = (jax.lax.all_to_all(x, axes, 0, 0, tiled=True) for x in (begin_n, to_n))
     is_from_nR = lies_in(to_n, sizes_n, empty_RD.shape[0])
