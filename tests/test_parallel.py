@@ -66,6 +66,7 @@ def test_sharded_loss_and_gradients_equal_unsharded(model, policy, batch, name, 
     assert_same_training(model, policy, batch, name, experts)
 
 
+@pytest.mark.slow
 def test_a_dense_models_sharded_loss_and_gradients_equal_unsharded(dense_model, dense_policy, batch):
     assert_same_training(dense_model, dense_policy, batch, "dense")
 

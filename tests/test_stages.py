@@ -193,6 +193,7 @@ TRAINER = {"snapshot": 2, "start": 1, "compute": 2, "prepare": 1, "add_gradients
 ENGINE = ("empty_slots", "rollout_weights", "prefill", "insert", "decode")
 
 
+@pytest.mark.slow
 def test_a_whole_rl_stage_compiles_a_stated_number_of_programs(in_process, monkeypatch):
     """`RolloutEngine.max_programs`, and eight for the trainer; beside them, JAX's own small ones."""
     monkeypatch.setattr(engine_module, "SMALLEST_BUCKET", 4)
