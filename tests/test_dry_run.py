@@ -184,7 +184,8 @@ def seen(monkeypatch) -> Iterator[set[tuple[str, str]]]:
 TASK = TASKS["running_sum"]
 
 
-@pytest.mark.parametrize("everything", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("everything", [False, True])
 def test_a_dry_run_has_the_programs_of_a_run_and_no_others(seen, experiment_config, tmp_path, everything):
     """Name, structure, shapes, dtypes and shardings of all arguments are the same.
 
