@@ -46,10 +46,9 @@ def grouped_matmul(rows_SI: Array, weights_EIO: Array, group_sizes_E: Array) -> 
 
 
 def weights_gradient(rows_SI: Array, g_SO: Array, group_sizes_E: Array) -> Array:
-    """rows^T g of each group's rows, [E, I, O]: a loop over tiles of rows, each of one group, that adds up in float32.
+    """rows^T g of each group's rows, [E, I, O] in float32 (or wider, as the rows are): a loop over tiles of one group.
 
-    Groups end within a tile, so S / tile + E tiles are always enough. Those that are left over do nothing. float32, or
-    wider where the rows are.
+    Groups end within a tile, so S / tile + E tiles are always enough. Those that are left over do nothing.
     """
     S, E = rows_SI.shape[0], group_sizes_E.size
     tile = min(S, 1024, max(128, S // (4 * E) // 128 * 128))  # about a quarter of an even group
