@@ -78,6 +78,7 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     expert: int = 1
+    context: int = 1  # divides the tokens of a row; rollouts have whole rows
     tensor: int = 1
 
     def __post_init__(self) -> None:
@@ -313,6 +314,8 @@ class PretrainConfig:
         """What the model has to have positions for."""
         return {"PretrainConfig.sequence_length": self.sequence_length}
 
+    row_lengths = sequence_lengths  # what the mesh's context axis has to divide
+
     def __post_init__(self) -> None:
         require_positive(self, "steps", "batch_size", "sequence_length", "documents", "log_every", "save_every")
 
@@ -338,6 +341,8 @@ class SFTConfig:
     def sequence_lengths(self) -> dict[str, int]:
         """What the model has to have positions for."""
         return {"SFTConfig.sequence_length": self.sequence_length}
+
+    row_lengths = sequence_lengths  # what the mesh's context axis has to divide
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -377,6 +382,11 @@ class RolloutConfig:
         require_choice(self, "cache", ("model", "int8"))
         if "" in self.stop:
             raise ValueError("stop has an empty text, which would end every output at once")
+        if self.mesh is not None and self.mesh.context != 1:
+            raise ValueError(
+                f"mesh.context is {self.mesh.context}, expected 1, since rollouts draw whole rows:"
+                " set rollout/MeshConfig.context = 1"
+            )
         if self.top_k < 0 or not 0 <= self.min_p <= 1 or self.top_p > 1 or self.min_new_tokens < 0:
             raise ValueError(
                 f"top_k {self.top_k}, top_p {self.top_p}, min_p {self.min_p}, min_new_tokens {self.min_new_tokens}:"
@@ -433,6 +443,10 @@ class RLConfig:
     def longest(self) -> int:
         """Tokens of a prompt and its output."""
         return self.max_prompt_tokens + self.max_new_tokens
+
+    def row_lengths(self) -> dict[str, int]:
+        """What the mesh's context axis has to divide."""
+        return {"RLConfig.row_tokens": max(self.row_tokens or 0, self.longest)}
 
     @property
     def updates(self) -> int:
@@ -511,6 +525,8 @@ class RewardModelConfig:
     def sequence_lengths(self) -> dict[str, int]:
         """What the model has to have positions for."""
         return {"RewardModelConfig.max_tokens": self.max_tokens}
+
+    row_lengths = sequence_lengths  # what the mesh's context axis has to divide
 
     def __post_init__(self) -> None:
         require_types(self)

@@ -37,14 +37,27 @@ def inputs(T=139, M=24, U=16, H=3, Y=3):
     rng = np.random.default_rng(0)
     q, k = (jnp.asarray(rng.normal(size=(2, T, heads, M)), jnp.float32) for heads in (H, Y))
     v = jnp.asarray(rng.normal(size=(2, T, Y, U)), jnp.float32)
-    first = np.concatenate([np.full(50, 1), np.full(61, 2), np.full(20, 3), np.zeros(8)])
-    segments = jnp.asarray(np.stack([first, np.concatenate([np.zeros(30), np.ones(109)])]), jnp.int32)
+    first = np.concatenate([np.full(50, 1), np.full(61, 2), np.full(T - 119, 3), np.zeros(8)])
+    segments = jnp.asarray(np.stack([first, np.concatenate([np.zeros(30), np.ones(T - 30)])]), jnp.int32)
     return (q, k, v), segments
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_every_implementation_equals_the_definition(name):
     assert_equal(*inputs(), IMPLEMENTATIONS[name], functools.partial(attention.attend, implementation="full"))
+
+
+@pytest.mark.parametrize("name", ["chunks", "one chunk", "fused", "splash"])
+def test_parts_of_a_row_equal_the_whole(name):
+    """Queries of each half by themselves, 149 of them, which no block and no chunk divides, over all keys."""
+    arrays, segments = inputs(T=298)
+    one = IMPLEMENTATIONS[name]
+
+    def in_parts(q, k, v, segments, scale):
+        parts = [one(q_half, k, v, segments, scale, part=i) for i, q_half in enumerate(jnp.split(q, 2, axis=1))]
+        return jnp.concatenate(parts, axis=1)
+
+    assert_equal(arrays, segments, in_parts, functools.partial(attention.attend, implementation="full"))
 
 
 @pytest.mark.parametrize("name", ["full", *IMPLEMENTATIONS])

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax.config import MeshConfig, OptimizerConfig, PretrainConfig
+from r1jax.config import MeshConfig, OptimizerConfig, PretrainConfig, RolloutConfig
 from r1jax.errors import UsageError
 from r1jax.model.spec import ParamSpec
 from r1jax.parallel import programs
-from r1jax.parallel.layout import Layout, Rules, make_layout
+from r1jax.parallel.layout import Layout, Rules, make_layout, rollout_layout
+from r1jax.stages.run import check_batches
 from r1jax.types import TokenBatch
 from tests.test_sampling import rl_config, sample
 from tests.unpacked import Prompts, fresh_state, one_update, taught, weighed
@@ -21,6 +22,7 @@ MESHES = {
     "2x4 tensor": (MeshConfig(data=2, tensor=4), 8),
     "2x4 expert": (MeshConfig(data=2, expert=4), 8),
     "2x4 fsdp": (MeshConfig(data=2, fsdp=4), 8),
+    "2x2x2 context": (MeshConfig(expert=2, context=2), 8),
 }
 DENSE_MESH = MeshConfig(data=2, fsdp=2, tensor=2)  # its two heads of keys and values divide no further
 # Sums over devices are added in another order than sums on one: float32 rounding, through three layers and Adam.
@@ -155,6 +157,19 @@ def test_a_mesh_that_does_not_fit(mesh, says):
 def test_a_batch_that_the_mesh_cannot_divide():
     with pytest.raises(UsageError, match=r"batch_size is 6: 6 rows can't be divided over 8 devices.*multiple of 8"):
         layout("8x1").require_batch("batch_size", 6)
+
+
+def test_a_row_that_the_mesh_cannot_divide():
+    with pytest.raises(UsageError, match=r"row_tokens is 37: a row of 37 tokens can't .* 2 devices .*multiple of 2"):
+        check_batches(layout("2x2x2 context"), rl_config(row_tokens=37))
+
+
+def test_rollouts_have_whole_rows():
+    """On the trainer's devices each has rows of its own; a mesh of their own with a context axis is refused."""
+    lay = rollout_layout(layout("2x2x2 context"), RolloutConfig())
+    assert (lay.rules.tokens, lay.round_up(1)) == ((), 8)
+    with pytest.raises(ValueError, match="mesh.context is 2, expected 1.*set rollout/MeshConfig.context = 1"):
+        RolloutConfig(mesh=MeshConfig(context=2))
 
 
 def test_a_tensor_that_the_mesh_cannot_divide(model):

@@ -54,6 +54,12 @@ def test_two_layers_of_v3_on_128_chips(program):
         assert {"ragged-all-to-all", "all-gather", "reduce-scatter"} <= made.costs.collectives.keys()
 
 
+def test_the_demo_with_rows_that_two_chips_share():
+    """TPUs' kernel of attention takes a part of a row."""
+    mesh = ("MeshConfig.data=1", "MeshConfig.expert=2", "MeshConfig.context=2")
+    assert compiled("cpu", "v5e:2x2", "grpo_gradients", *mesh).made.costs.collectives["all-gather"].bytes > 0
+
+
 @pytest.mark.slow
 def test_671b_trains_on_128_chips():
     """In at most 10 minutes of compilation, and 72 GiB with what lies beside it."""
@@ -68,6 +74,11 @@ def test_671b_decodes_a_thousand_sequences_of_32k_on_128_chips():
     memory = compiled("v5p_256", "v5p:4x4x8", "decode").made.memory
     assert memory.all <= 30 * GIB
     assert memory.results + memory.temporaries < 1 * GIB
+
+
+@pytest.mark.slow
+def test_671b_trains_on_r1s_longest_outputs_on_512_chips():
+    assert compiled("v5p_1024_32k", "v5p:8x8x8", "grpo_gradients").needed <= 72 * GIB
 
 
 @pytest.mark.slow

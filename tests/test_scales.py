@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh
 from r1jax.cli import gin_path, load_experiment
 from r1jax.gin_config import read_config
 from r1jax.model.spec import is_spec, param_specs
-from r1jax.parallel.layout import ROLLOUT_RULES, Layout, Rules
+from r1jax.parallel.layout import AXES, ROLLOUT_RULES, Layout, Rules
 from r1jax.stages.run import check_stages
 from tests.conftest import ROOT
 
@@ -29,9 +29,11 @@ FILES = {
     "v6e_64": (*B16, "scale/v6e_64.gin", "algorithm/r1.gin"),
     "v5p_256": (*B671, "scale/v5p_256.gin", "algorithm/r1.gin"),
     "v5p_1024": (*B671, "scale/v5p_1024.gin", "algorithm/r1.gin"),
+    "v5p_1024_32k": (*B671, "scale/v5p_1024_32k.gin", "algorithm/r1.gin"),
     "v5p_2x1024": (*B671, "scale/v5p_2x1024.gin", "algorithm/r1.gin"),
 }
-CHIPS = {"cpu": 1, "gpu_1": 1, "v5e_16": 16, "v6e_64": 64, "v5p_256": 128, "v5p_1024": 512, "v5p_2x1024": 1024}
+CHIPS = {"cpu": 1, "gpu_1": 1, "v5e_16": 16, "v6e_64": 64, "v5p_256": 128}
+CHIPS |= {"v5p_1024": 512, "v5p_1024_32k": 512, "v5p_2x1024": 1024}
 
 
 def config_of(scale: str):
@@ -39,7 +41,7 @@ def config_of(scale: str):
 
 
 def layout_of(mesh, rules: Rules) -> Layout:
-    sizes = {axis: max(getattr(mesh, axis), 1) for axis in ("data", "fsdp", "expert", "tensor")}  # -1: of one device
+    sizes = {axis: max(getattr(mesh, axis), 1) for axis in AXES}  # -1: of one device
     return Layout(AbstractMesh(tuple(sizes.values()), tuple(sizes)), rules)
 
 

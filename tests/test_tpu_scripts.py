@@ -1,6 +1,7 @@
 """The scripts for pods, against a fake gcloud that records every call and fails as told (tests/fake_gcloud.py)."""
 
 import contextlib
+import functools
 import json
 import os
 import shlex
@@ -120,7 +121,10 @@ class Cloud:
         """A run.sh that has seen both workers running."""
         command = f"exec {self.command('run.sh', *RUN)}"
         environment = self.environment() | {"POD_PAUSE": "0.2"}
-        watcher = subprocess.Popen(["bash", "-c", command], env=environment, stderr=subprocess.PIPE, text=True)
+        # A shell's background jobs ignore Ctrl-C, and what they start inherits it: here it is heard in any case.
+        hears = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        started = ["bash", "-c", command]
+        watcher = subprocess.Popen(started, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=hears)
         assert watcher.stderr is not None
         assert any("2 of 2 workers running" in line for line in watcher.stderr)
         return watcher

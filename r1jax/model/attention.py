@@ -53,13 +53,14 @@ def attend_expanded(
 ) -> Array:
     """Attention of whole sequences over themselves, [B, T, D]."""
     q_BTHM = jnp.concatenate(queries(p, x_BTD, positions_BT, c, ops), axis=-1)
-    latents_BTX = latents(p, x_BTD, positions_BT, c)
-    c_kv_BTC, k_rope_BTR = jnp.split(latents_BTX, [p["kv_norm_C"].size], axis=-1)
-    kv_BTHW = ops.heads(jnp.einsum("BTC,CHW->BTHW", ops.inner(c_kv_BTC), p["kv_b_CHW"]))
-    k_nope_BTHN, v_BTHU = jnp.split(kv_BTHW, [c.qk_nope_head_dim], axis=-1)
-    k_rope_BTHR = jnp.broadcast_to(k_rope_BTR[:, :, None], (*k_nope_BTHN.shape[:3], c.qk_rope_head_dim))
-    k_BTHM = jnp.concatenate([k_nope_BTHN, k_rope_BTHR], axis=-1)
-    out_BTHU = ops.attend(q_BTHM, k_BTHM, v_BTHU, segments_BT, score_scale(c), c.attention)
+    # Of all tokens of the row; between devices that have parts of it latents travel, which are far less than keys.
+    latents_BSX = ops.row(latents(p, x_BTD, positions_BT, c))
+    c_kv_BSC, k_rope_BSR = jnp.split(latents_BSX, [p["kv_norm_C"].size], axis=-1)
+    kv_BSHW = ops.keys(jnp.einsum("...SC,CHW->...SHW", c_kv_BSC, p["kv_b_CHW"]))
+    k_nope_BSHN, v_BSHU = jnp.split(kv_BSHW, [c.qk_nope_head_dim], axis=-1)
+    k_rope_BSHR = jnp.broadcast_to(k_rope_BSR[..., None, :], (*k_nope_BSHN.shape[:-1], c.qk_rope_head_dim))
+    k_BSHM = jnp.concatenate([k_nope_BSHN, k_rope_BSHR], axis=-1)
+    out_BTHU = ops.attend(q_BTHM, k_BSHM, v_BSHU, segments_BT, score_scale(c), c.attention)
     out_BTHU = checkpoint_name(out_BTHU, "attended")
     return jnp.einsum("BTHU,HUD->BTD", out_BTHU, p["out_HUD"])
 

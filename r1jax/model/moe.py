@@ -10,43 +10,42 @@ from r1jax.model.spec import uses_router_bias
 from r1jax.types import Array, Params
 
 
-def affinities(p: Params, x_TD: Array, c: ModelConfig) -> Array:
-    """Affinity of each token to each expert, [T, E], in float32: sigmoid (V3, equation 15) or softmax (V2, 22)."""
+def affinities(p: Params, x_BTD: Array, c: ModelConfig) -> Array:
+    """Affinity of each token to each expert, [B, T, E], in float32: sigmoid (V3, equation 15) or softmax (V2, 22)."""
     # Highest precision: on a TPU a float32 product would otherwise be rounded to bfloat16, and routes would differ.
-    logits_TE = jnp.matmul(x_TD.astype(jnp.float32), p["router_DE"].astype(jnp.float32), precision="highest")
-    return jax.nn.sigmoid(logits_TE) if c.scoring_func == "sigmoid" else jax.nn.softmax(logits_TE)
+    logits_BTE = jnp.matmul(x_BTD.astype(jnp.float32), p["router_DE"].astype(jnp.float32), precision="highest")
+    return jax.nn.sigmoid(logits_BTE) if c.scoring_func == "sigmoid" else jax.nn.softmax(logits_BTE)
 
 
-def group_scores(biased_TgE: Array, c: ModelConfig) -> Array:
-    """A group's score [T, g]: its best affinity (V2, section 2.2.2) or the sum of its two best biased ones (V3)."""
-    best = 1 if c.topk_method == "group_limited_greedy" else min(2, biased_TgE.shape[-1])
-    return jax.lax.top_k(biased_TgE, best)[0].sum(axis=-1)
+def group_scores(biased_BTgE: Array, c: ModelConfig) -> Array:
+    """A group's score [B, T, g]: its best affinity (V2, section 2.2.2) or the sum of its two best biased ones (V3)."""
+    best = 1 if c.topk_method == "group_limited_greedy" else min(2, biased_BTgE.shape[-1])
+    return jax.lax.top_k(biased_BTgE, best)[0].sum(axis=-1)
 
 
 def choose_experts(
-    scores_TE: Array, bias_E: Array, c: ModelConfig, replay_TK: Array | None = None
+    scores_BTE: Array, bias_E: Array, c: ModelConfig, replay_BTK: Array | None = None
 ) -> tuple[Array, Array]:
-    """Ids [T, K] and gate values [T, K] of the chosen experts.
+    """Ids and gate values of the chosen experts, [B, T, K] each.
 
     "greedy" takes the best of all, "group_limited_greedy" the best of the best groups, and "noaux_tc" the best biased
     ones of the best groups. The bias takes part in the choice only, never in the gate value (V3, equation 16). Experts
     of groups that are not kept are at minus infinity, not at zero, since a biased affinity may be negative.
-    `replay_TK` prescribes the ids where it is not -1; the gate values are still this router's (arXiv 2510.11370).
+    `replay_BTK` prescribes the ids where it is not -1; the gate values are still this router's (arXiv 2510.11370).
     """
-    biased_TE = scores_TE + bias_E if uses_router_bias(c) else scores_TE
+    biased_BTE = scores_BTE + bias_E if uses_router_bias(c) else scores_BTE
     if c.topk_method != "greedy" and c.topk_group < c.n_group:
-        T, E = scores_TE.shape
-        grouped_TgE = biased_TE.reshape(T, c.n_group, E // c.n_group)
-        kept_Tk = jax.lax.top_k(group_scores(grouped_TgE, c), c.topk_group)[1]
-        is_kept_Tg = jax.nn.one_hot(kept_Tk, c.n_group).sum(axis=1) > 0
-        biased_TE = jnp.where(is_kept_Tg[:, :, None], grouped_TgE, -jnp.inf).reshape(T, E)
-    ids_TK = jax.lax.top_k(biased_TE, c.num_experts_per_tok)[1]
-    if replay_TK is not None:
-        ids_TK = jnp.where(replay_TK < 0, ids_TK, replay_TK)
-    gates_TK = jnp.take_along_axis(scores_TE, ids_TK, axis=-1)
+        grouped_BTgE = biased_BTE.reshape(*biased_BTE.shape[:-1], c.n_group, -1)
+        kept_BTk = jax.lax.top_k(group_scores(grouped_BTgE, c), c.topk_group)[1]
+        is_kept_BTg = jax.nn.one_hot(kept_BTk, c.n_group).sum(axis=-2) > 0
+        biased_BTE = jnp.where(is_kept_BTg[..., None], grouped_BTgE, -jnp.inf).reshape(biased_BTE.shape)
+    ids_BTK = jax.lax.top_k(biased_BTE, c.num_experts_per_tok)[1]
+    if replay_BTK is not None:
+        ids_BTK = jnp.where(replay_BTK < 0, ids_BTK, replay_BTK)
+    gates_BTK = jnp.take_along_axis(scores_BTE, ids_BTK, axis=-1)
     if c.norm_topk_prob:
-        gates_TK = gates_TK / (gates_TK.sum(axis=-1, keepdims=True) + 1e-20)
-    return ids_TK, gates_TK * c.routed_scaling_factor
+        gates_BTK = gates_BTK / (gates_BTK.sum(axis=-1, keepdims=True) + 1e-20)
+    return ids_BTK, gates_BTK * c.routed_scaling_factor
 
 
 def moe(
@@ -63,18 +62,13 @@ def moe(
     Statistics: `load_E`, how many tokens chose each expert, `balance`, the sum of the segments' balance losses, and
     `ids_BTK`, the experts of each token. `replay_BTK` prescribes them where it is not negative.
     """
-    x_TD = x_BTD.reshape(-1, x_BTD.shape[-1])
-    scores_TE = affinities(p, x_TD, c)
-    replay_TK = None if replay_BTK is None else replay_BTK.reshape(-1, c.num_experts_per_tok)
-    ids_TK, gates_TK = choose_experts(scores_TE, bias_E, c, replay_TK)
-    shape_BTK = (*segments_BT.shape, c.num_experts_per_tok)
-    ids_BTK = ids_TK.reshape(shape_BTK)
-    out_BTD = ops.experts(p, x_BTD, ids_BTK, gates_TK.reshape(shape_BTK), c)
+    scores_BTE = affinities(p, x_BTD, c)
+    ids_BTK, gates_BTK = choose_experts(scores_BTE, bias_E, c, replay_BTK)
+    out_BTD = ops.experts(p, x_BTD, ids_BTK, gates_BTK, c)
     out_BTD += ops.rows(feed_forward(p["shared"], ops.inner(x_BTD)))
 
-    chosen_TE = jax.nn.one_hot(ids_TK, c.n_routed_experts).sum(axis=1)
-    chosen_BTE = chosen_TE.reshape(*segments_BT.shape, -1) * (segments_BT > 0)[..., None]
-    balance = balance_loss(scores_TE.reshape(chosen_BTE.shape), chosen_BTE, segments_BT, c)
+    chosen_BTE = jax.nn.one_hot(ids_BTK, c.n_routed_experts).sum(axis=-2) * (segments_BT > 0)[..., None]
+    balance = balance_loss(scores_BTE, chosen_BTE, segments_BT, c)
     return out_BTD, {
         "load_E": chosen_BTE.sum(axis=(0, 1)),
         "balance": balance,

@@ -28,19 +28,25 @@ def as_it_is(x: Any) -> Any:
 class Ops:
     """An activation [B, T, …] lies in one of three ways.
 
-    `rows`: divided over all devices that have rows of their own, between blocks, and where each row is worked on by
+    `rows`: divided over all devices that have tokens of their own, between blocks, and where each token is worked on by
     itself. `inner`: over those that don't divide matrices besides, while it is multiplied. `heads`, `vocab`: so, and
     its heads or words over the others.
+
+    Where several devices have parts of a row, each attends from its own tokens to all S of the row: `row` gives those
+    to each part, as [parts, B, S, …], and leaves [B, S, …] where rows are whole; `keys` divides their heads.
     """
 
     rows: Callable[[Array], Array] = as_it_is
     inner: Callable[[Array], Array] = as_it_is
     heads: Callable[[Array], Array] = as_it_is  # [B, T, H, …]
     vocab: Callable[[Array], Array] = as_it_is  # [B, …, V]
+    row: Callable[[Array], Array] = as_it_is
+    keys: Callable[[Array], Array] = as_it_is  # [B, S, H, …], or with parts before
     gather: Callable[[str, Params], Params] = lambda name, p: p  # weights of a layer of a stack, as they are used
     attend: Callable[..., Array] = attend  # softmax_attention.attend
     experts: Callable[..., Array] = experts
-    shards: int = 1  # devices over which rows are divided
+    shards: int = 1  # devices over which tokens are divided
+    parts: int = 1  # of a row
 
 
 ONE_DEVICE = Ops()

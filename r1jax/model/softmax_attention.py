@@ -28,26 +28,36 @@ def choose_attention(platform: str, dtype: str, head_size: int, capability: floa
     return "chunked"
 
 
-def attend(q_BTHM: Array, k_BTYM: Array, v_BTYU: Array, segments_BT: Array, scale: float, implementation: str) -> Array:
+def attend(
+    q_BTHM: Array,
+    k_BSYM: Array,
+    v_BSYU: Array,
+    segments_BS: Array,
+    scale: float,
+    implementation: str,
+    part: Array | int = 0,
+) -> Array:
     """softmax(scale * q k) v over the earlier tokens of the same segment and the token itself, [B, T, H, U].
 
+    Keys and values are of all S tokens of a row; queries of all, or of one of S / T equal parts, which `part` counts.
     Keys and values have as many heads as queries, or fewer (Y), each for H / Y neighbouring heads of queries; the head
     size of values may differ. `implementation` is a value of `ModelConfig.attention`; "auto" is "chunked", which runs
     on every platform.
     """
     B, T, H, M = q_BTHM.shape
-    Y = k_BTYM.shape[2]
-    chex.assert_shape(k_BTYM, (B, T, Y, M))
-    chex.assert_shape(v_BTYU, (B, T, Y, None))
-    chex.assert_shape(segments_BT, (B, T))
+    S, Y = k_BSYM.shape[1:3]
+    chex.assert_shape(k_BSYM, (B, S, Y, M))
+    chex.assert_shape(v_BSYU, (B, S, Y, None))
+    chex.assert_shape(segments_BS, (B, S))
     chex.assert_is_divisible(H, Y)
+    chex.assert_is_divisible(S, T)
     if implementation == "splash":
-        return attend_splash(q_BTHM, k_BTYM, v_BTYU, segments_BT, scale)
+        return attend_splash(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale, part)
     if implementation == "cudnn":
-        return attend_chunked(q_BTHM, k_BTYM, v_BTYU, segments_BT, scale, fused_chunk)
+        return attend_chunked(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale, fused_chunk, part=part)
     if implementation == "full":
-        return einsum_chunk(q_BTHM, k_BTYM, v_BTYU, causal_mask(segments_BT, segments_BT, 0), scale)
-    return attend_chunked(q_BTHM, k_BTYM, v_BTYU, segments_BT, scale, einsum_chunk)
+        return attend_chunked(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale, einsum_chunk, T, part)
+    return attend_chunked(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale, einsum_chunk, part=part)
 
 
 def causal_mask(q_segments_BT: Array, k_segments_BS: Array, first: Array | int) -> Array:
@@ -88,20 +98,23 @@ def fused_chunk(q_BTHM, k_BSYM, v_BSYU, mask_BTS, scale: float, *, kernel: Liter
     return out[:, :T, :, :U]
 
 
-def attend_chunked(q_BTHM, k_BTYM, v_BTYU, segments_BT, scale: float, attend_chunk, size: int = CHUNK) -> Array:
+def attend_chunked(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale: float, attend_chunk, size: int = CHUNK, part=0) -> Array:
     """`size` queries at a time over all keys; the backward pass computes each chunk's scores again."""
     B, T, H, M = q_BTHM.shape
+    first = part * T
+    q_segments_BT = jax.lax.dynamic_slice_in_dim(segments_BS, first, T, axis=1)
     if size >= T:
-        return attend_chunk(q_BTHM, k_BTYM, v_BTYU, causal_mask(segments_BT, segments_BT, 0), scale)
+        return attend_chunk(q_BTHM, k_BSYM, v_BSYU, causal_mask(q_segments_BT, segments_BS, first), scale)
     pad = -T % size
     q_BTHM = jnp.pad(q_BTHM, ((0, 0), (0, pad), (0, 0), (0, 0)))
-    q_segments_BT = jnp.pad(segments_BT, ((0, 0), (0, pad)))
+    q_segments_BT = jnp.pad(q_segments_BT, ((0, 0), (0, pad)))
     chunks = (T + pad) // size
 
     @jax.checkpoint
     def one(chunk):
         i, q_BtHM, q_segments_Bt = chunk
-        return attend_chunk(q_BtHM, k_BTYM, v_BTYU, causal_mask(q_segments_Bt, segments_BT, i * size), scale)
+        mask_BtS = causal_mask(q_segments_Bt, segments_BS, first + i * size)
+        return attend_chunk(q_BtHM, k_BSYM, v_BSYU, mask_BtS, scale)
 
     q_cBtHM = jnp.moveaxis(q_BTHM.reshape(B, chunks, size, H, M), 1, 0)
     q_segments_cBt = jnp.moveaxis(q_segments_BT.reshape(B, chunks, size), 1, 0)
@@ -109,22 +122,33 @@ def attend_chunked(q_BTHM, k_BTYM, v_BTYU, segments_BT, scale: float, attend_chu
     return jnp.moveaxis(out_cBtHU, 0, 1).reshape(B, T + pad, H, -1)[:, :T]
 
 
-def attend_splash(q_BTHM, k_BTYM, v_BTYU, segments_BT, scale: float, *, interpret: bool = False) -> Array:
-    """JAX's Pallas kernel for TPU; `interpret` runs it anywhere, slowly. Rows are padded to a multiple of its block."""
+def attend_splash(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale: float, part=0, *, interpret: bool = False) -> Array:
+    """JAX's Pallas kernel for TPU; `interpret` runs it anywhere, slowly. Parts are padded to whole blocks."""
     # Imported when used: Pallas is of no use to other platforms, and slow to import.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    T, H = q_BTHM.shape[1:3]
+    (T, H), parts = q_BTHM.shape[1:3], k_BSYM.shape[1] // q_BTHM.shape[1]
     block = min(BLOCK, -(-T // 128) * 128)
-    pad = -T % block
-    q_BTHM, k_BTYM, v_BTYU = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (q_BTHM, k_BTYM, v_BTYU))
-    segments_BT = jnp.pad(segments_BT, ((0, 0), (0, pad)))
-    kernel = splash.make_splash_mha_single_device(
-        masks.MultiHeadMask([masks.CausalMask((T + pad, T + pad)) for _ in range(H)]),
-        block_sizes=splash.BlockSizes(*[block] * 8),
-        interpret=interpret,
-    )
-    q_BHTM, k_BYTM, v_BYTU = (jnp.swapaxes(x, 1, 2) for x in (q_BTHM * scale, k_BTYM, v_BTYU))
-    out_BHTU = jax.vmap(kernel)(q_BHTM, k_BYTM, v_BYTU, splash.SegmentIds(segments_BT, segments_BT))
-    return jnp.swapaxes(out_BHTU, 1, 2)[:, :T].astype(v_BTYU.dtype)
+    length = -(-T // block) * block
+
+    def padded(x):
+        x = x.reshape(x.shape[0], -1, T, *x.shape[2:])
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, length - T), *[(0, 0)] * (x.ndim - 3)))
+        return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+    q_BTHM, k_BSYM, v_BSYU, segments_BS = (padded(x) for x in (q_BTHM, k_BSYM, v_BSYU, segments_BS))
+    segments_BT = jax.lax.dynamic_slice_in_dim(segments_BS, part * length, length, axis=1)
+    mask = masks.MultiHeadMask([masks.CausalMask((parts * length, parts * length)) for _ in range(H)])
+    sizes = splash.BlockSizes(*[block] * 8)
+    kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=parts, interpret=interpret)
+
+    def of_part(x):  # what the kernel knows of its blocks, [heads, blocks of queries, …], and the queries' places
+        axis = min(x.ndim - 1, 1)
+        size = x.shape[axis] // parts
+        return jax.lax.dynamic_slice_in_dim(x, part * size, size, axis)
+
+    q_BHTM, k_BYSM, v_BYSU = (jnp.swapaxes(x, 1, 2) for x in (q_BTHM * scale, k_BSYM, v_BSYU))
+    segments = splash.SegmentIds(segments_BT, segments_BS)
+    out_BHTU = jax.vmap(jax.tree.map(of_part, kernel))(q_BHTM, k_BYSM, v_BYSU, segments)
+    return jnp.swapaxes(out_BHTU, 1, 2)[:, :T].astype(v_BSYU.dtype)

@@ -29,22 +29,29 @@ def hidden_logprobs(
     tokenizer_size: int | None = None,
     ops: Ops = ONE_DEVICE,
 ) -> tuple[Array, Array]:
-    """`token_logprobs` of the model's head on hidden states, some tokens at a time, computed again for gradients."""
+    """`token_logprobs` of the model's head on hidden states, some tokens at a time, computed again for gradients.
 
+    Some of each part of a row, where devices have parts: all of them work on every chunk.
+    """
     name = head_name(params)
     params = {name: ops.gather(name, params[name])}  # as stored: its gradient is added up over chunks in that dtype
 
     def one(chunk):
-        hidden_BtD, tokens_Bt = chunk
-        return token_logprobs(ops.vocab(logits(params, hidden_BtD, tokenizer_size)), tokens_Bt, temperature)
+        hidden_BptD, tokens_Bpt = chunk
+        return token_logprobs(ops.vocab(logits(params, hidden_BptD, tokenizer_size)), tokens_Bpt, temperature)
 
-    B, T, D = hidden_BTD.shape
-    size = max(AT_ONCE * ops.shards // (B * max(params[name].shape)), 1)
-    if size >= T:
+    (B, T), parts = tokens_BT.shape, ops.parts
+    size = max(AT_ONCE * ops.shards // (B * parts * max(params[name].shape)), 1)  # of each part
+    if size * parts >= T:
         return one((ops.inner(hidden_BTD), tokens_BT))
-    pad = -T % size
-    hidden_BctD = jnp.pad(ops.inner(hidden_BTD), ((0, 0), (0, pad), (0, 0))).reshape(B, -1, size, D)
-    tokens_Bct = jnp.pad(tokens_BT, ((0, 0), (0, pad))).reshape(B, -1, size)
-    chunks = jax.lax.map(jax.checkpoint(one), (jnp.moveaxis(hidden_BctD, 1, 0), jnp.moveaxis(tokens_Bct, 1, 0)))
-    logp_BT, entropy_BT = (jnp.moveaxis(x_cBt, 0, 1).reshape(B, T + pad)[:, :T] for x_cBt in chunks)
+    pad = -(T // parts) % size
+
+    def in_chunks(x_BT):
+        x_Bpt = x_BT.reshape(B, parts, T // parts, *x_BT.shape[2:])
+        x_Bpt = jnp.pad(x_Bpt, ((0, 0), (0, 0), (0, pad), *[(0, 0)] * (x_BT.ndim - 2)))
+        return jnp.moveaxis(x_Bpt.reshape(B, parts, -1, size, *x_BT.shape[2:]), 2, 0)
+
+    chunks = jax.lax.map(jax.checkpoint(one), (in_chunks(ops.inner(hidden_BTD)), in_chunks(tokens_BT)))
+    whole_Bpt = (jnp.moveaxis(x_cBpt, 0, 2).reshape(B, parts, -1)[:, :, : T // parts] for x_cBpt in chunks)
+    logp_BT, entropy_BT = (x_Bpt.reshape(B, T) for x_Bpt in whole_Bpt)
     return logp_BT, entropy_BT

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax.config import ModelConfig
@@ -22,39 +23,55 @@ def divided(layout: Layout, model: ModelConfig) -> Ops:
     """What programs on this layout give the model. The same object for the same arguments."""
     if layout.mesh.size == 1:
         return ops.ONE_DEVICE
-    rows, heads = layout.rules.batch, layout.rules.heads
-    inner = tuple(axis for axis in rows if axis not in heads)
+    rows, heads, tokens = layout.rules.batch, layout.rules.heads, layout.rules.tokens
+    inner, parts = tuple(axis for axis in rows if axis not in heads), layout.devices(tokens)
+    key_axes = (tokens, inner, (), heads) if parts > 1 else (inner, (), heads)
 
-    def lie(*axes: tuple[str, ...], last: tuple[str, ...] = ()) -> Callable[[Array], Array]:
+    def lie(*axes, last: tuple[str, ...] = ()) -> Callable[[Array], Array]:
         def constrain(x: Array) -> Array:
-            all_axes = (*axes, *[()] * (x.ndim - len(axes) - 1), last) if last else axes
+            before = axes[: x.ndim - 1]
+            all_axes = (*before, *[()] * (x.ndim - len(before) - 1), last) if last else axes
             return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, PartitionSpec(*all_axes)))
 
         return constrain
 
-    def on_parts(q_BTHM, k_BTYM, v_BTYU, segments_BT, scale, implementation):
-        by_head = PartitionSpec(inner, None, heads)
+    def row(x_BS: Array) -> Array:
+        # Given to each part by itself, so that what is made of it has a gradient for each: they are added up here.
+        rest = [PartitionSpec.UNCONSTRAINED] * (x_BS.ndim - 2)
+        x_BS = lie(inner, (), *rest)(x_BS)
+        return lie(tokens, inner, (), *rest)(jnp.broadcast_to(x_BS, (parts, *x_BS.shape))) if parts > 1 else x_BS
+
+    def on_parts(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale, implementation):
+        def one(q_BTHM, k_BSYM, v_BSYU, segments_BS):
+            k_BSYM, v_BSYU = (x.reshape(x.shape[-4:]) for x in (k_BSYM, v_BSYU))  # of this part alone
+            part = jax.lax.axis_index(tokens) if parts > 1 else 0
+            return attend(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale, implementation, part)
+
+        queries, keys = PartitionSpec(inner, tokens, heads), PartitionSpec(*key_axes)
         return jax.shard_map(
-            functools.partial(attend, scale=scale, implementation=implementation),
+            one,
             mesh=layout.mesh,
-            in_specs=(by_head, by_head, by_head, PartitionSpec(inner)),
-            out_specs=by_head,
+            in_specs=(queries, keys, keys, PartitionSpec(inner)),
+            out_specs=queries,
             check_vma=False,
-        )(q_BTHM, k_BTYM, v_BTYU, segments_BT)
+        )(q_BTHM, k_BSYM, v_BSYU, segments_BS)
 
     return Ops(
-        rows=lie(rows),
-        inner=lie(inner),
-        heads=lie(inner, (), heads),
-        vocab=lie(inner, last=layout.rules.vocab),
+        rows=lie(rows, tokens),
+        inner=lie(inner, tokens),
+        heads=lie(inner, tokens, heads),
+        vocab=lie(inner, tokens, last=layout.rules.vocab),
+        row=row,
+        keys=lie(*key_axes),
         gather=functools.partial(gather, layout, param_specs(model)),
         attend=on_parts,
         experts=ops.experts if model.experts == "dense" else functools.partial(experts, layout),
-        shards=layout.devices(rows),
+        shards=layout.devices(rows + tokens),
+        parts=parts,
     )
 
 
-GATHERED = ("embed", "rank")  # what fsdp divides, and no layer needs in parts
+GATHERED = ("embed", "rank")  # what fsdp and context divide, and no layer needs in parts
 
 
 def gather(layout: Layout, specs: Params, name: str, weights: Params) -> Params:
@@ -90,7 +107,7 @@ gather_in_steps.defvjp(
 
 def experts(layout: Layout, p: Params, x_BTD: Array, ids_BTK: Array, gates_BTK: Array, c: ModelConfig) -> Array:
     """The routed experts of each token, [B, T, D], by expert parallelism."""
-    rules, by_row = layout.rules, PartitionSpec(layout.rules.batch)
+    rules, by_token = layout.rules, PartitionSpec(layout.rules.batch, layout.rules.tokens)
 
     def on_parts(gate_EDF, up_EDF, down_EFD, x_BTD, ids_BTK, gates_BTK):
         if layout.devices(rules.expert_embed) > 1:
@@ -108,7 +125,7 @@ def experts(layout: Layout, p: Params, x_BTD: Array, ids_BTK: Array, gates_BTK: 
     return jax.shard_map(
         on_parts,
         mesh=layout.mesh,
-        in_specs=(into, into, out, by_row, by_row, by_row),
-        out_specs=by_row,
+        in_specs=(into, into, out, by_token, by_token, by_token),
+        out_specs=by_token,
         check_vma=False,
     )(p["gate_EDF"], p["up_EDF"], p["down_EFD"], x_BTD, ids_BTK, gates_BTK)

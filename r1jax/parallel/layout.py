@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -19,17 +19,17 @@ from r1jax.types import Params
 class Rules:
     """The mesh axes of each logical axis that `ParamSpec` names; () keeps the dimension whole on every device.
 
-    These are training's: every device has rows of its own but those along "tensor". What fsdp divides is gathered a
-    layer at a time; tokens travel to their experts.
+    These are training's: every device has tokens of its own but those along "tensor": rows, or along "context" a part
+    of each row. What fsdp divides, and context with it, is gathered a layer at a time; tokens travel to their experts.
     """
 
     vocab: tuple[str, ...] = ("tensor",)
-    embed: tuple[str, ...] = ("fsdp", "expert")
-    rank: tuple[str, ...] = ("fsdp", "expert")
+    embed: tuple[str, ...] = ("fsdp", "expert", "context")
+    rank: tuple[str, ...] = ("fsdp", "expert", "context")
     heads: tuple[str, ...] = ("tensor",)
     mlp: tuple[str, ...] = ("tensor",)
     experts: tuple[str, ...] = ("expert",)
-    expert_embed: tuple[str, ...] = ("fsdp",)
+    expert_embed: tuple[str, ...] = ("fsdp", "context")
     expert_mlp: tuple[str, ...] = ("tensor",)
     lora: tuple[str, ...] = ()
     query: tuple[str, ...] = ()
@@ -40,6 +40,7 @@ class Rules:
     norm: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
     batch: tuple[str, ...] = ("data", "fsdp", "expert")
+    tokens: tuple[str, ...] = ("context",)  # of a row
 
 
 # Rollouts with a mesh of their own: a step multiplies few rows, so that weights stay where they are, divided over all
@@ -55,6 +56,7 @@ ROLLOUT_RULES = Rules(
     expert_embed=(),
     expert_mlp=(),
     batch=("data", "fsdp", "expert", "tensor"),
+    tokens=(),
 )
 
 
@@ -129,8 +131,17 @@ class Layout:
                 f" {' x '.join(self.rules.batch)}): set it to a multiple of {devices}, or set MeshConfig"
             )
 
+    def require_row(self, name: str, size: int) -> None:
+        """Raises UsageError when a row of `size` tokens can't be split evenly over the context axis."""
+        devices = self.devices(self.rules.tokens)
+        if size % devices:
+            raise UsageError(
+                f"{name} is {size}: a row of {size} tokens can't be divided over {devices} devices"
+                f" (MeshConfig.context): set it to a multiple of {devices}, or MeshConfig.context to a divisor of it"
+            )
 
-AXES = ("data", "fsdp", "expert", "tensor")
+
+AXES = ("data", "fsdp", "expert", "context", "tensor")
 
 
 def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Layout:
@@ -142,17 +153,18 @@ def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None)
 def rollout_layout(layout: Layout, config: RolloutConfig) -> Layout:
     """The trainer's, or one of the rollouts' own over the same devices.
 
-    In the trainer's order: one program can move the weights.
+    In the trainer's order: one program can move the weights. What divides a row's tokens in training divides rows here.
     """
     if config.mesh is None:
-        return layout
+        rules = layout.rules
+        return replace(layout, rules=replace(rules, batch=rules.batch + rules.tokens, tokens=()))
     devices = layout.mesh.devices
     return Layout(Mesh(devices.reshape(mesh_shape(config.mesh, devices.size)), AXES), ROLLOUT_RULES)
 
 
 def mesh_shape(config: MeshConfig, devices: int) -> list[int]:
     """Sizes of `AXES`. Raises UsageError when they don't multiply to the number of devices."""
-    sizes = dict(zip(AXES, (config.data, config.fsdp, config.expert, config.tensor), strict=True))
+    sizes = {axis: getattr(config, axis) for axis in AXES}
     fixed = math.prod(size for size in sizes.values() if size > 0)
     free = [axis for axis, size in sizes.items() if size == -1]
     bad = [axis for axis, size in sizes.items() if size == 0 or size < -1]
@@ -165,7 +177,7 @@ def mesh_shape(config: MeshConfig, devices: int) -> list[int]:
 
 
 def arrange(devices: Sequence[jax.Device], shape: Sequence[int]) -> np.ndarray:
-    """Devices as a mesh of [data, fsdp, expert, tensor]; on TPUs neighbours of an axis are neighbours on the torus.
+    """Devices as a mesh of `AXES`; on TPUs neighbours of an axis are neighbours on the torus.
 
     Of several slices each has its part of the data axis, so that no other axis crosses the network between them. Raises
     UsageError when the axis can't be divided over them.

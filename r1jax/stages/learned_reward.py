@@ -47,6 +47,7 @@ class LearnedReward:
                 f"max_tokens is {self.max_tokens}, but {checkpoint} has positions up to"
                 f" {policy.model.max_position_embeddings}"
             )
+        layout.require_row("max_tokens", self.max_tokens)
         self.params, self.router_bias = policy.params, policy.router_bias
         self.program = reward_scores(layout, policy.model)
 

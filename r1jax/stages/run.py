@@ -254,6 +254,8 @@ def check_batches(layout: Layout, *configs: Any) -> None:
     for config in configs:
         for name, size in config.batch_sizes().items() if hasattr(config, "batch_sizes") else ():
             layout.require_batch(name, size)
+        for name, size in config.row_lengths().items() if hasattr(config, "row_lengths") else ():
+            layout.require_row(name, size)
 
 
 def shard(path: epath.Path, records: int) -> dict[str, Any]:
