@@ -271,5 +271,5 @@ def print_buffers(one: Compiled, layout: Layout) -> None:
     console.print(table)
     knobs = KNOBS.get(one.program.name, TRAINED)
     console.print(
-        f"set: MeshConfig.fsdp, expert, tensor or another topology, to divide it further; {knobs}", markup=False
+        f"set: MeshConfig.fsdp, expert, context, tensor or another topology, to divide it further; {knobs}", markup=False
     )
