@@ -5,6 +5,7 @@ A slow one takes minutes: `pytest -m slow tests/test_pods.py -n 0`.
 
 import io
 
+import jax
 import pytest
 from rich.console import Console
 
@@ -45,8 +46,16 @@ def nothing_is_known(monkeypatch, tmp_path, libtpu):  # noqa: F811
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
+@pytest.fixture
+def hurried():
+    """libtpu's least effort: a fifth of the time."""
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    yield
+    jax.config.update("jax_exec_time_optimization_effort", 0.0)
+
+
 @pytest.mark.parametrize("program", ["grpo_gradients", "decode"])
-def test_two_layers_of_v3_on_128_chips(program):
+def test_two_layers_of_v3_on_128_chips(program, hurried):
     made = compiled("v5p_256", "v5p:4x4x8", program, *TWO_LAYERS).made
     if program == "decode":  # tokens are shown to all devices, heads and words travel
         assert {"all-reduce", "all-to-all"} <= made.costs.collectives.keys()
@@ -54,7 +63,7 @@ def test_two_layers_of_v3_on_128_chips(program):
         assert {"ragged-all-to-all", "all-gather", "reduce-scatter"} <= made.costs.collectives.keys()
 
 
-def test_the_demo_with_rows_that_two_chips_share():
+def test_the_demo_with_rows_that_two_chips_share(hurried):
     """TPUs' kernel of attention takes a part of a row."""
     mesh = ("MeshConfig.data=1", "MeshConfig.expert=2", "MeshConfig.context=2")
     assert compiled("cpu", "v5e:2x2", "grpo_gradients", *mesh).made.costs.collectives["all-gather"].bytes > 0
