@@ -270,6 +270,5 @@ def print_buffers(one: Compiled, layout: Layout) -> None:
         return
     console.print(table)
     knobs = KNOBS.get(one.program.name, TRAINED)
-    console.print(
-        f"set: MeshConfig.fsdp, expert, context, tensor or another topology, to divide it further; {knobs}", markup=False
-    )
+    axes = "MeshConfig.fsdp, expert, context, tensor"
+    console.print(f"set: {axes} or another topology, to divide it further; {knobs}", markup=False)
