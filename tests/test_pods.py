@@ -102,4 +102,4 @@ def test_671b_trains_on_512_chips_and_on_two_slices_of_them(slices):
 @pytest.mark.parametrize("program", ["grpo_gradients", "decode"])
 @pytest.mark.parametrize(("scale", "topology"), [("v5e_16", "v5e:4x4"), ("v6e_64", "v6e:8x8")])
 def test_16b_fits(scale, topology, program):
-    assert compiled(scale, topology, program).made.memory.arguments > GIB
+    assert compiled(scale, topology, program).made.memory.arguments > GIB / 2
