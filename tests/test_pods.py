@@ -6,6 +6,7 @@ A slow one takes minutes: `pytest -m slow tests/test_pods.py -n 0`.
 import io
 
 import jax
+import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
@@ -14,8 +15,9 @@ from r1jax.dry_run_topology import Compiled, compile_stages, verdict
 from r1jax.gin_config import read_config
 from r1jax.parallel.layout import make_layout
 from r1jax.parallel.memory import GIB
+from r1jax.parallel.programs import abstract_policy
 from r1jax.parallel.topology import topology_devices
-from tests.test_scales import FILES
+from tests.test_scales import CHIPS, FILES, config_of
 from tests.test_topology import libtpu  # noqa: F401
 
 TWO_LAYERS = (
@@ -64,9 +66,12 @@ def test_two_layers_of_v3_on_128_chips(program, hurried):
 
 
 def test_the_demo_with_rows_that_two_chips_share(hurried):
-    """TPUs' kernel of attention takes a part of a row."""
+    """TPUs' kernel of attention takes a part of a row; the first token of each part goes to the part before, as its next.
+
+    On a mesh that divides rows alone (fsdp in the place of context) nothing is permuted.
+    """
     mesh = ("MeshConfig.data=1", "MeshConfig.expert=2", "MeshConfig.context=2")
-    assert compiled("cpu", "v5e:2x2", "grpo_gradients", *mesh).made.costs.collectives["all-gather"].bytes > 0
+    assert "collective-permute" in compiled("cpu", "v5e:2x2", "grpo_gradients", *mesh).made.costs.collectives
 
 
 @pytest.mark.slow
@@ -102,4 +107,8 @@ def test_671b_trains_on_512_chips_and_on_two_slices_of_them(slices):
 @pytest.mark.parametrize("program", ["grpo_gradients", "decode"])
 @pytest.mark.parametrize(("scale", "topology"), [("v5e_16", "v5e:4x4"), ("v6e_64", "v6e:8x8")])
 def test_16b_fits(scale, topology, program):
-    assert compiled(scale, topology, program).made.memory.arguments > GIB / 2
+    """With all that it reads of the weights, as they are stored for it."""
+    model = config_of(scale).model
+    stored = jnp.dtype(model.param_dtype if program == "grpo_gradients" else model.dtype)
+    numbers = sum(x.size for x in jax.tree.leaves(abstract_policy(model)[0]))
+    assert compiled(scale, topology, program).made.memory.arguments > numbers * stored.itemsize / CHIPS[scale]

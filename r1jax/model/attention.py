@@ -54,7 +54,7 @@ def attend_expanded(
     """Attention of whole sequences over themselves, [B, T, D]."""
     q_BTHM = jnp.concatenate(queries(p, x_BTD, positions_BT, c, ops), axis=-1)
     # Of all tokens of the row; between devices that have parts of it latents travel, which are far less than keys.
-    latents_BSX = ops.row(latents(p, x_BTD, positions_BT, c))
+    latents_BSX = ops.whole_row(latents(p, x_BTD, positions_BT, c))
     c_kv_BSC, k_rope_BSR = jnp.split(latents_BSX, [p["kv_norm_C"].size], axis=-1)
     kv_BSHW = ops.keys(jnp.einsum("...SC,CHW->...SHW", c_kv_BSC, p["kv_b_CHW"]))
     k_nope_BSHN, v_BSHU = jnp.split(kv_BSHW, [c.qk_nope_head_dim], axis=-1)

@@ -46,7 +46,7 @@ def attend_grouped(
     """Attention of whole sequences over themselves, [B, T, D]."""
     x_BTD = ops.inner(x_BTD)
     q_BTHM = ops.heads(queries(p, x_BTD, positions_BT, c))
-    k_BSYM, v_BSYM = (ops.keys(ops.row(x)) for x in keys_and_values(p, x_BTD, positions_BT, c))
+    k_BSYM, v_BSYM = (ops.keys(ops.whole_row(x)) for x in keys_and_values(p, x_BTD, positions_BT, c))
     out_BTHM = ops.attend(q_BTHM, k_BSYM, v_BSYM, segments_BT, c.head_dim**-0.5, c.attention)
     out_BTHM = checkpoint_name(out_BTHM, "attended")
     return jnp.einsum("BTHM,HMD->BTD", out_BTHM, p["out_HMD"])

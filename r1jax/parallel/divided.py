@@ -29,13 +29,13 @@ def divided(layout: Layout, model: ModelConfig) -> Ops:
 
     def lie(*axes, last: tuple[str, ...] = ()) -> Callable[[Array], Array]:
         def constrain(x: Array) -> Array:
-            before = axes[: x.ndim - 1]
+            before = axes[: x.ndim - 1]  # a step's logits have no tokens' dimension
             all_axes = (*before, *[()] * (x.ndim - len(before) - 1), last) if last else axes
             return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, PartitionSpec(*all_axes)))
 
         return constrain
 
-    def row(x_BS: Array) -> Array:
+    def whole_row(x_BS: Array) -> Array:
         # Given to each part by itself, so that what is made of it has a gradient for each: they are added up here.
         rest = [PartitionSpec.UNCONSTRAINED] * (x_BS.ndim - 2)
         x_BS = lie(inner, (), *rest)(x_BS)
@@ -61,7 +61,7 @@ def divided(layout: Layout, model: ModelConfig) -> Ops:
         inner=lie(inner, tokens),
         heads=lie(inner, tokens, heads),
         vocab=lie(inner, tokens, last=layout.rules.vocab),
-        row=row,
+        whole_row=whole_row,
         keys=lie(*key_axes),
         gather=functools.partial(gather, layout, param_specs(model)),
         attend=on_parts,

@@ -164,8 +164,8 @@ def rollout_layout(layout: Layout, config: RolloutConfig) -> Layout:
 
 def mesh_shape(config: MeshConfig, devices: int) -> list[int]:
     """Sizes of `AXES`. Raises UsageError when they don't multiply to the number of devices."""
-    c = config
-    sizes = dict(zip(AXES, (c.data, c.fsdp, c.expert, c.context, c.tensor), strict=True))
+    numbers = (config.data, config.fsdp, config.expert, config.context, config.tensor)
+    sizes = dict(zip(AXES, numbers, strict=True))
     fixed = math.prod(size for size in sizes.values() if size > 0)
     free = [axis for axis, size in sizes.items() if size == -1]
     bad = [axis for axis, size in sizes.items() if size == 0 or size < -1]
