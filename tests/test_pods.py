@@ -66,7 +66,7 @@ def test_two_layers_of_v3_on_128_chips(program, hurried):
 
 
 def test_the_demo_with_rows_that_two_chips_share(hurried):
-    """TPUs' kernel of attention takes a part of a row; the first token of each part goes to the part before, as its next.
+    """TPUs' kernel of attention takes a part of a row; a part's first token goes to the part before, as its next.
 
     On a mesh that divides rows alone (fsdp in the place of context) nothing is permuted.
     """
