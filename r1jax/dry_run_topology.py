@@ -232,9 +232,10 @@ def print_work(found: list[Compiled], model: ModelConfig, layout: Layout) -> Non
     console.print("one run of each program on each device, milliseconds")
     console.print(table)
     console.print(
-        "TFLOP: products that were compiled, and how many times the model's own: 2 x active parameters x tokens"
-        " forward, 6 in training, and attention's over full rows. compute, memory, network: the least at full speed;"
-        " compiler: its estimate, without collectives and kernels. Bytes are what each device receives"
+        "TFLOP: products that were compiled, of as many rows as come to a device on average, and how many times the"
+        " model's own: 2 x active parameters x tokens forward, 6 in training, and attention's over full rows. compute,"
+        " memory, network: the least at full speed; compiler: its estimate, without collectives and kernels. Bytes are"
+        " what each device receives"
     )
     if silent := sum(one.made.costs.kernels for one in once if one.made.costs):
         console.print(f"{silent} kernels don't say their products, which are missing where it says ≥")

@@ -1,5 +1,6 @@
 """Dry runs for TPUs that are not there: what is read off compiled programs, and what a user sees."""
 
+import functools
 import re
 
 import jax
@@ -10,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax.config import MeshConfig
 from r1jax.errors import UsageError
-from r1jax.model.experts import grouped_matmul
+from r1jax.model.experts import experts_exchanged, grouped_matmul
 from r1jax.model.flops import Work, model_flops
 from r1jax.parallel import compiled, hlo
 from r1jax.parallel.layout import make_layout
@@ -302,6 +303,35 @@ def test_experts_products_grow_with_rows_and_not_with_experts(v5e):
     made = compiled.compile_ahead(jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*inputs))
     assert made.costs.unknown_loops == 0
     assert made.costs.flops == pytest.approx(3.25 * 2 * S * D * F, rel=0.01)
+
+
+def test_divided_experts_products_are_those_of_rows_that_come(v5e):
+    """Of buffers with room for half as many again, forward and backward.
+
+    Gradients make the rows again, and of the three products before them two: none needs what the last one gives.
+    """
+    T, K, D, F, E = 1024, 2, 512, 256, 8  # tokens of each device, experts of all
+    layout = make_layout(MeshConfig(data=1, expert=4), v5e)
+    rows, by_expert = PartitionSpec(("data", "expert")), PartitionSpec("expert")
+    names = {"gate_EDF": (E, D, F), "up_EDF": (E, D, F), "down_EFD": (E, F, D)}
+
+    def laid_out(shape, spec, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(layout.mesh, spec))
+
+    inputs = (
+        {name: laid_out(shape, by_expert) for name, shape in names.items()},
+        *(laid_out((4 * T, n), rows, dtype) for n, dtype in ((D, jnp.bfloat16), (K, jnp.int32), (K, jnp.float32))),
+    )
+    run = functools.partial(experts_exchanged, axes=("expert",), agree=("expert",))
+    specs = ({name: by_expert for name in names}, rows, rows, rows)
+    divided = jax.shard_map(run, mesh=layout.mesh, in_specs=specs, out_specs=rows, check_vma=False)
+
+    def loss(*inputs):
+        return (divided(*inputs).astype(jnp.float32) ** 2).sum()
+
+    made = compiled.compile_ahead(jax.jit(jax.grad(loss, argnums=(0, 1, 3))).lower(*inputs))
+    tiles = 3 * 1.25  # for the weights, of which a quarter are those that groups end in
+    assert made.costs.flops == pytest.approx((3 + 2 + 3 + tiles) * 2 * T * K * D * F, rel=0.01)
 
 
 def test_a_refusal_says_how_much_and_which_buffers(v5e):

@@ -3,6 +3,7 @@
 `p` has the three matrices of each expert; ids [T, K] and gate values [T, K] are the router's (model/moe.py).
 """
 
+import contextlib
 import functools
 import math
 
@@ -28,10 +29,13 @@ def count(ids: Array, n: int) -> Array:
     return (ids.reshape(-1, 1) == jnp.arange(n)).sum(axis=0, dtype=jnp.int32)
 
 
-def sorted_rows(p: Params, rows_SD: Array, group_sizes_E: Array) -> Array:
-    """Rows that stand expert by expert, each through its own: three ragged matmuls. Behind the last group: rubbish."""
+def sorted_rows(p: Params, rows_SD: Array, gates_S1: Array, group_sizes_E: Array) -> Array:
+    """Rows that stand expert by expert, each through its own: three ragged matmuls. Behind the last group: rubbish.
+
+    They are scaled before the last product: gradients of gate values behind it would compute it again.
+    """
     hidden_SF = jax.nn.silu(grouped_matmul(rows_SD, p["gate_EDF"], group_sizes_E))
-    hidden_SF = hidden_SF * grouped_matmul(rows_SD, p["up_EDF"], group_sizes_E)
+    hidden_SF = hidden_SF * grouped_matmul(rows_SD, p["up_EDF"], group_sizes_E) * gates_S1.astype(rows_SD.dtype)
     return grouped_matmul(hidden_SF, p["down_EFD"], group_sizes_E)
 
 
@@ -90,8 +94,8 @@ def experts_grouped(p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array) -> A
     order_S = jnp.argsort(ids_TK.reshape(-1), stable=True)  # of T * K pairs, by expert
     place_TK = jnp.argsort(order_S).reshape(T, K)
     rows_SD = take(x_TD, order_S // K, place_TK)
-    out_SD = sorted_rows(p, rows_SD, count(ids_TK, p["gate_EDF"].shape[0]))
-    out_SD = out_SD * gates_TK.reshape(-1)[order_S].astype(x_TD.dtype)[:, None]
+    gates_S1 = gates_TK.reshape(-1, 1)[order_S]
+    out_SD = sorted_rows(p, rows_SD, gates_S1, count(ids_TK, p["gate_EDF"].shape[0]))
     return bring_back(out_SD, order_S // K, place_TK)
 
 
@@ -126,6 +130,14 @@ bring_back.defvjp(_keep(bring_back), lambda kept, g_TD: (take(g_TD, *kept), None
 # Over the devices of a mesh axis, each of which has E / n experts. These run inside `shard_map`.
 
 
+def rows_there(n: int, room: int) -> contextlib.AbstractContextManager:
+    """Tells who reads the compiled program (parallel/hlo.py) that of `room` rows n are there on average.
+
+    What works on them passes over tiles that no row is in.
+    """
+    return jax.named_scope(f"{n}_of_{room}_rows")
+
+
 def experts_divided(
     p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array, axes: tuple[str, ...], agree: tuple[str, ...]
 ) -> Array:
@@ -154,8 +166,10 @@ def experts_shown(p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array, axes: 
     token_S = jnp.where(is_row_S, order_S // K, -1)
     place_TK = jnp.where(here_P < E, jnp.argsort(order_P), -1).reshape(T, K)
     place_TE = jax.lax.top_k(place_TK, min(K, E))[0]  # the others are -1
-    out_SD = sorted_rows(p, take(x_TD, token_S, place_TE), count(here_P, E))
-    out_SD = jnp.where(is_row_S, gates_TK.reshape(-1)[order_S], 0).astype(x_TD.dtype)[:, None] * out_SD
+    gates_S1 = jnp.where(is_row_S, gates_TK.reshape(-1)[order_S], 0)[:, None]
+    rows_SD = take(x_TD, token_S, place_TE)
+    with rows_there(T * K // jax.lax.axis_size(axes), S):
+        out_SD = sorted_rows(p, rows_SD, gates_S1, count(here_P, E))
     return jax.lax.psum_scatter(bring_back(out_SD, token_S, place_TE), axes, tiled=True)
 
 
@@ -181,7 +195,7 @@ def experts_exchanged(
 def _one_round(p: Params, x_TD: Array, gates_TK: Array, plan, number: Array, axes: tuple[str, ...], room: int):
     """What the rows give, [T, D], that are the number * room'th to (number + 1) * room'th that come to a device."""
     order_P, place_TK, counts_nnE, _ = plan
-    K, E = place_TK.shape[1], p["gate_EDF"].shape[0]
+    (T, K), E = place_TK.shape, p["gate_EDF"].shape[0]
     there, back = ways(counts_nnE.sum(axis=2), number * room, room, axes)
     lengths = room, order_P.size
     moves_P = lies_in(there[0], there[1], order_P.size).any(axis=0)
@@ -202,7 +216,9 @@ def _one_round(p: Params, x_TD: Array, gates_TK: Array, plan, number: Array, axe
     place_R1 = jnp.where(expert_R < E, jnp.argsort(order_R), -1)[:, None]
     order_R = jnp.where(expert_R[order_R] < E, order_R, -1)
     rows_RD = take(rows_RCL, order_R, place_R1).reshape(room, -1)
-    out_RD = sorted_rows(p, rows_RD, count(expert_R, E)) * take(gates_R1, order_R, place_R1).astype(rows_RD.dtype)
+    gates_R1 = take(gates_R1, order_R, place_R1)
+    with rows_there(T * K, room):
+        out_RD = sorted_rows(p, rows_RD, gates_R1, count(expert_R, E))
     out_RCL = bring_back(out_RD.reshape(rows_RCL.shape), order_R, place_R1)
     out_PCL = exchange(out_RCL, back, there, lengths[::-1], axes)
     return bring_back(out_PCL, order_P // K, place_TK).reshape(x_TD.shape)

@@ -22,6 +22,7 @@ COMPUTATION = re.compile(r"^(ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
 CALLED = re.compile(
     r"(?:calls|to_apply|body|branch_computations|true_computation|false_computation)=\{?((?:%[\w.\-]+(?:, )?)+)"
 )
+ROWS_THERE = re.compile(r"\b(\d+)_of_(\d+)_rows\b")  # a scope's name: model/experts.py
 PARENTHESES = re.compile(r"[()]")
 VMEM = "S(1)"  # in a layout: not in HBM
 
@@ -110,7 +111,7 @@ class Collective:
 class Costs:
     """Of one run of a program, on each device."""
 
-    flops: float = 0  # of products, two for each multiplication; what is elementwise is not counted
+    flops: float = 0  # of products of rows that are there, two a multiplication; what is elementwise is not counted
     hbm_bytes: float = 0  # read and written by operations, but for what stays in VMEM
     cycles: float = 0  # the compiler's estimates; it makes none of collectives and Pallas kernels
     collectives: dict[str, Collective] = field(default_factory=dict)  # within a slice, by kind
@@ -197,12 +198,12 @@ def count_arithmetic(
             for part in fused.operations.values():
                 count_arithmetic(module, fused, part, times, found)
     elif operation.opcode == "dot":
-        found.flops += times * dot_flops(computation, operation)
+        found.flops += times * part_there(operation) * dot_flops(computation, operation)
     elif operation.opcode == "convolution":
-        found.flops += times * convolution_flops(computation, operation)
+        found.flops += times * part_there(operation) * convolution_flops(computation, operation)
     elif operation.opcode == "custom-call" and "tpu_custom_call" in operation.attributes:
         flops = re.search(r'"?flops"?: ?"?(\d+)', operation.attributes)
-        found.flops += times * int(flops[1]) if flops else 0
+        found.flops += times * part_there(operation) * int(flops[1]) if flops else 0
         # A kernel that gives whole numbers alone, such as the sizes of groups, has no products.
         found.kernels += flops is None and any("f" in shape.dtype for shape in operation.shapes)
     elif operation.opcode == "recv" and "xla_megascale" in operation.attributes:
@@ -273,6 +274,12 @@ def received_between_slices(operation: Operation) -> tuple[str, float]:
 
 
 # Products.
+
+
+def part_there(operation: Operation) -> float:
+    """Of the rows that an operation has room for: the part that comes to a device on average."""
+    rows = ROWS_THERE.search(operation.attributes)
+    return int(rows[1]) / int(rows[2]) if rows else 1
 
 
 def shape_of(computation: Computation, name: str) -> Shape:
