@@ -138,6 +138,11 @@ def suspend() -> None:
     edit("state.json", lambda state: state.update(queue=["SUSPENDED"], node=[]))
 
 
+def away(times: str) -> None:
+    """Worker 1 is not reached so often."""
+    edit("plan.json", lambda plan: plan.update(unreachable={"1": int(times)}))
+
+
 def reach(flags) -> tuple[list[int], list[int]]:
     """The workers that are reached, and those that are not this time."""
     state = following("node") or not_found()
@@ -167,7 +172,8 @@ def ssh(flags, words) -> None:
     verb = match[1] if match else "other"
     trouble = planned(f"before {verb}")
     if trouble:
-        {"preempt": preempt, "suspend": suspend}[trouble]()
+        what, *words = trouble.split()
+        {"preempt": preempt, "suspend": suspend, "away": away}[what](*words)
     reached, missing = reach(flags)
     lost = planned(f"during {verb}") == "lost"
     jobs = [

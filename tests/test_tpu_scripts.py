@@ -46,7 +46,14 @@ PROGRAMS = {
         esac""",
     "venv_python": r"""
         case "$*" in
-          -c*) cat "$FAKE_CLOUD/devices.$WORKER" 2>/dev/null || echo "8 devices, 4 here, jax 0.10.2" ;;
+          -c*) # both workers have to be there, as for jax.distributed
+            echo >> "$FAKE_CLOUD/looks.$WORKER"
+            for ((i = 0; i < 20; i++)); do
+              cmp -s "$FAKE_CLOUD"/looks.[01] && break
+              sleep 0.05
+            done
+            cmp -s "$FAKE_CLOUD"/looks.[01] || { echo "the others did not come"; rm "$FAKE_CLOUD/looks.$WORKER"; exit 1; }
+            cat "$FAKE_CLOUD/devices.$WORKER" 2>/dev/null || echo "8 devices, 4 here, jax 0.10.2" ;;
           "-m r1jax run "*)
             echo start >> "$FAKE_CLOUD/starts.$WORKER"
             plan=($(sed -n "$(wc -l < "$FAKE_CLOUD/starts.$WORKER")p" "$FAKE_CLOUD/runs"))
@@ -351,7 +358,7 @@ def test_setup_sends_installs_and_counts(cloud):
         assert (home / "r1jax/GIT_STATE").read_text().strip() == cloud.git("describe", "--always", "--dirty").strip()
         assert not (home / "r1jax/fork.py").exists()
         wanted = (home / "r1jax_requirements.txt").read_text()
-        assert "jax[tpu]==0.10.2" in wanted and "optax==" in wanted
+        assert "jax[tpu]==0.10.2" in wanted and "optax==" in wanted and "gcsfs==" in wanted  # --workdir gs://
         assert "torch" not in wanted and "pytest" not in wanted
         assert "r1jax_requirements.txt" in (home / "installed").read_text()
 
@@ -363,6 +370,16 @@ def test_setup_names_the_worker_that_differs(cloud):
     assert done.returncode == 1
     assert "worker 1 has 8 devices, 3 here, jax 0.10.2; expected 8 devices, 4 here" in done.stderr
     assert "worker 0 has" not in done.stderr
+
+
+def test_all_workers_look_at_the_devices_at_once(cloud):
+    """Where one was not reached the others waited for it in vain, and alone it would do the same."""
+    assert cloud.run("create.sh").returncode == 0
+    cloud.plan(**{"before devices": ["away 1"]})
+    done = cloud.run("setup.sh")
+    assert done.returncode == 0, done.stderr
+    assert cloud.steps() == ["create", *SET_UP, "ssh all devices"]
+    assert "not all workers saw the devices; try 1 of 3" in done.stderr
 
 
 def test_a_run_to_its_end(pod):
@@ -411,6 +428,18 @@ def test_creating_again_is_tried_again_and_bounded(pod):
     assert done.returncode == 1
     assert "given up after 3 restarts in a row" in done.stderr
     assert pod.steps() == ["ssh all start", "delete", "create", "create", "create"]
+
+
+def test_a_setup_that_failed_deletes_no_pod(pod):
+    pod.plan(runs="stay stay\n0 0", **{"before poll": ["preempt"], "before setup": ["away 6"]})
+    done = pod.run("run.sh", *RUN)
+    assert done.returncode == 0, done.stderr
+    assert pod.steps() == [
+        "ssh all start", "ssh all poll",
+        "delete", "create", *SET_UP[:3], *["ssh 1 setup"] * 5,
+        *SET_UP,
+        "ssh all start", "ssh all poll",
+    ]  # fmt: skip
 
 
 def test_one_that_saved_on_sigterm_is_run_again(pod):
@@ -481,6 +510,17 @@ def test_stopped_for_good(pod):
     assert [pod.starts(worker) for worker in range(2)] == [1, 1]
     assert pod.run("run.sh", *RUN).returncode == 0
     assert [pod.starts(worker) for worker in range(2)] == [2, 2]
+
+
+def test_stopped_before_its_restart(pod):
+    pod.plan(runs="75 75\n0 0")
+    command, slow = f"exec {pod.command('run.sh', *RUN)}", pod.environment() | {"POD_PAUSE": "2"}
+    with subprocess.Popen(["bash", "-c", command], env=slow, stderr=subprocess.PIPE, text=True) as watcher:
+        assert any("again: restart 1 of at most 10" in line for line in watcher.stderr)
+        assert pod.run("stop.sh").returncode == 0
+        assert "stopped by stop.sh" in watcher.stderr.read()
+    assert watcher.returncode == 75
+    assert pod.starts(0) == 1
 
 
 def test_ctrl_c_ends_the_watching_and_not_the_run(pod):
@@ -591,6 +631,9 @@ def test_the_jobset(cloud):
     [container] = pod["containers"]
     assert container["image"] == "eu.pkg.dev/p/r/r1jax:1"
     assert container["args"] == ["run", *RUN[1:]]
+    assert jobset["spec"]["replicatedJobs"][0]["replicas"] == 1
+    two_slices = yaml.safe_load(cloud.run("gke.sh", "manifest", "--image", "i", "--slices", "2", *RUN).stdout)
+    assert two_slices["spec"]["replicatedJobs"][0]["replicas"] == 2
     on_demand = cloud.run("gke.sh", "manifest", "--image", "i", "--spot", "false", *RUN).stdout
     assert "gke-spot" not in on_demand
     assert len(yaml.safe_load(on_demand)["spec"]["replicatedJobs"]) == 1
@@ -606,7 +649,7 @@ def test_kubectl(cloud):
     assert cloud.run("gke.sh", "delete").returncode == 0
     assert (cloud.directory / "kubectl").read_text().endswith("delete jobset r1 ")
     logs = cloud.run("gke.sh", "logs", "--dry_run", "--worker", "2").stdout
-    assert "jobset.sigs.k8s.io/jobset-name=r1,batch.kubernetes.io/job-completion-index=2" in logs
+    assert "jobset.sigs.k8s.io/jobset-name=r1,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=2" in logs
     assert "kubectl get jobset r1" in cloud.run("gke.sh", "status", "--dry_run").stdout
     build = cloud.run("gke.sh", "build", "--dry_run", "--image", "i").stdout
     assert "docker build -f tpu_scripts/Dockerfile -t i - <" in build
@@ -633,9 +676,10 @@ def test_a_run_notes_the_commit_that_was_sent(tmp_path, monkeypatch):
 
 
 def test_xpk(cloud):
-    [line] = cloud.run("gke.sh", "xpk", "--image", "i", "--cluster", "c", *RUN).stdout.splitlines()
+    flags = ("--image", "i", "--cluster", "c", "--slices", "3")
+    [line] = cloud.run("gke.sh", "xpk", *flags, *RUN).stdout.splitlines()
     words = shlex.split(line)
     assert words[:3] == ["xpk", "workload", "create"]
-    assert {"--tpu-type=v5p-16", "--restart-on-exit-codes=75", "--max-restarts=10"} <= set(words)
+    assert {"--tpu-type=v5p-16", "--restart-on-exit-codes=75", "--max-restarts=10", "--num-slices=3"} <= set(words)
     [command] = [word.partition("=")[2] for word in words if word.startswith("--command=")]
     assert shlex.split(command) == ["python", "-m", "r1jax", "run", *RUN[1:]]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run on GKE, as a JobSet on a node pool with a TPU slice of the accelerator type.
+# A run on GKE, as a JobSet on node pools with a TPU slice of the accelerator type each.
 #
 #   tpu_scripts/gke.sh build    --image IMAGE           builds the image from the tracked files, and pushes it
 #   tpu_scripts/gke.sh manifest --image IMAGE -- …      prints the JobSet of `r1jax run …`
@@ -7,14 +7,14 @@
 #   tpu_scripts/gke.sh logs | status | delete           by --name; logs --worker 0
 #   tpu_scripts/gke.sh xpk      --image IMAGE --cluster CLUSTER -- …   the same through XPK: prints its command
 #
-# --max_restarts 10: of all pods, for whatever reason but a wrong config.
+# --max_restarts 10: of all pods, for whatever reason but a wrong config. --slices 1: of so many slices one run is made.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=settings.bash
 source "$(dirname "$0")/settings.bash"
 
 main() {
   local verb=${1-}
-  setting[image]="" setting[cluster]="" setting[max_restarts]=10 setting[worker]=0
+  setting[image]="" setting[cluster]="" setting[max_restarts]=10 setting[slices]=1 setting[worker]=0
   case $verb in
     build | manifest | apply | logs | status | delete | xpk) read_settings "${@:2}" ;;
     --help | -h) show_help; return ;;
@@ -23,6 +23,7 @@ main() {
   check_name
   check spot 'true|false' "true or false"
   check max_restarts '[0-9]+' "a number"
+  check slices '[1-9][0-9]*' "a number from 1 on"
   check worker '[0-9]+' "a number"
   "$verb"
 }
@@ -47,7 +48,7 @@ manifest() {
   text=$(<"$scripts/jobset.yaml")
   [[ $spot == true ]] || text=$(grep -v gke-spot <<<"$text") # no label is not the label "false"
   local -A value=([name]=${setting[name]} [image]=${setting[image]} [max_restarts]=${setting[max_restarts]} [spot]=$spot
-    [hosts]=$hosts [chips_per_host]=$chips_per_host [gke_accelerator]=$gke_accelerator [topology]=$topology
+    [slices]=${setting[slices]} [hosts]=$hosts [chips_per_host]=$chips_per_host [gke_accelerator]=$gke_accelerator [topology]=$topology
     [args]=$args)
   for key in "${!value[@]}"; do text=${text//"\${$key}"/"${value[$key]}"}; done
   printf '%s\n' "$text"
@@ -77,7 +78,7 @@ apply() {
 logs() {
   need name
   act kubectl logs --tail=100 --follow \
-    --selector="jobset.sigs.k8s.io/jobset-name=${setting[name]},batch.kubernetes.io/job-completion-index=${setting[worker]}"
+    --selector="jobset.sigs.k8s.io/jobset-name=${setting[name]},jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=${setting[worker]}"
 }
 
 status() {
@@ -97,7 +98,7 @@ xpk() {
   need_run_arguments
   read_accelerator_type
   show xpk workload create --workload="${setting[name]}" --cluster="${setting[cluster]}" --project="${setting[project]}" \
-    --zone="${setting[zone]}" --tpu-type="${setting[accelerator_type]}" --num-slices=1 --docker-image="${setting[image]}" \
+    --zone="${setting[zone]}" --tpu-type="${setting[accelerator_type]}" --num-slices="${setting[slices]}" --docker-image="${setting[image]}" \
     --max-restarts="${setting[max_restarts]}" --restart-on-exit-codes=75 \
     --command="python -m r1jax run $(show "${arguments[@]}")"
 }

@@ -221,13 +221,27 @@ set_up_pod() {
   sync_code
   say "installing on $hosts workers: minutes"
   must_answer ask_setup
-  must_answer ask_devices
+  must_see_devices
   for n in "${!answer[@]}"; do
     say "worker $n: ${answer[n]}"
     [[ ${answer[n]} == "$chips devices, $chips_per_host here, "* ]] || wrong+=("worker $n has ${answer[n]}")
   done
   ((${#wrong[@]} == 0)) ||
     fail 1 "$(printf '%s; ' "${wrong[@]}")expected $chips devices, $chips_per_host here: delete.sh and create.sh make it new"
+}
+
+# Where a worker was not reached the others waited for it in vain, and it alone would wait for them: all look again.
+must_see_devices() {
+  local try
+  $dry_run || for ((try = 1; try < 3; try++)); do
+    status=() answer=()
+    read_answers < <(ask_devices all 2>"$errors" </dev/null)
+    [[ -n $(unanswered) || ${status[*]} == *[1-9]* ]] || return 0
+    [[ $(pod_state) == ready ]] || break
+    say "not all workers saw the devices; try $try of 3"
+    pause $((5 * 2 ** try))
+  done
+  must_answer ask_devices
 }
 
 ask_setup() { ask "$1" setup; }

@@ -49,6 +49,7 @@ main() {
     restarts=$((restarts + 1))
     say "$outcome: restart $restarts of at most ${setting[max_restarts]} in a row"
     pause $((restarts < 6 ? 15 * 2 ** restarts : 900))
+    [[ $outcome != again ]] || ! stopped_meanwhile || outcome='stopped' conclude
   done
 }
 
@@ -65,16 +66,25 @@ conclude() {
   esac
 }
 
+# stop.sh also ends a run that waits for its restart.
+stopped_meanwhile() { ask_workers ask_poll && read_polls && blame stopped stopped; }
+
 show_log() { tpu_ssh "$culprit" "tail -n 30 r1jax_job/log" 2>"$errors" </dev/null >&2 || true; }
 
-# Deletes what is left of the TPU, creates and sets it up. Returns 1 for another try; a want of quota ends the script.
+# Deletes what is left of the TPU, creates and sets it up; one that is there, as nothing but its setup failed, is only set
+# up. Returns 1 for another try; a want of quota ends the script.
 make_again() {
   local flags
   mapfile -d '' flags < <(pod_flags)
-  if [[ $(pod_state) != none ]]; then
-    delete_pod 2>"$errors" || { say "can't delete: $(last_error)"; return 1; }
-  fi
-  create_pod && "$scripts/setup.sh" "${flags[@]}"
+  case $(pod_state) in
+    ready) ;;
+    none) create_pod || return 1 ;;
+    *)
+      delete_pod 2>"$errors" || { say "can't delete: $(last_error)"; return 1; }
+      create_pod || return 1
+      ;;
+  esac
+  "$scripts/setup.sh" "${flags[@]}"
 }
 
 # Starts the run where it is not going, and returns when it has ended or its TPU is gone, with $outcome.

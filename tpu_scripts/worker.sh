@@ -105,8 +105,8 @@ poll() {
 
 # SIGTERM: the run saves and exits with 75.
 stop() {
+  if [[ ${1-} == for_good && -d $job ]]; then touch "$job/stopped"; fi
   if ! alive; then answer 0 "nothing runs"; return; fi
-  if [[ ${1-} == for_good ]]; then touch "$job/stopped"; fi
   pkill -TERM -P "$(<"$job/pid")" || true
   answer 0 "asked to save and stop"
 }
