@@ -72,6 +72,7 @@ NUMBERS = SMALL | {
     "RejectionConfig.max_new_tokens": 12,
     "RejectionConfig.language": 0.0,
     "rejection/RolloutConfig.stop_ids": tuple(range(10, 60)),  # or next to nothing would end
+    "RLConfig.offload": ("reference", "optimizer"),
     "MeshConfig.data": 2,
     "MeshConfig.fsdp": 4,
 }

@@ -14,7 +14,6 @@ from tests.fake_gcs import fake_gcs
 from tests.small_run import r1jax, settings
 
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # read when gcsfs is imported
-pytest.importorskip("gcsfs", reason="gs:// needs gcsfs: pip install gcsfs")
 
 
 @pytest.fixture(scope="module")

@@ -177,18 +177,24 @@ def test_when_one_is_killed_the_others_end_and_the_run_goes_on(together, experim
 
 @pytest.mark.slow
 def test_all_stop_when_one_is_told_to(together, experiment, tmp_path):
+    """The same command goes on in the same bits; on another mesh, by one process, but for rounding."""
     run = begun(together, tmp_path)
     for ended in run_together(2, command(experiment, run), tmp_path, signals=(1, "rl", signal.SIGTERM)):
         assert ended.status == 75, ended.text
         assert ended.said == "r1jax: rl is saved at step 3: the same command goes on"
+    elsewhere = shutil.copytree(run, tmp_path / "elsewhere")
     for again in run_together(2, command(experiment, run), tmp_path):
         assert again.status == 0, again.text
     require_same_bits(run, together / "run")
 
+    mesh = {"MeshConfig.data": 4, "MeshConfig.fsdp": 1, "MeshConfig.tensor": 2}
+    [again] = run_together(1, command(experiment, elsewhere, **mesh), tmp_path)
+    assert again.status == 0, again.text
+    require_alike_stage(together / "run", elsewhere, "rl", steps=4)
+
 
 @pytest.mark.slow
 def test_two_processes_in_a_bucket(together, experiment, tmp_path):
-    pytest.importorskip("gcsfs", reason="gs:// needs gcsfs: pip install gcsfs")
     with fake_gcs() as (bucket, variables):
         command_there = command(experiment, "gs://bucket/run")
         for ended in run_together(2, command_there, tmp_path, variables=variables):
@@ -200,11 +206,14 @@ def test_two_processes_in_a_bucket(together, experiment, tmp_path):
 
 @pytest.mark.slow
 def test_four_processes_with_experts(experiment, tmp_path):
+    """Whose tokens travel between processes, as do parts of rows, of matrices and of sums."""
     files = [word for name in ("model/tiny", "scale/cpu", "algorithm/grpo") for word in ("--gin", f"{name}.gin")]
+    mesh = {"MeshConfig.data": 1, "MeshConfig.fsdp": 2, "MeshConfig.expert": 2, "MeshConfig.tensor": 2}
+    grouped = {"ModelConfig.experts": "'grouped'"}
     for processes in (1, 4):
         out = tmp_path / str(processes)
         out.mkdir()
-        for ended in run_together(processes, command(experiment, out / "run") + files, out):
+        for ended in run_together(processes, command(experiment, out / "run", **mesh, **grouped) + files, out):
             assert ended.status == 0, ended.text
     require_alike(tmp_path / "1" / "run", tmp_path / "4" / "run")
 
@@ -313,6 +322,25 @@ def test_what_processes_say_to_each_other(by_slurm):
         .splitlines()[-1]
         .startswith("r1jax: process 0 failed: the corner: process 1 did not come within 2 s")
     )
+
+
+WRONG = """
+import sys
+from r1jax.errors import UsageError
+from r1jax.parallel import hosts
+watch = hosts.start_hosts(WHO, gone_seconds=10)
+if ME == 1:
+    watch.end(2, UsageError("no such option"))
+hosts.barrier("a place where process 1 never comes")
+"""
+
+
+def test_all_end_with_the_status_of_the_one_that_failed():
+    """Though process 0, through which they talk, hears of it before process 1 has ended: 2 is not tried again."""
+    running = start_two(WRONG)
+    told = [process.communicate(timeout=120)[1] for process in running]
+    assert [process.returncode for process in running] == [2, 2]
+    assert told[0].strip().splitlines()[-1].startswith("r1jax: process 1 failed: no such option")
 
 
 SUMS = """

@@ -56,8 +56,9 @@ def dump(scale: str) -> str:
         specs = jax.tree_util.tree_leaves_with_path(param_specs(config.model), is_leaf=is_spec)
         for path, spec in specs:
             key = ".".join(part.key for part in path)
-            layout.param(key, spec)  # raises where they can't
-            divided = [[a for a in layout.axes(axis) if layout.mesh.shape[a] > 1] for axis in spec.axes]
+            several = [entry or () for entry in layout.param(key, spec).spec]
+            axes = [(entry,) if isinstance(entry, str) else entry for entry in several]
+            divided = [[a for a in entry if layout.mesh.shape[a] > 1] for entry in axes]
             parts = [f"{n}/{'*'.join(axes)}" if axes else str(n) for n, axes in zip(spec.shape, divided, strict=True)]
             lines.append(f"{key} [{', '.join(parts)}]")
     return "\n".join(lines) + "\n"

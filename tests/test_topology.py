@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from r1jax.config import MeshConfig
+from r1jax.config import MeshConfig, RolloutConfig
 from r1jax.errors import UsageError
 from r1jax.model.experts import experts_exchanged, grouped_matmul
 from r1jax.model.flops import Work, model_flops
 from r1jax.parallel import compiled, hlo
-from r1jax.parallel.layout import make_layout
+from r1jax.parallel.layout import make_layout, rollout_layout
 from r1jax.parallel.memory import GIB, device_memory, held_beside
 from r1jax.parallel.topology import CHIPS, chip_of, topology_devices
 from tests.test_cli import run as command
@@ -366,6 +366,28 @@ def test_an_axis_of_a_mesh_is_a_line_of_the_torus(libtpu):
 def test_a_mesh_that_slices_do_not_divide(libtpu, config):
     with pytest.raises(UsageError, match="MeshConfig"):
         make_layout(config, topology_devices("v5e:2x2", 2))
+
+
+def test_a_rollout_mesh_that_slices_do_not_divide(libtpu):
+    layout = make_layout(MeshConfig(data=2, fsdp=4), topology_devices("v5e:2x2", 2))
+    assert rollout_layout(layout, RolloutConfig(mesh=MeshConfig(data=2, fsdp=4))).mesh.size == 8
+    with pytest.raises(UsageError, match="MeshConfig.data is 1, expected a multiple of the 2 slices"):
+        rollout_layout(layout, RolloutConfig(mesh=MeshConfig(data=1, fsdp=8)))
+
+
+def test_one_chip_alone(libtpu):
+    for name in ("v5e:1x1", "v6e:1x1"):
+        [device] = topology_devices(name)
+        assert chip_of(device).dimensions == 2
+
+
+def test_a_result_is_known_for_its_compiler_alone(v5e, monkeypatch):
+    lowered = scanned(make_layout(MeshConfig(data=1, fsdp=4), v5e))
+    before = compiled.fingerprint(lowered, v5e)
+    assert compiled.fingerprint(lowered, v5e) == before
+    assert compiled.fingerprint(lowered, v5e[:2]) != before
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_other=1")
+    assert compiled.fingerprint(lowered, v5e) != before
 
 
 # What a stage has beside a program.

@@ -52,7 +52,7 @@ PROGRAMS = {
               cmp -s "$FAKE_CLOUD"/looks.[01] && break
               sleep 0.05
             done
-            cmp -s "$FAKE_CLOUD"/looks.[01] || { echo "the others did not come"; rm "$FAKE_CLOUD/looks.$WORKER"; exit 1; }
+            cmp -s "$FAKE_CLOUD"/looks.[01] || { rm "$FAKE_CLOUD/looks.$WORKER"; echo "alone"; exit 1; }
             cat "$FAKE_CLOUD/devices.$WORKER" 2>/dev/null || echo "8 devices, 4 here, jax 0.10.2" ;;
           "-m r1jax run "*)
             echo start >> "$FAKE_CLOUD/starts.$WORKER"
@@ -649,7 +649,7 @@ def test_kubectl(cloud):
     assert cloud.run("gke.sh", "delete").returncode == 0
     assert (cloud.directory / "kubectl").read_text().endswith("delete jobset r1 ")
     logs = cloud.run("gke.sh", "logs", "--dry_run", "--worker", "2").stdout
-    assert "jobset.sigs.k8s.io/jobset-name=r1,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=2" in logs
+    assert "jobset-name=r1,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=2" in logs
     assert "kubectl get jobset r1" in cloud.run("gke.sh", "status", "--dry_run").stdout
     build = cloud.run("gke.sh", "build", "--dry_run", "--image", "i").stdout
     assert "docker build -f tpu_scripts/Dockerfile -t i - <" in build

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 import tempfile
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 import jax
 
+from r1jax.model import experts
 from r1jax.parallel import hlo
 from r1jax.parallel.topology import without_stderr
 
@@ -74,8 +76,11 @@ def compile_and_keep(lowered: Any, path: Path) -> Compilation:
 def fingerprint(lowered: Any, devices: list[jax.Device]) -> str:
     """Of all that the result depends on: StableHLO without places in our files, devices, compiler, our reading."""
     places = [(d.device_kind, d.id, getattr(d, "coords", None)) for d in devices]
-    readers = [Path(file).read_text() for file in (hlo.__file__, __file__)]
-    parts = [lowered.as_text(), str(places), jax.__version__, importlib.metadata.version("libtpu"), *readers]
+    # What reads the program, and what gives scopes in it names to read.
+    readers = [Path(file).read_text() for file in (hlo.__file__, __file__, experts.__file__)]
+    compiler = [jax.__version__, importlib.metadata.version("libtpu"), os.environ.get("LIBTPU_INIT_ARGS", "")]
+    compiler.append(str(jax.config.values["jax_optimization_level"]))
+    parts = [lowered.as_text(), str(places), *compiler, *readers]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

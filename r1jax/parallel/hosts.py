@@ -23,6 +23,7 @@ from r1jax.errors import Preempted, RunError, UsageError
 
 GONE_SECONDS = 30.0  # without a sign of life: the others end
 BARRIER_SECONDS = 1800.0  # for those that are alive: records are made, or verifiers are slow, while others wait
+FAILED = "failed with "  # a sign of life that is the last: the exit status and the reason follow
 GOES_ON = "the same command, on all hosts, goes on from the last checkpoint"
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -55,7 +56,7 @@ def start_hosts(
             coordinator,
             processes,
             process_id,
-            initialization_timeout=300,
+            initialization_timeout=900,  # hosts are started one by one where some did not answer at first
             heartbeat_timeout_seconds=round(3 * gone_seconds),  # ours speaks first, and says who
             shutdown_timeout_seconds=round(gone_seconds),
         )
@@ -226,15 +227,18 @@ class Hosts:
                 self.client.key_value_set(f"r1jax/sign/{self.me}", self.failure or str(beat), allow_overwrite=True)
                 found = self.client.key_value_dir_get("r1jax/sign/")
             except jax.errors.JaxRuntimeError:
-                if not self.ended.is_set():
+                if not (self.ended.is_set() or self.failure):
                     leave("process 0, which the others talk through, is gone")
                 return
             for key, sign in found:
                 process = int(key.rsplit("/", 1)[1])
                 if sign != signs.get(process, ("", 0))[0]:
                     signs[process] = sign, time.monotonic()
-                elif sign.startswith("failed: ") and not self.failure:  # who has the same error has had time to say so
-                    leave(f"process {process} {sign}")
+                elif sign.startswith(FAILED) and not self.failure:  # who has the same error has had time to say so
+                    if not self.me:
+                        time.sleep(4 * self.pause)  # who failed can still end by itself, which needs this process
+                    code, reason = sign.removeprefix(FAILED).split(" ", 1)
+                    leave(f"process {process} failed: {reason}", int(code))
             heard = {process: signs.get(process, ("", started))[1] for process in range(self.processes)}
             gone = {process for process, when in heard.items() if time.monotonic() - when > self.gone_seconds}
             if gone - {self.me} and not self.ended.is_set():
@@ -252,7 +256,7 @@ class Hosts:
             return
         if isinstance(error, jax.errors.JaxRuntimeError):  # most likely another process is gone: `watch` will say who
             time.sleep(self.gone_seconds + 2 * self.pause)
-        self.failure = f"failed: {' '.join(str(error).split())[:500] or type(error).__name__}"
+        self.failure = f"{FAILED}{code} {' '.join(str(error).split())[:500] or type(error).__name__}"
         time.sleep(4 * self.pause)
         with contextlib.suppress(OSError):
             sys.stderr.flush()
@@ -260,8 +264,8 @@ class Hosts:
         os._exit(code)  # JAX would wait for the others first
 
 
-def leave(reason: str) -> NoReturn:
+def leave(reason: str, code: int = 1) -> NoReturn:
     """Ends this process at once, whatever its other threads wait for."""
     sys.stderr.write(f"r1jax: {reason}; {GOES_ON}\n")
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(code)

@@ -159,7 +159,9 @@ def rollout_layout(layout: Layout, config: RolloutConfig) -> Layout:
         rules = layout.rules
         return replace(layout, rules=replace(rules, batch=rules.batch + rules.tokens, tokens=()))
     devices = layout.mesh.devices
-    return Layout(Mesh(devices.reshape(mesh_shape(config.mesh, devices.size)), AXES), ROLLOUT_RULES)
+    shape = mesh_shape(config.mesh, devices.size)
+    divide_slices(list(devices.ravel()), shape[0])
+    return Layout(Mesh(devices.reshape(shape), AXES), ROLLOUT_RULES)
 
 
 def mesh_shape(config: MeshConfig, devices: int) -> list[int]:
@@ -180,16 +182,22 @@ def mesh_shape(config: MeshConfig, devices: int) -> list[int]:
 def arrange(devices: Sequence[jax.Device], shape: Sequence[int]) -> np.ndarray:
     """Devices as a mesh of `AXES`; on TPUs neighbours of an axis are neighbours on the torus.
 
-    Of several slices each has its part of the data axis, so that no other axis crosses the network between them. Raises
-    UsageError when the axis can't be divided over them.
+    Of several slices each has its part of the data axis, so that no other axis crosses the network between them.
     """
     if devices[0].platform != "tpu":
         return np.asarray(devices).reshape(shape)
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
     data, *others = shape
-    if data % slices:
-        raise UsageError(f"MeshConfig.data is {data}, expected a multiple of the {slices} slices, which it divides")
+    slices = divide_slices(devices, data)
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     within, over = (data // slices, *others), (slices, *[1] * len(others))
     return mesh_utils.create_hybrid_device_mesh(within, over, devices, allow_split_physical_axes=True)
+
+
+def divide_slices(devices: Sequence[jax.Device], data: int) -> int:
+    """How many slices of TPUs the devices are of. Raises UsageError when the data axis can't be divided over them."""
+    on_tpu = devices[0].platform == "tpu"
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if on_tpu else 1
+    if data % slices:
+        raise UsageError(f"MeshConfig.data is {data}, expected a multiple of the {slices} slices, which it divides")
+    return slices

@@ -78,9 +78,10 @@ def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
     from jax.experimental import topologies
 
     several = {"num_slices": slices} if slices > 1 else {}
+    alone = {"chips_per_host_bounds": [1, 1, 1]} if name.endswith(":1x1") else {}  # by itself libtpu takes 2 x 2
     try:
         with without_stderr():
-            topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **several)
+            topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **several, **alone)
     except RuntimeError as error:
         if "not installed" in str(error):
             raise UsageError(
@@ -98,7 +99,7 @@ def parse_topology(name: str) -> Chip:
     sizes = shape.split("x")
     if chip is None or len(sizes) != chip.dimensions or not all(re.fullmatch("[1-9][0-9]*", size) for size in sizes):
         raise UsageError(explain(name, chip))
-    if any(int(size) % 2 for size in sizes[:2]):  # a host has 2 x 2 chips
+    if any(int(size) % 2 for size in sizes[:2]) and sizes != ["1", "1"]:  # a host has 2 x 2 chips, or one
         raise UsageError(f"{explain(name, chip)}; the first two are even")
     return chip
 

@@ -17,7 +17,7 @@ from r1jax.data.tasks import Task
 from r1jax.errors import Preempted, RunError
 from r1jax.objectives.metrics import Metrics, merge_metrics
 from r1jax.parallel import programs
-from r1jax.parallel.hosts import stop_if_preempted
+from r1jax.parallel.hosts import from_writer, stop_if_preempted
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import GIB, memory_in_use
 from r1jax.rewards.rules import Reward, failure_counts, learned_inputs, totals, unverified
@@ -59,7 +59,7 @@ def rl(
     feed = problem_batches(problems, config.questions, run.seed)
     state = start(run, config, model, base)
     store = CheckpointStore(stage.checkpoints)
-    first = store.latest_step() or 0
+    first = from_writer(f"{name}: its latest checkpoint", store.latest_step) or 0
     if first:
         state, position = restore_onto(store, first, state)
         feed.set_state(position)
