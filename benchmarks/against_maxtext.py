@@ -1,17 +1,7 @@
 """MaxText's training step of DeepSeek-V3 for 128 chips, compiled ahead of time and read as our dry runs are.
 
-In an environment of its own (MaxText pins other versions), from the project's root:
-
-    python -m pip install 'maxtext[tpu]==0.2.5'
-    HF_HUB_OFFLINE=1 DECOUPLE_GCLOUD=TRUE PYTHONPATH=. python benchmarks/against_maxtext.py [NAME=VALUE …]
-
-Ours, of the same model, topology, batch (a row of 4,096 tokens a chip) and dtypes:
-
-    python -m r1jax run r1_zero --dry_run --topology v5p:4x4x8 --programs pretrain_step --gin model/deepseek_v3.gin \
-        --gin scale/r1_zero_671b.gin --gin scale/v5p_256.gin --gin algorithm/r1.gin \
-        --set PretrainConfig.batch_size=128 --set "OptimizerConfig.moment_dtype='bfloat16'" \
-        --set ModelConfig.num_nextn_predict_layers=0 --set "pretrain/OptimizerConfig.mtp='off'" \
-        --set RolloutConfig.speculative=False
+In an environment of its own (MaxText pins other versions), from the project's root; benchmarks/README.md has the commands,
+also ours of the same model, topology, batch (a row of 4,096 tokens a chip) and dtypes.
 """
 
 import math

@@ -289,28 +289,28 @@ watch.end(0, None)
 """
 
 
-def start_two(code: str, *, by_slurm: bool = False) -> list[subprocess.Popen]:
-    """Two processes that run `code`, whose WHO is what `start_hosts` is given, and ME the process."""
+def start(code: str, processes: int = 2, *, by_slurm: bool = False) -> list[subprocess.Popen]:
+    """Processes that run `code`, whose WHO is what `start_hosts` is given, and ME the process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
     def process(i: int) -> subprocess.Popen:
         slurm = {
-            "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
+            "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(processes),
             "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "JAX_COORDINATOR_PORT": str(port),
         }  # fmt: skip
-        who = "None, None, None" if by_slurm else f"'127.0.0.1:{port}', 2, {i}"
+        who = "None, None, None" if by_slurm else f"'127.0.0.1:{port}', {processes}, {i}"
         variables = os.environ | {"XLA_FLAGS": xla_flags(2)} | (slurm if by_slurm else {})
         command = [sys.executable, "-c", code.replace("WHO", who).replace("ME", str(i))]
         return subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True, cwd=ROOT, env=variables)
 
-    return [process(i) for i in (0, 1)]
+    return [process(i) for i in range(processes)]
 
 
 @pytest.mark.parametrize("by_slurm", [False, True], ids=["by flags", "by Slurm"])
 def test_what_processes_say_to_each_other(by_slurm):
-    running = start_two(TALK, by_slurm=by_slurm)
+    running = start(TALK, by_slurm=by_slurm)
     (out, _), (other, told) = [process.communicate(timeout=120) for process in running]
     assert [process.returncode for process in running] == [1, 1]
     same = ["[{'i': 0}, {'i': 1}]", "[0, 0.1] [20000000, 20000000]", "said by 0"]
@@ -337,7 +337,7 @@ hosts.barrier("a place where process 1 never comes")
 
 def test_all_end_with_the_status_of_the_one_that_failed():
     """Though process 0, through which they talk, hears of it before process 1 has ended: 2 is not tried again."""
-    running = start_two(WRONG)
+    running = start(WRONG)
     told = [process.communicate(timeout=120)[1] for process in running]
     assert [process.returncode for process in running] == [2, 2]
     assert told[0].strip().splitlines()[-1].startswith("r1jax: process 1 failed: no such option")
@@ -360,16 +360,20 @@ for step in range(100_000):
 """
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_who_waits_for_one_that_is_gone_is_ended(killed):
-    running = start_two(SUMS.replace("KILLED", str(killed)))
+@pytest.mark.parametrize(("processes", "killed"), [(2, 0), (2, 1), (4, 2)])
+def test_who_waits_for_one_that_is_gone_is_ended(processes, killed):
+    running = start(SUMS.replace("KILLED", str(killed)), processes)
     out, _ = running[killed].communicate(timeout=120)
-    left, told = running[1 - killed].communicate(timeout=120)
-    seconds = time.time() - float(out.split()[-1])
-    assert (running[killed].returncode, running[1 - killed].returncode) == (-signal.SIGKILL, 1)
-    assert "28.0" in out and "28.0" in left
-    assert seconds < 10 + 5
+    assert running[killed].returncode == -signal.SIGKILL
     says = (
-        "JAX aborted this process (see above): most likely process 0" if killed == 0 else "process 1: no sign of life"
+        "JAX aborted this process (see above): most likely process 0"
+        if killed == 0
+        else f"process {killed}: no sign of life"
     )
-    assert told.strip().splitlines()[-1].startswith(f"r1jax: {says}")
+    for process in running[:killed] + running[killed + 1 :]:
+        left, told = process.communicate(timeout=120)
+        seconds = time.time() - float(out.split()[-1])
+        assert process.returncode == 1
+        assert "28.0" in out and "28.0" in left
+        assert seconds < 10 + 5
+        assert told.strip().splitlines()[-1].startswith(f"r1jax: {says}")

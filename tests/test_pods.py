@@ -34,13 +34,18 @@ TWO_LAYERS = (
 
 
 def compiled(scale: str, topology: str, program: str, *bindings: str, slices: int = 1) -> Compiled:
-    """The last stage's of a program of `r1_zero`, anew; it has to fit with what its stage has beside it."""
+    """The last stage's of a program of `r1_zero`, anew."""
+    return all_compiled(scale, topology, [program], *bindings, slices=slices)[-1]
+
+
+def all_compiled(scale: str, topology: str, programs: list[str], *bindings: str, slices: int = 1) -> list[Compiled]:
+    """Programs of these names, [] for all: each has to fit with what its stage has beside it."""
     config = read_config(load_experiment("r1_zero").Config, [gin_path(f) for f in FILES[scale]], list(bindings))
     layout = make_layout(config.mesh, topology_devices(topology, slices))
-    found = compile_stages(config, layout, [program], Console(file=io.StringIO()))
+    found = compile_stages(config, layout, programs, Console(file=io.StringIO()))
     for one in found:
-        assert verdict(one, layout) == "fits", (one.stage, one.made.refusal, one.made.memory)
-    return found[-1]
+        assert verdict(one, layout) == "fits", (one.stage, one.program.name, one.made.refusal, one.made.memory)
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -112,3 +117,13 @@ def test_16b_fits(scale, topology, program):
     stored = jnp.dtype(model.param_dtype if program == "grpo_gradients" else model.dtype)
     numbers = sum(x.size for x in jax.tree.leaves(abstract_policy(model)[0]))
     assert compiled(scale, topology, program).made.memory.arguments > numbers * stored.itemsize / CHIPS[scale]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scale", "topology"), [("v5e_16", "v5e:4x4"), ("v6e_64", "v6e:8x8"), ("v5p_256", "v5p:4x4x8")]
+)
+def test_every_program_of_a_run_fits(scale, topology):
+    """Pretraining's step and updates, log-probabilities, prefill, the movement of weights: all that a run compiles."""
+    names = {one.program.name for one in all_compiled(scale, topology, [])}
+    assert {"pretrain_step", "prepare_batch", "grpo_update", "copy_weights", "prefill", "insert", "decode"} <= names

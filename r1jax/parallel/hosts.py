@@ -240,9 +240,11 @@ class Hosts:
                     code, reason = sign.removeprefix(FAILED).split(" ", 1)
                     leave(f"process {process} failed: {reason}", int(code))
             heard = {process: signs.get(process, ("", started))[1] for process in range(self.processes)}
-            gone = {process for process, when in heard.items() if time.monotonic() - when > self.gone_seconds}
+            # Process 0 goes last: the others talk through it, and would not see another one that is gone.
+            patience = self.gone_seconds - (2 * self.pause if self.me else 0)
+            gone = {process for process, when in heard.items() if time.monotonic() - when > patience}
             if gone - {self.me} and not self.ended.is_set():
-                leave(f"{processes_text(gone)}: no sign of life for {self.gone_seconds:g} s")
+                leave(f"{processes_text(gone)}: no sign of life for {patience:g} s")
             if self.ended.wait(self.pause):
                 return
 
