@@ -23,8 +23,6 @@ from tests.test_topology import libtpu  # noqa: F401
 TWO_LAYERS = (
     "ModelConfig.num_hidden_layers=2",
     "ModelConfig.first_k_dense_replace=1",
-    "ModelConfig.num_nextn_predict_layers=0",
-    "RolloutConfig.speculative=False",
     "RLConfig.max_prompt_tokens=128",
     "RLConfig.max_new_tokens=384",
     "RLConfig.row_tokens=512",
