@@ -1,7 +1,7 @@
 """MaxText's training step of DeepSeek-V3 for 128 chips, compiled ahead of time and read as our dry runs are.
 
-In an environment of its own (MaxText pins other versions), from the project's root; benchmarks/README.md has the commands,
-also ours of the same model, topology, batch (a row of 4,096 tokens a chip) and dtypes.
+In an environment of its own (MaxText pins other versions), from the project's root. benchmarks/README.md has the
+commands, also ours of the same model, topology, batch (a row of 4,096 tokens a chip) and dtypes.
 """
 
 import math
