@@ -19,6 +19,7 @@ def xla_flags(devices: int) -> str:
 os.environ["XLA_FLAGS"] = xla_flags(8)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["EPATH_USE_TF"] = "false"  # as the command line has it; read once, by the first path
 
 import dataclasses
 import zlib

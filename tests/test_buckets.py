@@ -20,7 +20,7 @@ os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # read when gcsfs is 
 def server():
     """Here and in other processes gs:// means it; gcsfs remembers for a whole process where that is."""
     with fake_gcs() as (held, variables), pytest.MonkeyPatch.context() as patch:
-        for name, value in (variables | {"EPATH_USE_TF": "false"}).items():
+        for name, value in variables.items():
             patch.setenv(name, value)
         yield held
 
