@@ -24,6 +24,7 @@ from r1jax.errors import Preempted, RunError, UsageError
 GONE_SECONDS = 30.0  # without a sign of life: the others end
 BARRIER_SECONDS = 1800.0  # for those that are alive: records are made, or verifiers are slow, while others wait
 FAILED = "failed with "  # a sign of life that is the last: the exit status and the reason follow
+LEAVES = "leaves as "  # process 0's last, when another one is gone: the reason follows
 GOES_ON = "the same command, on all hosts, goes on from the last checkpoint"
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -232,6 +233,8 @@ class Hosts:
                 return
             for key, sign in found:
                 process = int(key.rsplit("/", 1)[1])
+                if sign.startswith(LEAVES) and not self.failure:
+                    leave(sign.removeprefix(LEAVES))
                 if sign != signs.get(process, ("", 0))[0]:
                     signs[process] = sign, time.monotonic()
                 elif sign.startswith(FAILED) and not self.failure:  # who has the same error has had time to say so
@@ -240,11 +243,15 @@ class Hosts:
                     code, reason = sign.removeprefix(FAILED).split(" ", 1)
                     leave(f"process {process} failed: {reason}", int(code))
             heard = {process: signs.get(process, ("", started))[1] for process in range(self.processes)}
-            # Process 0 goes last: the others talk through it, and would not see another one that is gone.
-            patience = self.gone_seconds - (2 * self.pause if self.me else 0)
+            # The others talk through process 0: it sees first who is gone, tells them, and goes last.
+            patience = self.gone_seconds - (0 if self.me else 2 * self.pause)
             gone = {process for process, when in heard.items() if time.monotonic() - when > patience}
             if gone - {self.me} and not self.ended.is_set():
-                leave(f"{processes_text(gone)}: no sign of life for {patience:g} s")
+                reason = f"{processes_text(gone)}: no sign of life for {patience:g} s"
+                if not self.me:
+                    self.client.key_value_set("r1jax/sign/0", f"{LEAVES}{reason}", allow_overwrite=True)
+                    time.sleep(2 * self.pause)
+                leave(reason)
             if self.ended.wait(self.pause):
                 return
 
