@@ -218,6 +218,8 @@ def start(
     environment = os.environ | {
         "XLA_FLAGS": xla_flags(8 // processes),
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        # XLA's threads, one for each device: once they all waited in collectives that others of them had yet to reach.
+        "NPROC": "32",
         "COLUMNS": "200",
         "GRADED": str(out / "graded"),
         **variables,
