@@ -219,13 +219,13 @@ PACKED = {"row_tokens": 50, "microbatch_rows": 3}
 def test_with_layers_computed_again_the_first_ratio_is_one_but_for_a_last_bit(
     one_device, model, policy, prompts, remat
 ):
-    """The head is not computed again there, and XLA may fuse it otherwise: a last bit of a log-probability."""
+    """The head is not computed again there, and XLA may fuse it otherwise."""
     config = rl_config(aggregation="token_mean")
     generation = sample(one_device, model, policy, prompts)
     outputs = taught(prompts, generation, weighed(config, generation, random_rewards()))
     state, again = fresh_state(one_device, model, policy, config), dataclasses.replace(model, remat=remat)
     _, metrics = one_update(one_device, again, config, state, outputs)
-    assert metrics["ratio_deviation_max"].value() <= np.spacing(np.abs(generation.logp_BGN).max())
+    assert metrics["ratio_deviation_max"].value() <= 2**-23
     assert metrics["clip_fraction_low"].value() == metrics["clip_fraction_high"].value() == 0
 
 

@@ -371,7 +371,7 @@ def test_a_mesh_that_slices_do_not_divide(libtpu, config):
 def test_a_rollout_mesh_that_slices_do_not_divide(libtpu):
     layout = make_layout(MeshConfig(data=2, fsdp=4), topology_devices("v5e:2x2", 2))
     assert rollout_layout(layout, RolloutConfig(mesh=MeshConfig(data=2, fsdp=4))).mesh.size == 8
-    with pytest.raises(UsageError, match="MeshConfig.data is 1, expected a multiple of the 2 slices"):
+    with pytest.raises(UsageError, match="RolloutConfig.mesh's MeshConfig.data is 1, expected a multiple of the 2"):
         rollout_layout(layout, RolloutConfig(mesh=MeshConfig(data=1, fsdp=8)))
 
 

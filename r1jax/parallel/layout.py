@@ -160,7 +160,7 @@ def rollout_layout(layout: Layout, config: RolloutConfig) -> Layout:
         return replace(layout, rules=replace(rules, batch=rules.batch + rules.tokens, tokens=()))
     devices = layout.mesh.devices
     shape = mesh_shape(config.mesh, devices.size)
-    divide_slices(list(devices.ravel()), shape[0])
+    divide_slices(list(devices.ravel()), shape[0], "RolloutConfig.mesh's MeshConfig.data")
     return Layout(Mesh(devices.reshape(shape), AXES), ROLLOUT_RULES)
 
 
@@ -187,17 +187,17 @@ def arrange(devices: Sequence[jax.Device], shape: Sequence[int]) -> np.ndarray:
     if devices[0].platform != "tpu":
         return np.asarray(devices).reshape(shape)
     data, *others = shape
-    slices = divide_slices(devices, data)
+    slices = divide_slices(devices, data, "MeshConfig.data")
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     within, over = (data // slices, *others), (slices, *[1] * len(others))
     return mesh_utils.create_hybrid_device_mesh(within, over, devices, allow_split_physical_axes=True)
 
 
-def divide_slices(devices: Sequence[jax.Device], data: int) -> int:
+def divide_slices(devices: Sequence[jax.Device], data: int, name: str) -> int:
     """How many slices of TPUs the devices are of. Raises UsageError when the data axis can't be divided over them."""
     on_tpu = devices[0].platform == "tpu"
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if on_tpu else 1
     if data % slices:
-        raise UsageError(f"MeshConfig.data is {data}, expected a multiple of the {slices} slices, which it divides")
+        raise UsageError(f"{name} is {data}, expected a multiple of the {slices} slices, which it divides")
     return slices
