@@ -12,11 +12,12 @@ import sys
 import jax
 from maxtext.trainers.pre_train import train_compile
 
-from r1jax.dry_run import readable
-from r1jax.dry_run_topology import collectives, times
-from r1jax.parallel import hlo
-from r1jax.parallel.compiled import compile_ahead
-from r1jax.parallel.topology import CHIPS, ENVIRONMENT
+from r1jax.dry_run import hlo
+from r1jax.dry_run.compilation import collectives, times
+from r1jax.dry_run.compiled import compile_ahead
+from r1jax.dry_run.lowering import readable
+from r1jax.dry_run.topology import ENVIRONMENT
+from r1jax.parallel.chips import CHIPS
 
 SETTINGS = (
     "model_name=deepseek3-671b", "compile_topology=v5p-256", "compile_topology_num_slices=1", "dataset_type=synthetic",

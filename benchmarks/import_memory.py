@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Runs a command of r1jax, then prints the most memory that its process ever held.
 PEAK = """
 import resource, sys
-from r1jax.cli import main
+from r1jax.cli.main import main
 assert main(sys.argv[1:]) == 0
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """

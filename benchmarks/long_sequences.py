@@ -9,9 +9,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from r1jax.cli import gin_path, load_experiment
+from r1jax.cli.gin_config import read_config
+from r1jax.cli.main import gin_path, load_experiment
 from r1jax.config import ModelConfig
-from r1jax.gin_config import read_config
 from r1jax.model.softmax_attention import attend
 from r1jax.model.spec import init_params, init_router_bias
 from r1jax.objectives import logprobs

@@ -12,9 +12,9 @@ from statistics import median
 import jax
 import numpy as np
 
-from r1jax.cli import gin_path, load_experiment
+from r1jax.cli.gin_config import read_config
+from r1jax.cli.main import gin_path, load_experiment
 from r1jax.config import MeshConfig
-from r1jax.gin_config import read_config
 from r1jax.parallel import programs
 from r1jax.parallel.layout import make_layout
 from r1jax.rollout.engine import Output

@@ -20,7 +20,7 @@ from r1jax.model.spec import init_params, init_router_bias
 from r1jax.parallel.layout import Layout, make_layout
 from r1jax.parallel.programs import random_key
 from r1jax.rollout.engine import RolloutEngine
-from r1jax.stages.hugging_face import export_hf
+from r1jax.runs.hugging_face import export_hf
 from r1jax.telemetry.progress import Progress
 
 PROMPTS, SAMPLES, PROMPT, NEW = 16, 8, 64, 256

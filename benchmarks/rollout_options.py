@@ -19,8 +19,8 @@ from r1jax.parallel import programs
 from r1jax.parallel.layout import make_layout
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.rollout.packing import Taught, microbatches
+from r1jax.runs.policy import load_policy
 from r1jax.sampling.score import by_output, output_mask, score
-from r1jax.stages.policy import load_policy
 
 PROBLEMS, SAMPLES, P, N = 128, 4, 24, 44
 FORMS = {

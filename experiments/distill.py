@@ -20,10 +20,10 @@ from r1jax.config import (
     SFTConfig,
 )
 from r1jax.data.feeds import Records, ensure_records
+from r1jax.runs.run import Run, finished_stage
 from r1jax.stages.evaluate import evaluate
 from r1jax.stages.pretrain import pretrain
 from r1jax.stages.rl import rl
-from r1jax.stages.run import Run, finished_stage
 from r1jax.stages.sft import sft
 
 GIN_FILES = ("model/tiny_dense.gin", "scale/cpu.gin", "scale/distill_cpu.gin", "algorithm/grpo.gin")

@@ -12,20 +12,20 @@ from etils import epath
 
 from experiments import r1_zero
 from r1jax.config import ExamplesConfig, JudgedConfig, RejectionConfig, RewardModelConfig, RLConfig, SFTConfig
-from r1jax.data import chat
 from r1jax.data.feeds import Records, ensure_records
-from r1jax.data.judged import summary
+from r1jax.data.preferences import summary
 from r1jax.data.sources import Source
 from r1jax.data.tasks import TASKS
+from r1jax.data.toy import chat
 from r1jax.rewards.rules import Reward, accuracy_reward, format_reward, language_consistency_reward, language_mix_reward
+from r1jax.runs.learned_reward import LearnedReward
+from r1jax.runs.run import Run
 from r1jax.stages.evaluate import evaluate
-from r1jax.stages.judged import judged
-from r1jax.stages.learned_reward import LearnedReward
+from r1jax.stages.preferences import judged
 from r1jax.stages.pretrain import pretrain
 from r1jax.stages.rejection import rejection
 from r1jax.stages.reward_model import reward_model
 from r1jax.stages.rl import rl
-from r1jax.stages.run import Run
 from r1jax.stages.sft import sft
 from r1jax.types import Problem, Sample
 

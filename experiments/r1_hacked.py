@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from experiments import r1
 from r1jax.config import ExamplesConfig, FinishedRunConfig
 from r1jax.data.feeds import Records, ensure_records
+from r1jax.runs.run import Run, finished_stage
 from r1jax.stages.evaluate import evaluate
 from r1jax.stages.reward_model import reward_model
 from r1jax.stages.rl import rl
-from r1jax.stages.run import Run, finished_stage
 
 GIN_FILES = (*r1.GIN_FILES, "scale/r1_hacked_cpu.gin")
 TASK = r1.TASK

@@ -11,10 +11,10 @@ from r1jax.config import EvaluateConfig, MeshConfig, ModelConfig, PretrainConfig
 from r1jax.data.feeds import Records, ensure_records
 from r1jax.data.tasks import TASKS, Task
 from r1jax.rewards.rules import Reward, accuracy_reward, format_reward, language_mix_reward
+from r1jax.runs.run import Run
 from r1jax.stages.evaluate import evaluate
 from r1jax.stages.pretrain import pretrain
 from r1jax.stages.rl import rl
-from r1jax.stages.run import Run
 
 GIN_FILES = ("model/tiny.gin", "scale/cpu.gin", "algorithm/grpo.gin")
 TASK = TASKS["running_sum"]

@@ -19,10 +19,10 @@ from r1jax.paths import absolute
 from r1jax.rewards.mathematics import MathVerifier
 from r1jax.rewards.rules import Reward, format_reward
 from r1jax.rewards.unicode_scripts import script_consistency_reward
+from r1jax.runs.policy import base_model
+from r1jax.runs.run import Run
 from r1jax.stages.evaluate import evaluate
-from r1jax.stages.policy import base_model
 from r1jax.stages.rl import rl
-from r1jax.stages.run import Run
 
 GIN_FILES = ("scale/math.gin", "algorithm/grpo.gin", "data/gsm8k.gin")
 REPORT_NOTE = "The base is a published one, asked in R1-Zero's dialogue; accuracy is the verifier's."

@@ -3,7 +3,7 @@
 from experiments import r1_zero
 from experiments.r1_zero import GIN_FILES, REPORT_NOTE, TASK, Config
 from r1jax.rewards.rules import Reward, language_consistency_reward
-from r1jax.stages.run import Run
+from r1jax.runs.run import Run
 
 __all__ = ["GIN_FILES", "REPORT_NOTE", "Config", "run"]
 

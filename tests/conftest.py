@@ -27,9 +27,9 @@ import zlib
 import jax
 import pytest
 
-from r1jax.cli import gin_path, load_experiment
+from r1jax.cli.gin_config import read_config
+from r1jax.cli.main import gin_path, load_experiment
 from r1jax.config import MeshConfig, ModelConfig
-from r1jax.gin_config import read_config
 from r1jax.model.spec import init_params, init_router_bias
 from r1jax.parallel.layout import make_layout
 
@@ -88,7 +88,7 @@ def one_device():
 
 @pytest.fixture(scope="session")
 def fork(tmp_path_factory) -> Path:
-    from tests.small_run import FORK
+    from tests.shared.small_run import FORK
 
     path = tmp_path_factory.mktemp("fork") / "variety.py"
     path.write_text(FORK)
@@ -98,7 +98,7 @@ def fork(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, fork) -> Path:
     """The workdir of a small run that nothing interrupted."""
-    from tests.small_run import r1jax, settings
+    from tests.shared.small_run import r1jax, settings
 
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     done = r1jax("run", str(fork), "--workdir", str(workdir), *settings())

@@ -15,10 +15,10 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 
 from r1jax.config import JsonlConfig
-from r1jax.data import chat, running_sum
 from r1jax.data.feeds import record_files, write_array_record
 from r1jax.data.sources import GENERATORS, Source
 from r1jax.data.tokenizer import WordTokenizer
+from r1jax.data.toy import chat, running_sum
 from r1jax.errors import UsageError
 from r1jax.types import Problem
 

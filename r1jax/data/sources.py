@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from r1jax.config import JsonlConfig, require_positive
-from r1jax.data import chat, countdown, running_sum
+from r1jax.data import countdown
 from r1jax.data.jsonl import read_problems
+from r1jax.data.toy import chat, running_sum
 from r1jax.errors import UsageError
 from r1jax.types import Problem
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from etils import epath
 
-from r1jax.data import running_sum
 from r1jax.data.published_tokenizer import PublishedTokenizer, load_tokenizer
 from r1jax.data.sources import Source
 from r1jax.data.tokenizer import Tokenizer
+from r1jax.data.toy import running_sum
 from r1jax.errors import UsageError
 from r1jax.parallel.hosts import is_writer
 from r1jax.types import Problem

@@ -131,7 +131,7 @@ bring_back.defvjp(_keep(bring_back), lambda kept, g_TD: (take(g_TD, *kept), None
 
 
 def rows_there(n: int, room: int) -> contextlib.AbstractContextManager:
-    """Tells who reads the compiled program (parallel/hlo.py) that of `room` rows n are there on average.
+    """Tells who reads the compiled program (dry_run/hlo.py) that of `room` rows n are there on average.
 
     What works on them passes over tiles that no row is in.
     """

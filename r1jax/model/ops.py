@@ -1,4 +1,4 @@
-"""What the model asks of the devices that it runs on: nothing of one, `parallel/divided.py` has those of a mesh.
+"""What the model asks of the devices that it runs on: nothing of one, `parallel/sharded_ops.py` has those of a mesh.
 
 Arrays stay whole to the functional core; how they are divided, and which kernels run on the parts, is here.
 """

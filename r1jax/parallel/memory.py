@@ -19,9 +19,9 @@ from r1jax.config import (
 )
 from r1jax.errors import UsageError
 from r1jax.parallel import programs
+from r1jax.parallel.chips import chip_of
 from r1jax.parallel.layout import Layout, rollout_layout
 from r1jax.parallel.reward_programs import scored_model
-from r1jax.parallel.topology import chip_of
 from r1jax.sampling.decode import empty_slots, places
 
 GIB = 2**30

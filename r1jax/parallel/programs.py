@@ -30,8 +30,8 @@ from r1jax.objectives.grpo import (
 from r1jax.objectives.language_model import busiest_expert, language_model_loss, mtp_losses, pooled
 from r1jax.objectives.metrics import Max, Mean, merge_metrics
 from r1jax.objectives.optimizer import learning_rate, make_optimizer
-from r1jax.parallel.divided import divided
 from r1jax.parallel.layout import Layout
+from r1jax.parallel.sharded_ops import divided
 from r1jax.sampling.decode import Prefilled, Slots, decode_round, empty_slots, insert, prefill
 from r1jax.sampling.score import by_output, output_mask, score
 from r1jax.types import Gradients, GRPOBatch, PackedOutputs, RLState, TaughtBatch, TokenBatch, TrainState

@@ -10,9 +10,9 @@ from r1jax.model.spec import init_params, param_specs, router_bias_specs
 from r1jax.objectives.metrics import Max
 from r1jax.objectives.optimizer import learning_rate, make_optimizer
 from r1jax.objectives.reward_model import response_scores, reward_model_loss
-from r1jax.parallel.divided import divided
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.programs import apply_updates, first_state, on_platform, train_state_shardings
+from r1jax.parallel.sharded_ops import divided
 from r1jax.types import JudgedBatch, TrainState
 
 

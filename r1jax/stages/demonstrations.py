@@ -7,7 +7,7 @@ from r1jax.data.feeds import write_array_record
 from r1jax.data.jsonl import read_demonstrations
 from r1jax.parallel.hosts import from_writer
 from r1jax.paths import absolute
-from r1jax.stages.run import Run, shard, write_index
+from r1jax.runs.run import Run, shard, write_index
 
 
 def demonstrations(run: Run, name: str, config: DemonstrationsConfig) -> epath.Path:

@@ -12,12 +12,12 @@ from r1jax.errors import UsageError
 from r1jax.parallel.hosts import is_writer
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.programs import random_key
+from r1jax.report.evaluation import intervals, write_evaluation
+from r1jax.rewards.grading import failures_since, grade_outputs
 from r1jax.rewards.rules import Reward, failure_counts, learned_inputs
 from r1jax.rollout.engine import RolloutEngine
-from r1jax.stages.grading import failures_since, grade_outputs
-from r1jax.stages.policy import Policy, load_policy
-from r1jax.stages.run import Run, sha256
-from r1jax.telemetry.evaluation import intervals, write_evaluation
+from r1jax.runs.policy import Policy, load_policy
+from r1jax.runs.run import Run, sha256
 from r1jax.telemetry.files import write_whole
 from r1jax.telemetry.statistics import lengths, outcomes, solved, summarize
 from r1jax.types import Problem, Sample

@@ -18,11 +18,11 @@ from r1jax.data.tasks import Task
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel.hosts import from_writer
 from r1jax.rewards.filters import choose, make_filters
+from r1jax.rewards.grading import grade_outputs
 from r1jax.rewards.rules import Reward, learned_inputs
 from r1jax.rollout.engine import RolloutEngine
-from r1jax.stages.grading import grade_outputs
-from r1jax.stages.policy import load_policy
-from r1jax.stages.run import Run, content, shard, write_index
+from r1jax.runs.policy import load_policy
+from r1jax.runs.run import Run, content, shard, write_index
 from r1jax.telemetry.files import write_whole
 from r1jax.types import Problem, Sample
 

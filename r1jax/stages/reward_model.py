@@ -7,15 +7,15 @@ from etils import epath
 
 from r1jax.checkpoint.store import about
 from r1jax.config import ModelConfig, RewardModelConfig
-from r1jax.data.judged import count_judgements, judged_batch, judged_records, split_questions
+from r1jax.data.preferences import count_judgements, judged_batch, judged_records, split_questions
 from r1jax.data.tasks import Task
 from r1jax.errors import UsageError
 from r1jax.objectives.metrics import Metrics, merge_metrics
 from r1jax.parallel import reward_programs as programs
-from r1jax.stages.policy import load_policy
-from r1jax.stages.run import Run
-from r1jax.stages.state import finite_values, policy_content
-from r1jax.stages.training import train
+from r1jax.runs.policy import load_policy
+from r1jax.runs.run import Run
+from r1jax.runs.state import finite_values, policy_content
+from r1jax.runs.training import train
 from r1jax.types import TrainState
 
 
@@ -28,7 +28,7 @@ def reward_model(
     task: Task,
     judged: Mapping[str, epath.Path],
 ) -> epath.Path:
-    """Trains the trunk of the policy in `base`, and a head, on records of judged responses (data/judged.py), by name.
+    """Trains the trunk of the policy in `base`, and a head, on records of judged responses (by name).
 
     Returns the stage's directory. Its result has accuracy and margin on the questions that were held out.
     """

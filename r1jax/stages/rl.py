@@ -20,13 +20,13 @@ from r1jax.parallel import programs
 from r1jax.parallel.hosts import from_writer, stop_if_preempted
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import GIB, memory_in_use
+from r1jax.rewards.grading import Grading, failures_since
 from r1jax.rewards.rules import Reward, failure_counts, learned_inputs, totals, unverified
 from r1jax.rollout.engine import Counts, Output, Pending, RolloutEngine
 from r1jax.rollout.packing import Taught, filled, microbatches, row_shape
-from r1jax.stages.grading import Grading, failures_since
-from r1jax.stages.policy import load_policy
-from r1jax.stages.run import Run, Stage
-from r1jax.stages.state import finite_values, policy_content, restore_onto, split
+from r1jax.runs.policy import load_policy
+from r1jax.runs.run import Run, Stage
+from r1jax.runs.state import finite_values, policy_content, restore_onto, split
 from r1jax.telemetry.files import write_whole
 from r1jax.telemetry.metrics import MetricsWriter, RowWriter
 from r1jax.telemetry.progress import Stopwatch

@@ -10,10 +10,10 @@ from r1jax.data.demonstrations import count_batches, demonstration_batches, taug
 from r1jax.data.tasks import Task
 from r1jax.errors import UsageError
 from r1jax.parallel import programs
-from r1jax.stages.policy import load_policy
-from r1jax.stages.run import Run
-from r1jax.stages.state import policy_content
-from r1jax.stages.training import train
+from r1jax.runs.policy import load_policy
+from r1jax.runs.run import Run
+from r1jax.runs.state import policy_content
+from r1jax.runs.training import train
 
 
 def sft(

@@ -1,0 +1,84 @@
+"""A stage's curves: small ones for the report, and a picture of their own for README and papers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import matplotlib.figure
+
+from r1jax.report.evaluation import BLUE, GREY, plain_axes, svg_text
+
+PICTURE = {
+    "reward": "reward",
+    "accuracy": "accuracy at temperature",
+    "format": "format rate",
+    "response_tokens": "response length (tokens)",
+}
+POINTS = 150  # of a small curve: as many as can be seen
+PANEL = (200, 80)
+
+Rows = Sequence[Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small curve, in SVG's coordinates; its words are the page's, so that they keep their size."""
+
+    name: str
+    first: float  # smoothed, like the thick line
+    last: float
+    low: float  # of the axis
+    high: float
+    steps: tuple[int, int]
+    thin: str
+    thick: str
+    base: float | None  # height of the dashed line
+
+
+def panel(rows: Rows, name: str, base: float | None = None) -> Panel | None:
+    """None where a metric was not logged, such as another experiment's reward."""
+    found = [(row["step"], row[name]) for row in rows if name in row]
+    if not found:
+        return None
+    steps, values = zip(*found, strict=True)
+    smooth = smoothed(values)
+    seen = [*values, *([] if base is None else [base])]
+    low, high = min(0.0, *seen), max(seen)
+    if 0.5 < high < 1 and "loss" not in name:
+        high = 1.0  # a share
+    span = high - low or 1.0
+    width, height = PANEL
+    across = max(steps[-1] - steps[0], 1)
+
+    def points(heights: Sequence[float]) -> str:
+        every = -(-len(heights) // POINTS)
+        kept = [i for i in range(len(heights)) if i % every == 0 or i == len(heights) - 1]
+        placed = [((steps[i] - steps[0]) / across * width, (high - heights[i]) / span * height) for i in kept]
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+
+    dashed = None if base is None else (high - base) / span * height
+    return Panel(name, smooth[0], smooth[-1], low, high, (steps[0], steps[-1]), points(values), points(smooth), dashed)
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Means of five, each in the middle of its own."""
+    return [fmean(values[max(0, i - 2) : i + 3]) for i in range(len(values))]
+
+
+def picture(rows: Rows, base: Mapping[str, float]) -> str:
+    """Four panels of RL as SVG. Thin: each step; thick: mean of five; dashed: the base's evaluation."""
+    figure = matplotlib.figure.Figure(figsize=(10, 5.4), layout="constrained")
+    steps = [row["step"] for row in rows]
+    for axes, (name, title) in zip(figure.subplots(2, 2).flat, PICTURE.items(), strict=True):
+        values = [row.get(name, float("nan")) for row in rows]  # a fork may not have this reward
+        axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=1)
+        axes.plot(steps, smoothed(values), color=BLUE, linewidth=2)
+        start = base.get("pass@1" if name == "accuracy" else name)
+        if start is not None:
+            axes.axhline(start, color=GREY, linestyle="--", linewidth=1)
+            axes.annotate("base", (steps[-1], start), color=GREY, ha="right", va="bottom", fontsize=8)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_ylim(bottom=0)
+        plain_axes(axes)
+    figure.supxlabel("RL step", fontsize=9)
+    return svg_text(figure)

@@ -1,0 +1,60 @@
+"""Between a stage's state and its checkpoint, where the policy is an item of its own, for whatever comes next."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from r1jax.checkpoint.store import CheckpointStore, policy_item
+from r1jax.errors import RunError
+from r1jax.objectives.metrics import Metrics
+from r1jax.parallel.layout import Layout
+from r1jax.parallel.programs import checksums
+from r1jax.runs.run import sha256
+from r1jax.types import RLState, TrainState
+
+State = TrainState | RLState
+
+
+def split(state: State) -> tuple[dict, State]:
+    """(policy, the same state without it)."""
+    train = state.train if isinstance(state, RLState) else state
+    rest = replace(train, params=None, router_bias={})
+    return policy_item(train.params, train.router_bias), replace(state, train=rest) if isinstance(
+        state, RLState
+    ) else rest
+
+
+def policy_content(layout: Layout, state: State) -> str:
+    """A hash of the policy's numbers: the same bits give the same, on any mesh."""
+    policy, _ = split(state)
+    sums = jax.device_get(checksums(layout)(policy))
+    named = [f"{jax.tree_util.keystr(path)} {x}" for path, x in jax.tree_util.tree_leaves_with_path(sums)]
+    return sha256("\n".join(named).encode())
+
+
+def restore_onto(store: CheckpointStore, step: int, state: State) -> tuple[Any, dict]:
+    """The saved state and the feed's position; shapes and shardings as in `state`.
+
+    `state` is deleted: a device may have no room for two.
+    """
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    for x in jax.tree.leaves(state):
+        x.delete()
+    policy, rest, position = store.restore(step, *split(abstract))
+    if isinstance(rest, RLState):
+        return replace(rest, train=replace(rest.train, **policy)), position
+    return replace(rest, **policy), position
+
+
+def finite_values(metrics: Metrics, stage: str, step: int) -> dict[str, float]:
+    """Metrics on the host. Raises RunError when one is not finite: nothing is saved after that."""
+    values = {name: metric.value() for name, metric in jax.device_get(metrics).items()}
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if broken:
+        raise RunError(
+            f"{stage}: {', '.join(broken)} not finite at step {step}: the last checkpoint is good;"
+            " lower OptimizerConfig.learning_rate, or look at the batch"
+        )
+    return values

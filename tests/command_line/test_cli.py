@@ -1,0 +1,215 @@
+"""What a person sees: exit status, one clear line, nothing lost."""
+
+import json
+
+import pytest
+
+from r1jax.cli.main import main
+from tests.shared.small_run import r1jax, settings
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    """In this process, for what fails or ends early."""
+    try:
+        status = main(list(arguments))
+    except SystemExit as end:  # argparse
+        status = int(end.code or 0)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--set", "RLConfig.stepz=3"], "stepz"),
+        (["--set", "sft/OptimizerConfig.learning_rate=1.0"], "nothing reads"),
+        (["--set", "RLConfig.steps='x'"], "expected int"),
+        (["--set", "PretrainConfig.batch_size=6"], "6 rows can't be divided over 8 devices"),
+        (["--set", "PretrainConfig.batch_size=9"], "PretrainConfig.batch_size is 9"),
+        (["--set", "MeshConfig.data=5"], "does not fit 8 devices"),
+        (["--gin", "model/nonsense.gin"], "no gin file 'model/nonsense.gin'"),
+    ],
+)
+def test_a_bad_run_writes_nothing(capsys, tmp_path, arguments, says):
+    workdir = tmp_path / "run"
+    status, _, err = run(capsys, "run", "r1_zero", "--workdir", str(workdir), *arguments)
+    assert status == 2
+    assert says in err
+    assert err.startswith("r1jax: ")
+    assert len(err.strip().splitlines()) == 1
+    assert not workdir.exists()
+
+
+def test_experiments_that_are_not_there_or_not_whole(capsys, tmp_path):
+    status, _, err = run(capsys, "run", "r2_zero", "--workdir", str(tmp_path / "w"))
+    assert (status, "no experiment 'r2_zero'" in err) == (2, True)
+    half = tmp_path / "half.py"
+    half.write_text("GIN_FILES = ()")
+    status, _, err = run(capsys, "run", str(half), "--workdir", str(tmp_path / "w"))
+    assert (status, "has no Config, run" in err) == (2, True)
+    half.write_text("import nonsense")
+    status, _, err = run(capsys, "run", str(half), "--workdir", str(tmp_path / "w"))
+    assert (status, "can't be loaded" in err) == (2, True)
+
+
+def test_a_workdir_of_another_experiment(capsys, finished):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    status, _, err = run(capsys, "run", "r1_zero", "--workdir", str(finished))
+    assert status == 2
+    assert "holds a run of 'variety', not of 'r1_zero'" in err
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+
+
+def test_a_workdir_with_other_things_in_it(capsys, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    status, _, err = run(capsys, "run", "r1_zero", "--workdir", str(tmp_path))
+    assert (status, "is not empty and holds no run" in err) == (2, True)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_workdir_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, _, err = run(capsys, "run", "r1_zero", "--workdir", str(tmp_path / "file" / "run"))
+    assert status == 1
+    assert "can't write to" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_commands_that_are_not_there_yet_say_so(capsys):
+    status, _, err = run(capsys, "bench", "x")
+    assert (status, "is not there yet" in err) == (2, True)
+
+
+def test_a_dry_run_states_parameters_and_memory(capsys, monkeypatch):
+    monkeypatch.setattr("r1jax.dry_run.lowering.lower_stages", lambda *_: [])  # tests/pods_and_clouds/test_dry_run.py
+    status, out, _ = run(capsys, "run", "r1_zero", "--dry_run", "--set", "RolloutConfig.slots=2048")
+    assert status == 0
+    assert "129,796" in out
+    # 256 slots on each of 8 devices, of 24 + 44 + 8 tokens, in two layers of 48 float32 numbers
+    header, rl = (next(line for line in out.splitlines() if name in line) for name in ("┃ cache ┃", "│ rl "))
+    assert rl.split("│")[header.split("┃").index(" cache ")].strip() == f"{256 * 76 * 2 * 48 * 4 / 2**30:.3f}"
+    assert out.count("does not fit") == 0
+    gin = [
+        word for file in ("model/deepseek_v3.gin", "scale/cpu.gin", "algorithm/grpo.gin") for word in ("--gin", file)
+    ]
+    status, out, _ = run(capsys, "run", "r1_zero", "--dry_run", *gin)
+    assert (status, out.count("does not fit")) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("binding", "says"),
+    [
+        ("RLConfig.max_new_tokens=5000", "rl: max_prompt_tokens + max_new_tokens is 5024"),
+        (
+            "evaluate/RolloutConfig.routing_replay=True",
+            "evaluate: RolloutConfig.routing_replay needs a model",
+        ),
+        ("rl/RolloutConfig.speculative=True", "rl: RolloutConfig.speculative needs a model"),
+        ("RolloutConfig.stop=('',)", "stop has an empty text"),
+    ],
+)
+def test_rollouts_that_the_model_cannot_have_are_refused_first(capsys, tmp_path, binding, says):
+    dense = ["--set", "ModelConfig.first_k_dense_replace=2", "--set", "ModelConfig.num_nextn_predict_layers=0"]
+    for where in (["--workdir", str(tmp_path / "w")], ["--dry_run"]):
+        status, _, err = run(capsys, "run", "r1_zero", *where, *dense, "--set", binding)
+        assert (status, says in err) == (2, True), err
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_run_that_cannot_fit_is_refused_before_anything_is_written(capsys, tmp_path):
+    long = ["--set", "RLConfig.max_new_tokens=131072", "--set", "ModelConfig.max_position_embeddings=200000"]
+    long += ["--set", "RolloutConfig.slots=100000"]
+    status, _, err = run(capsys, "run", "r1_zero", "--workdir", str(tmp_path / "w"), *long)
+    assert status == 2
+    assert "rl: " in err
+    assert "GiB are needed on each device" in err
+    assert "RolloutConfig.slots" in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "w").exists()
+
+
+def test_usage_errors(capsys):
+    assert run(capsys)[0] == 2
+    assert run(capsys, "nonsense")[0] == 2
+    assert run(capsys, "run", "r1_zero")[0] == 2  # --workdir is required
+
+
+def test_experiments_are_listed_with_what_they_are(capsys):
+    status, out, _ = run(capsys, "experiments")
+    assert status == 0
+    assert any(line.startswith("r1_zero ") and "pure RL with GRPO" in line for line in out.splitlines())
+
+
+def test_a_whole_run_prints_plain_lines_and_where_the_report_is(tmp_path, fork):
+    """Over 8 devices, from another directory, by the path of an experiment outside the project."""
+    changes = {"RLConfig.questions": 8, "PretrainConfig.batch_size": 8}
+    done = r1jax("run", str(fork), "--workdir", str(tmp_path / "w"), *settings(**changes), cwd=tmp_path, devices=8)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("pretrain 4/4 loss") for line in lines)
+    assert any(line.startswith("rl 4/4 reward") and "tokens_per_second" in line for line in lines)
+    assert lines[-1] == f"report: {tmp_path / 'w' / 'report.html'}"
+    assert "\x1b" not in done.stdout
+    page = (tmp_path / "w" / "report.html").read_text()
+    assert "variety" in page
+    assert page.count('class="card"') == 12
+
+
+def test_generate(finished):
+    arguments = ("generate", str(finished / "rl"), "--prompt", "compute 3 #a - 1", "--json", "--max_tokens", "6")
+    a, b = (r1jax(*arguments, "--ignore_eos", "--temperature", "0.7", "--seed", s) for s in ("1", "1"))
+    assert a.returncode == 0, a.stderr
+    assert a.stdout == b.stdout
+    output = json.loads(a.stdout)
+    assert set(output) == {"text", "ids", "logprobs", "finish_reason"}
+    assert len(output["ids"]) == len(output["logprobs"]) == 6
+    assert all(x <= 0 for x in output["logprobs"])
+    assert output["finish_reason"] == "length"
+    ids = r1jax("generate", str(finished / "rl" / "checkpoints" / "2"), "--prompt_ids", "1,7,9", "--max_tokens", "3")
+    assert ids.returncode == 0, ids.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--prompt", "what is love"], "is not among the 208 words"),
+        (["--prompt", "3", "--max_tokens", "0"], "expected 1 or more"),
+        (["--prompt_ids", "1,x"], "expected numbers with commas"),
+        (["--prompt_ids", "1,999"], "must lie in 0..207"),
+        (["--prompt", "3", "--top_p", "0"], "expected more than 0"),
+        (["--prompt", "3", "--stop", ""], "expected some text"),
+        (["--prompt", "3", "--seed", "99999999999999999999"], "expected 0 to 4294967295"),
+    ],
+)
+def test_generate_refuses_what_it_cannot_read(capsys, finished, arguments, says):
+    status, _, err = run(capsys, "generate", str(finished / "rl"), *arguments)
+    assert (status, says in err) == (2, True), err
+
+
+def test_eval_gives_a_table_and_json(finished):
+    done = r1jax("eval", str(finished / "rl"), "--task", "running_sum", "--problems", "16", "--max_tokens", "12")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert {"greedy_accuracy", "pass@1", "pass@1_low", "pass@8", "cons@8", "format"} <= figures.keys()
+    assert "│ pass@1 " in done.stdout
+
+
+def test_eval_errors(capsys, finished):
+    for arguments, says in (
+        (["--task", "nonsense"], "no task 'nonsense'"),
+        (["--task", "running_sum", "--k", "0"], "expected 1 or more"),
+        (["--task", "running_sum", "--problems", "-5"], "expected 1 or more"),
+        (["--task", "running_sum", "--temperature", "-1"], "expected 0 or more"),
+    ):
+        status, _, err = run(capsys, "eval", str(finished / "rl"), *arguments)
+        assert (status, says in err) == (2, True), err
+    status, _, err = run(capsys, "eval", str(finished / "nowhere"), "--task", "running_sum")
+    assert (status, "no checkpoint at" in err) == (2, True)
+
+
+def test_report_again(capsys, finished):
+    (finished / "report.html").unlink(missing_ok=True)
+    status, out, _ = run(capsys, "report", str(finished))
+    assert status == 0
+    assert (finished / "report.html").exists()
+    assert run(capsys, "report", str(finished / "rl"))[0] == 2

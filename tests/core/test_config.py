@@ -1,0 +1,214 @@
+"""gin and the dataclasses: what is bound is known, of the right type, and read."""
+
+import ast
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from r1jax import config as configs
+from r1jax.cli.gin_config import read_config
+from r1jax.cli.main import gin_path, load_experiment
+from r1jax.data.jsonl import read_problems
+from r1jax.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES = [c for c in vars(configs).values() if dataclasses.is_dataclass(c)]
+
+
+def read(*bindings: str, files=None):
+    module = load_experiment("r1_zero")
+    return read_config(module.Config, [gin_path(f) for f in files or module.GIN_FILES], bindings)
+
+
+def attributes_read() -> set[str]:
+    found: set[str] = set()
+    for path in [*ROOT.glob("r1jax/**/*.py"), *ROOT.glob("experiments/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            in_a_check = path.name == "config.py"  # a field that only its own class checks is still dead
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and not in_a_check:
+                found.add(node.attr)
+    return found
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_every_field_is_read(cls):
+    dead = {field.name for field in dataclasses.fields(cls)} - attributes_read()
+    assert not dead, f"{cls.__name__} has fields that nothing reads: {dead}"
+
+
+def test_bindings_reach_their_scope():
+    config = read("OptimizerConfig.b1 = 0.8", "rl/OptimizerConfig.b1 = 0.7")
+    assert config.pretrain.optimizer.b1 == 0.8
+    assert config.rl.optimizer.b1 == 0.7
+
+
+def test_a_scoped_binding_overrides_one_of_all_stages():
+    assert read("rl/RLConfig.steps = 3").rl.steps == 3
+
+
+def test_direct_construction_is_untouched_by_gin():
+    read("OptimizerConfig.b1 = 0.8")
+    assert configs.OptimizerConfig(learning_rate=1.0).b1 == 0.9
+
+
+@pytest.mark.parametrize(
+    ("binding", "says"),
+    [
+        ("RLConfig.stepz = 3", "stepz"),
+        ("Nonsense.steps = 3", "Nonsense"),
+        ("RLConfig.steps = 'many'", "expected int"),
+        ("RLConfig.steps = 2.5", "expected int"),
+        ("RLConfig.steps = True", "expected int"),
+        ("RLConfig.kl_coef = '0.1'", "expected float"),
+        ("ModelConfig.norm_topk_prob = 1", "expected bool"),
+        ("ModelConfig.q_lora_rank = 'none'", "int | None"),
+        ("sft/OptimizerConfig.learning_rate = 1.0", "nothing reads sft/OptimizerConfig.learning_rate"),
+        ("evaluate/RLConfig.steps = 3", "nothing reads evaluate/RLConfig.steps"),
+        ("RLConfig.aggregation = 'tokens'", "expected one of 'sequence_mean', 'token_mean', 'constant_length'"),
+        ("RLConfig.minibatches = 700", "expected at most questions * group_size (256)"),
+        ("RLConfig.row_tokens = 0", "expected more than 0"),
+        ("RLConfig.staleness = 1", "set importance to"),
+        ("rl/OptimizerConfig.mtp = 'yes'", "expected one of 'train', 'freeze', 'off'"),
+        ("EvaluateConfig.k = 99", "expected 1 to samples"),
+        ("RLConfig.temperature = 0.0", "expected more than 0"),
+        ("RLConfig.minibatches = 0", "expected more than 0"),
+        ("RLConfig.reference_refresh_updates = 0", "expected more than 0"),
+        ("RLConfig.questions = 'x'", "expected int"),
+        ("RLConfig.temperature = 'hot'", "expected float"),
+        ("RLConfig.group_size = None", "expected int"),
+        ("ModelConfig.n_group = 0", "expected more than 0"),
+        ("EvaluateConfig.temperature = -1.0", "expected 0 (greedy) or more"),
+        ("RLConfig.steps = %NOPE", "NOPE"),
+        ("RLConfig.steps = (3", "gin"),
+        ("import nonsense", "nonsense"),
+        ("seed = 1", "nothing reads seed"),
+        ("rl/steps = 3", "nothing reads rl/steps"),
+        ("RLConfig.steps 3", "gin"),
+    ],
+)
+def test_bad_bindings_say_what_is_wrong_in_one_line(binding, says):
+    with pytest.raises(UsageError, match="gin") as error:
+        read(binding)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+DENSE = ["model/tiny_dense.gin", "scale/cpu.gin", "algorithm/grpo.gin"]
+
+
+@pytest.mark.parametrize(
+    ("binding", "says"),
+    [
+        ("ModelConfig.q_lora_rank = 64", "q_lora_rank is 64, but it is latent attention's"),
+        ("ModelConfig.n_routed_experts = 4", "n_routed_experts is 4, but it is of experts"),
+        ("ModelConfig.num_key_value_heads = 0", "num_key_value_heads is 0, expected more than 0: grouped-query"),
+        ("ModelConfig.num_key_value_heads = 3", "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
+        ("ModelConfig.head_dim = 7", "head_dim is 7, expected an even number"),
+        ("ModelConfig.first_k_dense_replace = 1", "first_k_dense_replace is 1, expected num_hidden_layers (2)"),
+        ("ModelConfig.num_nextn_predict_layers = 1", "num_nextn_predict_layers 1, expected 0"),
+        ("ModelConfig.kv_lora_rank = 32", "num_key_value_heads is 2, but it is grouped-query attention's"),
+        ("RopeScalingConfig.rope_type = 'linear'", "expected one of 'yarn', 'llama3'"),
+        ("RopeScalingConfig.high_freq_factor = 1.0", "expected more than low_freq_factor (1.0)"),
+        ("RopeScalingConfig.mscale_all_dim = 1.0", "mscale_all_dim 1.0, which are latent attention's"),
+    ],
+)
+def test_what_a_dense_model_cannot_be_is_one_line(binding, says):
+    with pytest.raises(UsageError, match="gin") as error:
+        read(binding, files=DENSE)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+LEFT_OUT = ("q_lora_rank", "v_head_dim", "n_routed_experts", "n_group", "norm_topk_prob", "routed_scaling_factor")
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_a_model_with_experts_leaves_out_is_named(name, tmp_path):
+    """Fields that dense models don't have need no value in gin, but these models can't do without."""
+    lines = (ROOT / "gin_configs" / "model" / "tiny.gin").read_text().splitlines()
+    (tmp_path / "tiny.gin").write_text("\n".join(line for line in lines if f".{name} =" not in line))
+    with pytest.raises(UsageError, match=rf"gin: model/ModelConfig: {name} is (0|0.0|not set)") as error:
+        read(files=[str(tmp_path / "tiny.gin"), "scale/cpu.gin", "algorithm/grpo.gin"])
+    assert "\n" not in str(error.value)
+
+
+def test_missing_value_names_the_binding():
+    with pytest.raises(UsageError, match=r"PretrainConfig.steps is not set: .* --set pretrain/PretrainConfig.steps"):
+        read("pretrain/OptimizerConfig.learning_rate = 1.0", files=["model/tiny.gin", "algorithm/grpo.gin"])
+
+
+def test_none_and_int_both_fit_an_optional():
+    assert read("ModelConfig.q_lora_rank = None").model.q_lora_rank is None
+
+
+def test_macros_are_not_mistaken_for_unused_bindings():
+    assert read("STEPS = 7", "RLConfig.steps = %STEPS").rl.steps == 7
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/[!_]*.py")), ids=lambda p: p.stem)
+def test_every_experiment_reads_its_gin_files(path):
+    module = load_experiment(path.stem)
+    assert module.__doc__
+    assert read_config(module.Config, [gin_path(f) for f in module.GIN_FILES], []).run.seed == 0
+
+
+def test_every_gin_file_is_used_by_an_experiment():
+    used = {f for p in ROOT.glob("experiments/[!_]*.py") for f in load_experiment(p.stem).GIN_FILES}
+    files = {str(p.relative_to(ROOT / "gin_configs")) for p in ROOT.glob("gin_configs/**/*.gin")}
+    choices = ("model/", "algorithm/", "data/")  # one of each; the others are tested one by one
+    # In test_dry_run and test_scales.
+    larger = re.compile(r"scale/((r1_|r1_zero_)?(paper|16b|671b)|gpu_1|\w*v[56][ep]_\w+).gin")
+    assert {file for file in files if not file.startswith(choices) and not larger.fullmatch(file)} <= used <= files
+
+
+def test_a_file_may_include_others():
+    """From wherever a run is started; what it includes is checked like itself."""
+    config = read(files=["model/deepseek_v2_lite.gin", "scale/r1_zero_16b.gin", "algorithm/grpo.gin"])
+    assert (config.rl.questions, config.rl.rollout.slots) == (512, 64)
+    with pytest.raises(UsageError, match="nothing reads"):
+        read(files=["model/deepseek_v2_lite.gin", "scale/r1_16b.gin", "algorithm/grpo.gin"])
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("gin_configs/model/*.gin")), ids=lambda p: p.stem)
+def test_every_model_preset_builds(path):
+    model = read(files=[f"model/{path.name}", "scale/cpu.gin", "algorithm/grpo.gin"]).model
+    bound = path.read_text()
+    # A preset says what the architecture is; only how it is run may be left to the defaults.
+    for field in dataclasses.fields(configs.ModelConfig):
+        if field.default is dataclasses.MISSING:
+            assert f"ModelConfig.{field.name} = " in bound
+    assert model.vocab_size > 0
+
+
+PUBLISHED = {  # a line of each, and its answer
+    "gsm8k": ({"question": "2 * 600?", "answer": "2 * 600 = <<2*600=1200>>1,200\n#### 1,200"}, "1200"),
+    "math": ({"problem": "?", "level": 1, "solution": r"$\boxed{1}$, so $\boxed{\frac{1}{2}}$."}, r"\frac{1}{2}"),
+    "math_500": ({"problem": "?", "solution": r"$\boxed{3}$", "answer": "3", "level": 2}, "3"),
+    "aime": ({"ID": "2024-I-4", "Problem": "?", "Solution": "…", "Answer": 116}, "116"),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class WithFile:
+    train: configs.JsonlConfig
+
+
+def test_there_is_a_line_of_every_published_file():
+    assert {path.stem for path in ROOT.glob("gin_configs/data/*.gin")} == PUBLISHED.keys()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_data_preset_reads_its_file(tmp_path, name):
+    line, answer = PUBLISHED[name]
+    (tmp_path / "problems.jsonl").write_text(json.dumps(line) + "\n")
+    bindings = [f"train/JsonlConfig.path = '{tmp_path / 'problems.jsonl'}'"]
+    config = read_config(WithFile, [gin_path(f"data/{name}.gin")], bindings).train
+    (problem,) = read_problems(config, name)
+    assert (problem.answer, problem.source) == (answer, name)
+
+
+def test_the_worked_fork_is_short():
+    assert len((ROOT / "experiments" / "r1_zero_one_language.py").read_text().splitlines()) < 30

@@ -1,0 +1,162 @@
+"""Every reward on noise: finite or None, never an exception, and soon."""
+
+import ast
+import json
+import math
+import time
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from r1jax.data.toy.running_sum import LANGUAGES
+from r1jax.rewards import rules
+from r1jax.rewards.code import CodeReward, extract_program
+from r1jax.rewards.countdown import countdown_reward, read_expression
+from r1jax.rewards.mathematics import MathVerifier, extract_answer
+from r1jax.rewards.sandbox import Limits, Sandbox
+from r1jax.rewards.unicode_scripts import script_consistency_reward
+from r1jax.types import Problem, Sample
+from tests.conftest import ROOT
+
+EXAMPLES = 10_000
+SECONDS = 1.0  # of this thread's own time, for one text: far from what any needs, and a busy machine changes nothing
+
+PLAIN: dict[str, Callable[[Sample], float | None]] = {
+    "format_reward": rules.format_reward,
+    "accuracy_reward": rules.accuracy_reward,
+    "language_consistency_reward": rules.language_consistency_reward(LANGUAGES),
+    "language_mix_reward": rules.language_mix_reward(LANGUAGES),
+    "length_penalty": rules.length_penalty(10, 100),
+    "repetition_penalty": rules.repetition_penalty(3),
+    "script_consistency_reward": script_consistency_reward(),
+    "countdown_reward": countdown_reward,
+}
+READERS = {"read_answer": rules.read_answer, "read_expression": read_expression}  # what votes are counted by
+VERIFIERS = {"MathVerifier", "CodeReward"}  # with processes: below
+ANSWERS = dict.fromkeys(PLAIN, "16") | {"countdown_reward": json.dumps({"numbers": [3, 5, 2], "target": 16})}
+GOLDS = ["42", r"\frac{1}{2}", r"\sqrt{2}", "[1, 2)", r"\{1, 2\}", "x + 1", "B", "50%"]
+TESTS = json.dumps({"inputs": ["41\n"], "outputs": ["42\n"]})
+
+PIECES = [
+    "<think>", "</think>", "<answer>", "</answer>", "<think> x </think> <answer>", r"\boxed{", r"\fbox", "}", "{",
+    "####", "```python\n", "\n```\n", "```", "`", "print(42)", "42", "16", "3", "5", "2", "1/2", "3.5", "9**9**9**9",
+    "0", "(", ")", "[", "]", "+", "-", "*", "/", "//", "**", "^", "^{", "!", "=", ".", ",", " ", "\n", "\t", "\\", "$",
+    "%", "&", "_", "#", "~", "'", '"', "|", "<", ">", r"\frac", r"\frac{1}{2}", r"\sqrt", r"\text{", r"\left", r"\pm",
+    r"\infty", r"\cup", r"\begin{pmatrix}", "or", "x", "cm", "A or B or C", "__import__('os')", "lambda: 0", "start",
+    "empieza", "因为", "アー", "더하면", "да", "а", "e\u0301", "\x00", "\u200b", "\u202e", "\ud800", "\U000e0001", "𝟚",
+    "٢", "½", "²", "ß", "ı", "√", "－", "１", "🙂", "\ufdfa", "\u0344",
+]  # fmt: skip
+NOISE = st.one_of(
+    st.text(max_size=40),
+    st.lists(st.sampled_from(PIECES), max_size=16).map("".join),
+    st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), max_size=12).map("".join),
+    st.tuples(st.sampled_from(PIECES), st.integers(1, 300)).map(lambda pair: pair[0] * pair[1]),
+    st.text(alphabet="352+-*/() ", max_size=24),
+)
+TEXTS = st.one_of(
+    NOISE,
+    NOISE.map(lambda noise: f"<think> x </think> <answer> {noise} </answer>"),
+    NOISE.map(lambda noise: f"<think> {noise} </think> <answer> 16 </answer>"),
+    NOISE.map(lambda noise: rf"\boxed{{{noise}}}"),
+)
+
+often = settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def sample(text: str, answer: str) -> Sample:
+    return Sample(Problem(0, "q", answer, "en"), text, list(text.encode("utf-8", "surrogatepass")), True, {})
+
+
+def check(name: str, text: str) -> None:
+    started = time.thread_time()
+    value = PLAIN[name](sample(text, ANSWERS[name]))
+    assert time.thread_time() - started < SECONDS, name
+    assert value is None or math.isfinite(value), name
+    assert value is None or (-1 <= value <= 0 if name.endswith("penalty") else 0 <= value <= 1), name
+
+
+@often
+@given(text=TEXTS)
+def test_plain_rewards(text):
+    for name in PLAIN:
+        check(name, text)
+    for read in READERS.values():
+        assert read(sample(text, "16")) != ""
+    for extract in (extract_program, extract_answer):
+        extracted = extract(text)
+        assert extracted is None or extracted
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_rewards_on_long_texts(name):
+    """No piece, repeated, takes more than a share of time that grows with the text."""
+    for piece in PIECES:
+        for text in (piece * 10_000, f"<think> x </think> <answer> {piece * 10_000} </answer>"):
+            check(name, text)
+
+
+def test_extraction_from_long_texts():
+    for piece in PIECES:
+        for text in (piece * 10_000, f"<think> x </think> <answer> {piece * 10_000} </answer>"):
+            started = time.thread_time()
+            extract_program(text), extract_answer(text)
+            assert time.thread_time() - started < SECONDS, piece
+
+
+def draw_texts(number: int) -> list[str]:
+    """Texts for verifiers, which want many at once."""
+    texts: list[str] = []
+    settings(often, max_examples=number)(given(text=TEXTS)(lambda text: texts.append(text)))()
+    assert len(texts) >= number
+    return texts
+
+
+NUMBERS = [1000, pytest.param(EXAMPLES, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_mathematics(number):
+    """Nothing hangs beyond its limit: what math-verify is asked ends, or is ended and counted."""
+    texts = draw_texts(number)
+    with MathVerifier(processes=2, seconds=20.0) as verifier:
+        for first in range(0, number, 250):
+            samples = [sample(text, GOLDS[i % len(GOLDS)]) for i, text in enumerate(texts[first : first + 250])]
+            assert set(verifier.grade(samples)) <= {0.0, 1.0, None}
+            assert "" not in map(verifier.answer, samples)
+        assert verifier.failures.total() <= number / 1000
+        assert verifier.grade([sample(texts[0], "42")])[0] in (0.0, 1.0)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_code(number):
+    """All are graded by extraction; of those with a program one in ten also runs: a process each."""
+    limits = Limits(cpu_seconds=1, wall_seconds=2.0, memory_bytes=256 << 20, output_bytes=1 << 16, threads=8)
+    reward = CodeReward(Sandbox(limits, allow_weaker=True), workers=2)
+    texts = draw_texts(number)
+    runnable = [text for text in texts if extract_program(text) is not None]
+    idle = [text for text in texts if extract_program(text) is None]
+    assert reward.grade([sample(text, TESTS) for text in idle]) == [0.0] * len(idle)
+    chosen = runnable if number == EXAMPLES else runnable[::10]
+    assert set(reward.grade([sample(text, TESTS) for text in chosen])) <= {0.0, 1.0}
+    assert reward.failures.total() == 0 and len(chosen) > 20, reward.last_failure
+
+
+def is_reward(node: ast.stmt) -> bool:
+    """A public function of a sample, one that makes such a function, or a class that grades."""
+    if isinstance(node, ast.ClassDef):
+        return any(isinstance(part, ast.FunctionDef) and part.name == "grade" for part in node.body)
+    if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+        return False
+    takes = [ast.unparse(a.annotation) for a in node.args.args if a.annotation]
+    gives = ast.unparse(node.returns) if node.returns else ""
+    return takes in (["Sample"], ["Answered"]) or gives.startswith(("RewardFunction", "Callable[[Sample]"))
+
+
+def test_every_reward_is_here():
+    files = sorted(ROOT.glob("r1jax/rewards/*.py"))
+    found = {node.name for file in files for node in ast.parse(file.read_text()).body if is_reward(node)}
+    assert found - {"Reward", "Grader", "BySource"} == PLAIN.keys() | READERS.keys() | VERIFIERS  # these hold rewards

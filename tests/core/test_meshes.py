@@ -1,0 +1,121 @@
+"""Every way to lay 1, 2, 4 or 8 devices out over fsdp, expert and tensor gives the numbers of one device.
+
+So do rows whose tokens are divided: a fourth number is of the context axis.
+"""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from r1jax.config import MeshConfig, OptimizerConfig, PretrainConfig
+from r1jax.model.spec import init_params, init_router_bias
+from r1jax.objectives.language_model import language_model_loss
+from r1jax.parallel import programs
+from r1jax.parallel.layout import make_layout
+from r1jax.parallel.sharded_ops import divided
+from r1jax.types import TokenBatch
+from tests.core.test_rollout_options import generate, make_engine, tokens
+
+SHAPES = [shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(shape) <= 8 and max(shape) > 1]
+SHAPES += [(1, 1, 1, 8), (2, 1, 1, 4), (1, 4, 1, 2), (1, 1, 4, 2), (2, 2, 1, 2), (1, 2, 2, 2), (2, 1, 2, 2)]
+QUICK = [(2, 2, 2), (1, 2, 2, 2)]
+
+
+def cases(quick: list) -> list:
+    return [pytest.param(s, marks=[] if s in quick else pytest.mark.slow, id="x".join(map(str, s))) for s in SHAPES]
+
+
+# Of each tensor's norm. Sums over devices are added in another order than sums on one, in float32.
+ROUNDING = 1e-5
+
+
+@pytest.fixture(scope="module")
+def eight(model):
+    """The demo's model with 8 heads and 8 experts, which 8 devices divide, and its (params, router_bias)."""
+    model = dataclasses.replace(
+        model, num_attention_heads=8, n_routed_experts=8, experts="grouped", remat="full", vocab_size=208
+    )
+    params = init_params(jax.random.key(0), model)
+    bias = jax.tree.map(lambda b: 0.1 * jax.random.normal(jax.random.key(1), b.shape), init_router_bias(model))
+    return model, (params, bias)
+
+
+@pytest.fixture(scope="module")
+def batch() -> TokenBatch:
+    rng = np.random.default_rng(0)
+    segments = np.where(np.arange(32) < 20, 1, 2) * np.ones((8, 1), np.int32)
+    positions = np.where(np.arange(32) < 20, np.arange(32), np.arange(32) - 20) * np.ones((8, 1), np.int32)
+    tokens = rng.integers(1, 200, (8, 32))
+    return TokenBatch(*(x.astype(np.int32) for x in (tokens, positions, segments)))
+
+
+def mesh_of(shape) -> MeshConfig:
+    fsdp, expert, tensor, context = (*shape, 1)[:4]
+    return MeshConfig(data=1, fsdp=fsdp, expert=expert, context=context, tensor=tensor)
+
+
+def loss_and_gradients(layout, model, policy, batch):
+    ops = divided(layout, model)
+
+    def loss(params, bias, batch):
+        return language_model_loss(params, bias, batch, model, 0.3, 1e-4, ops=ops)
+
+    params, bias = jax.device_put(policy, (layout.params(model), layout.replicated()))
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True), out_shardings=(None, layout.params(model)))
+    (value, (_, load)), grads = run(params, bias, layout.put_batch(batch))
+    return jax.device_get((value, load, grads))
+
+
+@pytest.fixture(scope="module")
+def on_one_device(eight, batch, one_device):
+    return loss_and_gradients(one_device, *eight, batch)
+
+
+@pytest.mark.parametrize("shape", cases(QUICK))
+def test_loss_and_gradients_equal_those_of_one_device(eight, batch, on_one_device, shape):
+    layout = make_layout(mesh_of(shape), jax.devices()[: np.prod(shape)])
+    value, load, grads = loss_and_gradients(layout, *eight, batch)
+    expected, expected_load, expected_grads = on_one_device
+    assert value == pytest.approx(expected, rel=ROUNDING)
+    for name in expected_load:
+        np.testing.assert_array_equal(load[name], expected_load[name])
+    for (path, b), a in zip(jax.tree.leaves_with_path(expected_grads), jax.tree.leaves(grads), strict=True):
+        assert np.linalg.norm(a - b) <= ROUNDING * np.linalg.norm(b), jax.tree_util.keystr(path)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    rng = np.random.default_rng(1)
+    return [(i, rng.integers(3, 200, int(rng.integers(3, 14))).tolist()) for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def drawn(eight, one_device, prompts):
+    return tokens(generate(make_engine(one_device, eight[0]), eight[1], prompts))
+
+
+@pytest.mark.parametrize("shape", cases(QUICK[:1]))
+def test_rollouts_give_the_same_ids(eight, prompts, drawn, shape):
+    """On the trainer's layout, and divided for rollouts on the same devices."""
+    model, policy = eight
+    layout = make_layout(mesh_of(shape), jax.devices()[: np.prod(shape)])
+    placed = programs.snapshot(jax.device_put(policy, (layout.params(model), layout.replicated())))
+    for mesh in (None, mesh_of(shape[:3])) if len(shape) == 3 else (None,):
+        assert tokens(generate(make_engine(layout, model, mesh=mesh), placed, prompts)) == drawn
+
+
+def test_no_device_has_all_experts_or_stores_a_whole_matrix(eight, batch):
+    """Of a compiled training step: experts stay apart, in weights and gradients; its results are all divided by 8."""
+    model = dataclasses.replace(eight[0], moe_intermediate_size=40)  # a shape that no other matrix has
+    layout, config = make_layout(mesh_of((2, 4, 1))), PretrainConfig(OptimizerConfig(1e-3), 10, 8, 32, 100)
+    state = programs.start_training(layout, model, config.optimizer).trace(*programs.abstract_policy(model)).out_info
+    step = programs.pretrain_step(layout, model, config).lower(state, layout.abstract_batch(batch)).compile()
+    E, D, F = 8, model.hidden_size, model.moe_intermediate_size
+    whole = {f"[{E},{D},{F}]", f"[{E},{F},{D}]", f"[1,{E},{D},{F}]", f"[1,{E},{F},{D}]"}
+    assert not [shape for shape in whole if shape in step.as_text()]
+    for x in jax.tree.leaves(step.out_info[0].params):
+        if x.ndim > 2:  # a stack of matrices
+            assert np.prod(x.shape) == 8 * np.prod(x.sharding.shard_shape(x.shape)), x

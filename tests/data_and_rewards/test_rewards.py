@@ -1,0 +1,499 @@
+"""One table for each reward, the hostile rows included."""
+
+import json
+import re
+
+import pytest
+
+from r1jax.data.toy.running_sum import LANGUAGES
+from r1jax.errors import UsageError
+from r1jax.rewards import rules
+from r1jax.rewards.countdown import countdown_reward
+from r1jax.rewards.grading import grade_outputs
+from r1jax.rewards.mathematics import MathVerifier
+from r1jax.rewards.unicode_scripts import script_consistency_reward
+from r1jax.rollout.engine import Output
+from r1jax.telemetry.statistics import summarize
+from r1jax.types import Problem, Sample
+
+PROBLEM = Problem(0, "compute 3 #a - 1", "2", "en")
+
+
+def sample(response: str, problem: Problem = PROBLEM, tokens: str = "x") -> Sample:
+    return Sample(problem, response, [ord(c) for c in tokens], True, {})
+
+
+def thought(answer: str, thinking: str = "x") -> str:
+    return f"<think> {thinking} </think> <answer> {answer} </answer>"
+
+
+GOOD = "<think> start 3 #a minus 1 gives 2 </think> <answer> 2 </answer>"
+
+TABLE = [  # response, format, accuracy
+    (GOOD, 1, 1),
+    ("<think> </think> <answer> 2 </answer>", 1, 1),
+    ("<think>no spaces</think><answer>2</answer>", 1, 1),
+    ("<think> x </think> <answer> +02 </answer>", 1, 1),
+    ("<think> x </think> <answer> 3 </answer>", 1, 0),
+    ("<think> x </think> <answer> 2 or 3 </answer>", 1, 0),
+    ("<think> x </think> <answer> 2 2 </answer>", 1, 0),
+    ("<think> x </think> <answer> 12 </answer>", 1, 0),
+    ("<think> x </think> <answer> two </answer>", 1, 0),
+    ("<think> x </think> <answer> 1+1 </answer>", 1, 0),
+    ("<think> x </think> <answer> __import__('os') </answer>", 1, 0),
+    ("<think> x </think> <answer> " + "9" * 5000 + " </answer>", 1, 0),
+    ("<think> x </think> <answer> ٢ </answer>", 1, 0),  # a digit two that is not ASCII
+    ("<think> x </think> <answer> </answer>", 0, 0),
+    ("", 0, 0),
+    ("2", 0, 0),
+    ("so the answer is 2 .", 0, 0),
+    ("<answer> 2 </answer>", 0, 0),
+    ("<answer> 2 </answer> <think> x </think>", 0, 0),
+    ("<think> x <answer> 2 </answer>", 0, 0),
+    ("<think> x </think> <answer> 2", 0, 0),
+    ("<think> x </think> 2 <answer> 2 </answer>", 0, 0),
+    (GOOD + " so 2", 0, 0),
+    ("well " + GOOD, 0, 0),
+    (GOOD + " " + GOOD, 0, 0),
+    ("<think> <think> x </think> <answer> 2 </answer>", 0, 0),
+    ("<think> x </think> <answer> 3 </answer> <answer> 2 </answer>", 0, 0),
+    ("<think> <answer> 2 </answer> </think> <answer> 3 </answer>", 0, 0),
+    ("<THINK> x </THINK> <ANSWER> 2 </ANSWER>", 0, 0),
+    ("<answer> <think> x </think> 2 </answer>", 0, 0),
+    ("<think> <answer> 2 </answer> </think>", 0, 0),
+    ("<think> <think> x </think> </think> <answer> <answer> 2 </answer> </answer>", 0, 0),
+    ("<think> x </think> <answer> 2 </answer> </answer>", 0, 0),
+    ("<think> x </think> </answer> 2 <answer>", 0, 0),
+    ("</think> x <think> <answer> 2 </answer>", 0, 0),
+    ("< think > x < /think > < answer > 2 < /answer >", 0, 0),
+    ("<think x='1'> x </think> <answer> 2 </answer>", 0, 0),
+    ("＜think＞ x ＜/think＞ ＜answer＞ 2 ＜/answer＞", 0, 0),
+    ("<think> x </think> <аnswer> 2 </аnswer>", 0, 0),  # a Cyrillic letter
+    ("<think> x </think>\x00<answer> 2 </answer>", 0, 0),
+    ("<think> x </think> \\boxed{2}", 0, 0),
+    ("<think> it is 2 </think> <answer> \n\t </answer>", 0, 0),  # the answer in the thinking only
+    (thought("A or B or C"), 1, 0),
+    (thought("1, 2, 3"), 1, 0),
+    (thought("not 2"), 1, 0),
+    (thought("2 ."), 1, 0),
+    (thought("2.0"), 1, 0),
+    (thought("--2"), 1, 0),
+    (thought("2\u200b"), 1, 0),  # a space of no width
+    (thought("２"), 1, 0),
+    (thought("𝟚"), 1, 0),
+    (thought("²"), 1, 0),
+    (thought("\\boxed{2}"), 1, 0),
+    (thought("\\boxed{2} \\boxed{3}"), 1, 0),
+    (thought("\\frac{" * 50_000), 1, 0),
+    (thought("9**9**9**9"), 1, 0),
+    (thought("9**9**9**9 2"), 1, 0),
+    (thought("compute 3 #a - 1"), 1, 0),  # the question again
+    (thought("answer here"), 1, 0),  # the template's own words
+    (thought("3 - 1"), 1, 0),
+    (thought("lambda: 2"), 1, 0),
+    (thought("{2}"), 1, 0),
+    (thought("2\n3"), 1, 0),
+]
+
+
+@pytest.mark.parametrize(("response", "form", "accuracy"), TABLE, ids=lambda text: repr(text)[:40])
+def test_format_and_accuracy(response, form, accuracy):
+    assert rules.format_reward(sample(response)) == form
+    assert rules.accuracy_reward(sample(response)) == accuracy
+
+
+@pytest.mark.parametrize(
+    ("response", "consistency", "mixed"),
+    [
+        (GOOD, 1.0, 0),
+        ("<think> empieza 3 #a menos 1 da 2 </think> <answer> 2 </answer>", 0.0, 0),
+        ("<think> start 3 #a menos 1 da 2 </think> <answer> 2 </answer>", 1 / 3, 1),
+        ("<think> 3 2 </think> <answer> 2 </answer>", 0.0, 0),
+        ("", 0.0, 0),
+        ("start menos", 0.5, 1),  # without tags, all of the response counts as thinking
+        ("<think> start </think> <answer> menos </answer>", 1.0, 0),  # the answer does not
+        ("<think> </think> start start start <answer> 2 </answer>", 0.0, 0),  # nothing said wins nothing
+        ("</think> start </think>", 0.0, 0),
+        ("<think> ＳＴＡＲＴ stаrt STARTstart </think>", 0.0, 0),  # look-alikes, and no spaces
+        ("<think> menos </think> <think> start </think>", 0.0, 0),
+        ("<think> start\u200bmenos </think>", 0.0, 0),
+        ("start " * 50_000 + "menos", 50_000 / 50_001, 1),
+    ],
+    ids=lambda text: repr(text)[:40],
+)
+def test_languages(response, consistency, mixed):
+    assert rules.language_consistency_reward(LANGUAGES)(sample(response)) == pytest.approx(consistency)
+    assert rules.language_mix_reward(LANGUAGES)(sample(response)) == mixed
+
+
+def test_the_languages_share_no_word():
+    assert not LANGUAGES["en"] & LANGUAGES["es"]
+
+
+WRITING = [  # thinking, language, share of its words
+    ("we add two and three", "en", 1.0),
+    ("мы складываем два и три", "ru", 1.0),
+    ("我们把二和三相加", "zh", 1.0),
+    ("二と三を足すと、ファイブ・センター", "ja", 1.0),
+    ("둘과 셋을 더하면 다섯", "ko", 1.0),
+    ("हम दो और तीन जोड़ते हैं", "hi", 1.0),  # vowel signs are marks, not letters
+    ("نجمع اثنين وثلاثة", "ar", 1.0),
+    ("le café e\u0301tait là", "fr", 1.0),
+    ("我们 add 二 and 三", "zh", 4 / 6),  # each character is a word
+    ("我们用API", "zh", 3 / 4),
+    ("我们用API", "en", 1 / 4),
+    ("我们", "ja", 1.0),  # can't be told
+    ("足すと", "zh", 1 / 3),
+    ("二 + 三 = 5, x = y", "zh", 1.0),  # numbers and variables are no words
+    (r"因为 \frac{\alpha}{\sqrt{2}} \leq 3", "zh", 1.0),  # nor are LaTeX commands,
+    (
+        "先写 `print` 再写\n```python\nfor i in range(3): pass\n```\n好",
+        "zh",
+        5 / 11,
+    ),  # code is: thinking could hide there
+    ("```\nfirst we add the numbers\n``` 好", "zh", 1 / 6),
+    ("`first we add the numbers` 好", "zh", 1 / 6),
+    ("<first> <we> <add> 好", "zh", 1 / 4),
+    (r"\first \we \add 好", "zh", 1 / 4),
+    ("f-i-r-s-t 好 f i r s t", "zh", 1 / 3),
+    ("```先加再减``` so", "en", 1 / 5),
+    ("let 𝑥 in ℝ with µ", "en", 1.0),
+    ("well ``` 好好好", "zh", 3 / 4),  # a fence without an end hides nothing
+    ("", "en", 0.0),
+    ("   \n", "zh", 0.0),
+    ("2 + 3 = 5", "en", 0.0),
+    (r"\alpha \beta", "en", 0.0),
+    ("``` ```", "en", 0.0),
+    ("a b c", "en", 0.0),
+    ("!?。，", "zh", 0.0),
+    ("🙂🙂", "zh", 0.0),
+    ("½ Ⅳ ② ²³", "en", 0.0),
+    ("\u0301\u0301\u0301", "en", 0.0),
+    ("\ud800\ud800", "en", 0.0),
+    ("\ue000\ue000", "zh", 0.0),  # letters of nobody
+    ("wе аdd", "en", 0.0),  # Cyrillic look-alikes
+    ("𝐰𝐞 𝐚𝐝𝐝", "zh", 0.0),  # mathematical letters are letters
+    ("𝐰𝐞 𝐚𝐝𝐝", "en", 1.0),
+    ("ｗｅ　ａｄｄ", "en", 1.0),  # wide ones are the same letters
+    ("⼀⼆", "zh", 0.0),  # radicals are signs
+    ("ελληνικά", "en", 0.0),
+    ("hello 世界 привет", "en", 1 / 4),
+    ("we" * 100_000, "en", 1.0),
+]
+
+
+@pytest.mark.parametrize(("thinking", "language", "share"), WRITING, ids=lambda text: repr(text)[:40])
+def test_scripts(thinking, language, share):
+    problem = Problem(0, "q", "a", language)
+    for response in (f"<think> {thinking} </think> <answer> 好 да yes </answer>", thinking):
+        assert script_consistency_reward()(sample(response, problem)) == pytest.approx(share)
+
+
+def test_a_language_without_scripts_is_an_error():
+    with pytest.raises(UsageError, match="problem 7: no scripts are known of language 'tlh', of ar, de,"):
+        script_consistency_reward()(sample("x", Problem(7, "q", "a", "tlh")))
+
+
+COUNTDOWN = [  # answer, right or not, for the numbers 3, 5, 2 and the target 16
+    ("2 * (3 + 5)", 1),
+    ("(5+3)*2", 1),
+    ("((((3 + 5))) * 2)", 1),
+    ("3*2 + 5*2", 0),  # a number twice
+    ("3 + 5 + 2", 0),
+    ("16", 0),
+    ("8 * 2", 0),
+    ("3 + 5 + 8", 0),
+    ("2 * (3 + 5) + 0", 0),
+    ("2 * (3 + 5) * 1", 0),
+    ("2 * (3 + 5) + 3 - 3", 0),
+    ("35 - 2 - 17", 0),
+    ("3 5 2", 0),
+    ("2(3 + 5)", 0),
+    ("(3 + 5)(2)", 0),
+    ("2 * (3 + 5) = 16", 0),
+    ("16 = 2 * (3 + 5)", 0),
+    ("2 * (3 + 5) or 16", 0),
+    ("2 * (3 + 5), 2 * (5 + 3)", 0),
+    ("2 * (3 + 5)\n", 1),  # white space around is none of it
+    ("2 *\n(3 + 5)", 0),
+    ("2 * (3 + 5", 0),
+    ("2 * 3 + 5)", 0),
+    ("2 ×  (3 + 5)", 0),
+    ("2 * (3 ＋ 5)", 0),
+    ("２ * (3 + 5)", 0),
+    ("٢ * (3 + 5)", 0),
+    ("2 * (3 + 5) # 16", 0),
+    ("2. * (3 + 5)", 0),
+    ("2 * (3e0 + 5)", 0),
+    ("2 * (0x3 + 5)", 0),
+    ("02 * (3 + 5)", 0),
+    ("2_0 * (3 + 5)", 0),
+    ("2 * (+3 + 5)", 0),
+    ("- 2 * (- 3 - 5)", 0),
+    ("2 * (3 -- 5)", 0),
+    ("~2 * (3 + 5)", 0),
+    ("5 * 3 + 2 ** 0", 0),
+    ("(5 - 3) ** 2 * 2 * 2", 0),
+    ("5 * 3 + 2 // 2", 0),
+    ("2 << 3", 0),
+    ("9**9**9**9", 0),
+    ("3 / (5 - 5) * 2", 0),
+    ("3/0", 0),
+    ("(((" * 1000 + "2 * (3 + 5)" + ")))" * 1000, 0),
+    ("(" * 40 + "2 * (3 + 5)" + ")" * 40, 0),
+    ("-" * 199 + "1", 0),
+    ("1" + "**1" * 60, 0),
+    ("9" * 5000, 0),
+    ("1+" * 50_000 + "1", 0),
+    ("__import__('os').system('true')", 0),
+    ("(lambda: 16)()", 0),
+    ("[16][0]", 0),
+    ("16 if 3 + 5 + 2 else 0", 0),
+    ("sum([3, 5, 2]) + 6", 0),
+    ("\\boxed{2 * (3 + 5)}", 0),
+    ("$2 * (3 + 5)$", 0),
+    ("`2 * (3 + 5)`", 0),
+    ('{"numbers": [3, 5, 2], "target": 16}', 0),  # the task again
+    ("A or B or C", 0),
+    ("2 * (3 + 5)\x00", 0),
+    ("2 * (3 + 5)\u200b", 0),
+    ("()", 0),
+    ("-", 0),
+    ("", 0),
+]
+
+
+@pytest.mark.parametrize(("answer", "right"), COUNTDOWN, ids=lambda text: repr(text)[:40])
+def test_countdown(answer, right):
+    task = Problem(0, "q", json.dumps({"numbers": [3, 5, 2], "target": 16}), "en")
+    assert countdown_reward(sample(thought(answer), task)) == right
+
+
+@pytest.mark.parametrize(
+    ("answer", "numbers", "target", "right"),
+    [
+        ("3.5*2", [3, 5, 2], 7, 0),
+        ("3*5/2", [3, 5, 2], 7, 0),  # 7.5: division is exact
+        ("3*5//2", [3, 5, 2], 7, 0),
+        ("1/3*3", [1, 3, 3], 1, 1),  # by way of a fraction
+        ("(1/3 + 1/3 + 1/3) * 1", [1, 1, 1, 1, 3, 3, 3], 1, 1),
+        ("1/3 + 2/3", [1, 2, 3], 1, 0),
+        ("3 + 3", [3, 3], 6, 1),
+        ("3 + 3", [3], 6, 0),
+        ("3", [3, 3], 3, 0),
+        ("1 - 3", [1, 3], -2, 1),
+        ("-2", [2], -2, 0),
+        ("35", [3, 5], 35, 0),
+        ("100000000 * 99999999 - 1", [100000000, 99999999, 1], 9999999899999999, 1),
+        ("100000000 * 99999999", [100000000, 99999999], 9999999900000001, 0),  # equal as floats? never compared so
+    ],
+)
+def test_countdown_with_other_numbers(answer, numbers, target, right):
+    task = Problem(0, "q", json.dumps({"numbers": numbers, "target": target}), "en")
+    assert countdown_reward(sample(thought(answer), task)) == right
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "",
+        "2 * (3 + 5)",
+        "<answer> 2 * (3 + 5) </answer>",
+        "<think> 2 * (3 + 5) </think> <answer> </answer>",
+        "<think> <answer> 2 * (3 + 5) </answer> </think> <answer> 16 </answer>",
+        "<think> x </think> \\boxed{2 * (3 + 5)}",
+        "#### 2 * (3 + 5)",
+        thought("2 * (3 + 5)") + " or so",
+        thought("2 * (3 + 5)") * 2,
+        thought("<answer> 2 * (3 + 5) </answer>"),
+        "Assistant: " + thought("2 * (3 + 5)"),
+        thought("2 * (3 + 5)").upper(),
+    ],
+)
+def test_countdown_needs_the_form(response):
+    task = Problem(0, "q", json.dumps({"numbers": [3, 5, 2], "target": 16}), "en")
+    assert countdown_reward(sample(response, task)) == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "16", "[]", "null", "{}", '{"numbers": [], "target": 1}', '{"numbers": [3, 5]}', '{"numbers": 3, "target": 3}',
+     '{"numbers": ["3"], "target": 3}', '{"numbers": [3.0], "target": 3}', '{"numbers": [true], "target": 1}',
+     '{"numbers": [3], "target": "3"}', '{"numbers": [3], "target": NaN}'],
+)  # fmt: skip
+def test_a_task_that_is_none_is_refused(answer):
+    with pytest.raises(UsageError, match=f"problem 7: .* got {re.escape(repr(answer))}"):
+        countdown_reward(sample(thought("3"), Problem(7, "q", answer, "en")))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "free", "longest", "penalty"),
+    [
+        ("", 0, 4, 0.0), ("abcd", 4, 8, 0.0), ("abcdef", 4, 8, -0.5), ("abcdefgh", 4, 8, -1.0),
+        ("abcdefgh" * 9, 4, 8, -1.0), ("a", 0, 4, -0.25),
+    ],
+)  # fmt: skip
+def test_length_penalty(tokens, free, longest, penalty):
+    assert rules.length_penalty(free, longest)(sample("x" * 99, tokens=tokens)) == penalty
+
+
+@pytest.mark.parametrize(
+    ("tokens", "n", "penalty"),
+    [
+        ("", 2, 0.0), ("a", 2, 0.0), ("ab", 2, 0.0), ("abcdef", 2, 0.0), ("aaaa", 2, -2 / 3), ("abab", 2, -1 / 3),
+        ("ab" * 500, 2, 2 / 999 - 1), ("aab", 1, -1 / 3), ("aab", 2, 0.0), ("abcabc", 3, -0.25), ("a" * 101, 2, -0.99),
+    ],
+)  # fmt: skip
+def test_repetition_penalty(tokens, n, penalty):
+    assert rules.repetition_penalty(n)(sample("x x x x", tokens=tokens)) == pytest.approx(penalty)
+
+
+def test_penalties_that_mean_nothing_are_refused():
+    for free, longest in ((-1, 4), (4, 4), (5, 4)):
+        with pytest.raises(UsageError, match=f"free is {free} and longest {longest}"):
+            rules.length_penalty(free, longest)
+    with pytest.raises(UsageError, match="n is 0"):
+        rules.repetition_penalty(0)
+
+
+def graded(**values: list[float | None]) -> list[Sample]:
+    """A group with these values of its rewards."""
+    columns = zip(*values.values(), strict=True)
+    return [Sample(PROBLEM, "", [], True, dict(zip(values, column, strict=True))) for column in columns]
+
+
+def ask_nothing(sample: Sample) -> None:
+    raise AssertionError("must not be called")
+
+
+def test_totals_weigh_and_watching_costs_nothing():
+    rewards = {
+        "accuracy": rules.Reward(rules.accuracy_reward, 1.0),
+        "format": rules.Reward(rules.format_reward, 0.2),
+        "watched": rules.Reward(lambda sample: 5.0, 0.0),
+    }
+    assert rules.totals(rewards, rules.grade(rewards, [sample(GOOD), sample("2")])) == pytest.approx([1.2, 0])
+    assert rules.totals({}, [sample(GOOD)]) == [0]
+    assert rules.totals(rewards, []) == []
+
+
+def test_what_does_not_apply_adds_nothing_and_is_in_no_mean():
+    rewards = {"accuracy": rules.Reward(rules.accuracy_reward, 1.0), "other": rules.Reward(lambda sample: None, 3.0)}
+    group = rules.grade(rewards, [sample(GOOD), sample("2")])
+    assert group[0].rewards == {"accuracy": 1.0, "other": None}
+    assert rules.totals(rewards, group) == [1.0, 0.0]
+    assert summarize([group]) == {"accuracy": 0.5, "response_tokens": 1, "finished": 1}
+
+
+def test_normalised_terms_have_mean_0_and_deviation_1_before_their_weights():
+    rewards = {
+        "large": rules.Reward(ask_nothing, 1.0, normalise=True),
+        "small": rules.Reward(ask_nothing, 0.5, normalise=True),
+        "as_is": rules.Reward(ask_nothing, 2.0),
+    }
+    group = graded(large=[100, 300, 100, 300], small=[0.1, 0.1, 0.1, 0.5], as_is=[1, 0, 0, 0])
+    # small: mean 0.2, deviation sqrt(0.03) = 0.1732…, so -0.577…, and 1.732… for the last
+    root = 3**0.5
+    assert rules.totals(rewards, group) == pytest.approx(
+        [-1 - 0.5 / root + 2, 1 - 0.5 / root, -1 - 0.5 / root, 1 + 0.5 * root], abs=1e-4
+    )
+
+
+def test_normalised_terms_leave_out_what_does_not_apply():
+    rewards = {"accuracy": rules.Reward(ask_nothing, 1.0, normalise=True)}
+    assert rules.totals(rewards, graded(accuracy=[None, 0, 1, None])) == pytest.approx([0, -1, 1, 0], abs=1e-5)
+    assert rules.totals(rewards, graded(accuracy=[None, None])) == [0, 0]
+    for value in (0.0, 1.0, 0.1, 1e9 / 3):  # a group without a difference has no signal, to the last bit
+        assert rules.totals(rewards, graded(accuracy=[value] * 7 + [None])) == [0] * 8
+
+
+def test_rewards_are_chosen_by_source():
+    samples = [sample(GOOD, Problem(0, "q", "2", "en", source)) for source in ("sums", "code", "sums", "")]
+    rewards = {
+        "sums": rules.Reward(rules.accuracy_reward, 1.0, sources=("sums", "more sums")),
+        "all": rules.Reward(rules.format_reward, 0.5),
+        "none": rules.Reward(ask_nothing, 1.0, sources=("chat",)),
+    }
+    group = rules.grade(rewards, samples)
+    assert [list(s.rewards.values()) for s in group] == [[1, 1, None], [None, 1, None], [1, 1, None], [None, 1, None]]
+    assert rules.totals(rewards, group) == [1.5, 0.5, 1.5, 0.5]
+
+
+class Odd:
+    """A grader that knows only odd ids."""
+
+    def grade(self, samples):
+        assert all(s.problem.id % 2 for s in samples)
+        return [float(s.problem.id) for s in samples]
+
+
+def test_a_grader_gets_its_source_only_and_values_keep_their_places():
+    samples = [sample("", Problem(i, "q", "2", "en", "odd" if i % 2 else "even")) for i in range(6)]
+    assert rules.Reward(Odd(), 1.0, ("odd",)).grade(samples) == [None, 1, None, 3, None, 5]
+    assert rules.Reward(Odd(), 1.0, ("odd",)).grade([]) == []
+
+
+class Failing(Odd):
+    def __init__(self):
+        self.failures = {"timeouts": 2, "crashes": 0}
+
+
+def test_failures_are_counted_by_reward():
+    rewards = {
+        "accuracy": rules.Reward(Failing(), 1.0),
+        "odd": rules.Reward(Odd(), 1.0),
+        "format": rules.Reward(rules.format_reward, 1.0),
+    }
+    assert rules.failure_counts(rewards) == {"accuracy_timeouts": 2.0, "accuracy_crashes": 0.0}
+    assert [r.failures for r in rewards.values()] == [{"timeouts": 2, "crashes": 0}, {}, {}]
+
+
+def test_a_grader_sees_all_samples_of_a_step_at_once():
+    """math-verify's processes work side by side; its reward is used as any other."""
+    problems = [Problem(i, "q", gold, "en") for i, gold in enumerate([r"\frac{1}{2}", "x + 1"])]
+    texts = [[r"\boxed{0.5}", r"\boxed{2}"], [r"<answer> 1 + x </answer>", "no answer"]]
+    outputs = [[Output(i, g, text=text, tokens=[1]) for g, text in enumerate(group)] for i, group in enumerate(texts)]
+    with MathVerifier(processes=2) as verifier:
+        groups = grade_outputs(problems, outputs, {"accuracy": rules.Reward(verifier, 1.0)})
+        assert verifier.failures == {"timeouts": 0, "crashes": 0}
+    assert [[s.rewards["accuracy"] for s in group] for group in groups] == [[1, 0], [1, 0]]
+
+
+class Verdicts:
+    """A verifier that says what it is told to."""
+
+    def __init__(self, *values, **failures):
+        self.values, self.failures = values, failures
+
+    def grade(self, samples):
+        return list(self.values[: len(samples)])
+
+
+def of(source: str) -> Sample:
+    return Sample(Problem(0, "q", rules.parse(GOOD).answer, "en", source), GOOD, [1], True, {})
+
+
+def test_what_a_verifier_failed_on_counts_in_nothing_even_a_whole_group():
+    rewards = {"accuracy": rules.Reward(Verdicts(None, None), 1.0), "format": rules.Reward(rules.format_reward, 0.2)}
+    group = rules.grade(rewards, [sample(GOOD), sample("2")])
+    assert rules.unverified(rewards, group) == [True, True]
+    other = {"accuracy": rules.Reward(Verdicts(None, None), 1.0, sources=("elsewhere",))}
+    assert rules.unverified(other, rules.grade(other, [sample(GOOD)])) == [False]  # it was not asked
+    watched = {"accuracy": rules.Reward(Verdicts(None), 0.0)}
+    assert rules.unverified(watched, rules.grade(watched, [sample(GOOD)])) == [False]
+    plain = {"accuracy": rules.Reward(lambda s: None, 1.0)}
+    assert rules.unverified(plain, rules.grade(plain, [sample(GOOD)])) == [False]  # a function's None: does not apply
+
+
+def test_one_reward_by_source():
+    reward = rules.by_source({"sums": rules.accuracy_reward, "proofs": Verdicts(0.5, None, timeouts=2)}, 1.0)
+    group = [of("sums"), of("proofs"), of("other"), of("proofs")]
+    assert reward.grade(group) == [1.0, 0.5, None, None]
+    assert reward.failures == {"timeouts": 2}
+    graded = rules.grade({"accuracy": reward}, group)
+    assert rules.unverified({"accuracy": reward}, graded) == [False, False, False, True]
+
+
+def test_rounding_is_no_difference():
+    near = {"helpful": rules.Reward(Verdicts(0.5, 0.5 + 6e-8), 1.0, normalise=True)}
+    assert rules.totals(near, rules.grade(near, [sample(GOOD), sample(GOOD)])) == [0, 0]

@@ -1,0 +1,304 @@
+"""What a dry run says is what a run does: the same programs on the same shapes, for every experiment at every scale."""
+
+import dataclasses
+import io
+import sys
+from collections.abc import Iterator
+
+import jax
+import pytest
+from rich.console import Console
+
+from r1jax.cli.gin_config import read_config
+from r1jax.cli.main import gin_path, load_experiment
+from r1jax.config import (
+    EvaluateConfig,
+    JudgedConfig,
+    MeshConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    RejectionConfig,
+    RewardModelConfig,
+    RLConfig,
+    RolloutConfig,
+    SFTConfig,
+)
+from r1jax.data.feeds import Records, distinct_problems, ensure_records, write_array_record
+from r1jax.data.tasks import TASKS
+from r1jax.dry_run.lowering import Lowering, lower_stages, readable
+from r1jax.dry_run.stage_programs import stage_programs
+from r1jax.parallel import programs, reward_programs
+from r1jax.parallel.layout import make_layout
+from r1jax.parallel.memory import stage_memory
+from r1jax.rewards.rules import Reward
+from r1jax.runs.learned_reward import LearnedReward
+from r1jax.runs.run import check_stages, open_run, stages
+from r1jax.stages.evaluate import evaluate
+from r1jax.stages.preferences import judged
+from r1jax.stages.pretrain import pretrain
+from r1jax.stages.reward_model import reward_model
+from r1jax.stages.rl import rl
+from r1jax.stages.sft import sft
+from r1jax.telemetry.progress import Progress
+from r1jax.types import Problem, Sample
+from tests.command_line.test_cli import run as command
+from tests.conftest import ROOT
+
+ROLLOUTS = {"make_slots", "prefill", "insert", "decode"}
+RL = ROLLOUTS | {"start_training", "snapshot", "advantages", "prepare_batch", "grpo_gradients", "add_gradients"}
+PROGRAMS = {
+    PretrainConfig: {"init_policy", "start_training", "pretrain_step", "checksums"},
+    SFTConfig: {"start_training", "sft_step", "checksums"},
+    RewardModelConfig: {
+        "start_reward_model", "reward_model_step", "reward_model_metrics", "checksums", "reward_scores",
+    },
+    RLConfig: RL | {"grpo_update", "checksums"},
+    EvaluateConfig: ROLLOUTS,
+    RejectionConfig: ROLLOUTS,
+    JudgedConfig: ROLLOUTS,
+}  # fmt: skip
+MODELS = {"16b": "model/deepseek_v2_lite.gin", "671b": "model/deepseek_v3.gin"}
+DEVICES = {"16b": 1, "671b": 8}  # the other way round is slow
+
+
+def config_of(experiment: str, scale: str):
+    module = load_experiment(experiment)
+    files = module.GIN_FILES
+    if scale != "own":
+        files = (MODELS[scale], f"scale/{experiment}_{scale}.gin", "algorithm/r1.gin")
+    return read_config(module.Config, [gin_path(file) for file in files], [])
+
+
+def lower(config, devices: int) -> list[Lowering]:
+    layout = make_layout(config.mesh, jax.devices()[:devices])
+    check_stages(layout, config, memory=False)
+    return lower_stages(config, layout, Progress(Console(file=io.StringIO())))
+
+
+CASES = [("r1", "671b", 8), ("r1_zero_one_language", "own", 8)]
+SLOW = [("r1", "own", 8), ("r1", "16b", 1), ("r1_zero", "16b", 1), ("r1_zero", "671b", 8), ("r1_zero", "own", 8)]
+SLOW += [("r1", scale, 9 - devices) for scale, devices in DEVICES.items()]
+CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW]
+
+
+@pytest.mark.parametrize(("experiment", "scale", "devices"), CASES)
+def test_every_experiment_lowers_at_every_scale(experiment, scale, devices):
+    """All stages, all programs, and not an array on a device."""
+    config = config_of(experiment, scale)
+    before = {id(x) for x in jax.live_arrays()}
+    lowered = lower(config, devices)
+    assert [x.shape for x in jax.live_arrays() if id(x) not in before and x.size > 8] == []
+    for name, stage in stages(config).items():
+        programs = PROGRAMS[type(stage)]
+        if hasattr(stage, "rollout") and config.model.param_dtype != config.model.dtype:
+            programs = programs | {"copy_weights"}  # in the dtype of the activations
+        assert {one.program for one in lowered if one.stage == name} == programs, name
+    own = [one for one in lowered if one.shared_with is None]
+    assert all(one.seconds > 0 for one in own)
+    assert len(own) < len(lowered)
+
+
+def test_the_scales_of_each_experiment_are_there():
+    there = {path.stem for path in ROOT.glob("gin_configs/scale/r1_*b.gin")}
+    assert there == {f"{experiment}_{scale}" for experiment in ("r1", "r1_zero") for scale in MODELS}
+
+
+@pytest.mark.parametrize("scale", MODELS)
+def test_the_papers_numbers(scale):
+    """R1, supplement: 8,192 outputs of a rollout, 512 of an update; 10,400 and 1,700 updates; 800k demonstrations."""
+    config = config_of("r1", scale)
+    for stage in (config.rl, config.reasoning_rl, config.rules_rl, config.final_rl):
+        assert stage.questions * stage.group_size == 8192
+        assert stage.questions * stage.group_size / stage.minibatches == 512
+        assert (stage.clip_high, stage.kl_coef, stage.max_new_tokens) == (10, 0.001, 32768)
+        assert stage.optimizer.learning_rate == 3e-6
+    assert config.rl.steps * config.rl.updates == 10400
+    assert (config.rules_rl.steps + config.final_rl.steps) * 16 == pytest.approx(1700, abs=8)
+    assert config.final_rl.steps * 16 == 400
+    assert [s.temperature for s in (config.rl, config.reasoning_rl, config.final_rl)] == [1.0, 1.0, 0.7]
+    assert config.rejection.prompts * config.rejection.keep + config.general.examples == 800_000
+    assert (config.model.param_dtype, config.model.dtype) == ("float32", "bfloat16")
+
+
+# Against a run.
+
+PROGRAM = type(jax.jit(lambda: 0))
+
+
+class Watched:
+    """A jitted program that notes what it is called or traced with."""
+
+    def __init__(self, name: str, jitted, seen: set):
+        self.name, self.jitted, self.seen = name, jitted, seen
+
+    def __call__(self, *arguments):
+        if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arguments)):  # memory's count
+            self.seen.add((self.name, signature(arguments)))
+        return self.jitted(*arguments)
+
+    def trace(self, *arguments):
+        self.seen.add((self.name, signature(arguments)))
+        return self.jitted.trace(*arguments)
+
+
+def signature(arguments) -> str:
+    """Structure, and each array's shape, dtype and part on a device; None where the host passed it as it is."""
+
+    def one(x):
+        is_laid_out = isinstance(x, jax.ShapeDtypeStruct) or (isinstance(x, jax.Array) and x.committed)
+        sharding = x.sharding if is_laid_out else None
+        return x.shape, str(x.dtype), None if sharding is None else sharding.shard_shape(x.shape)
+
+    leaves, tree = jax.tree.flatten(arguments)
+    return f"{tree} {[one(x) for x in leaves]}"
+
+
+@pytest.fixture
+def seen(monkeypatch) -> Iterator[set[tuple[str, str]]]:
+    """(maker, signature) of every call of every program of `parallel/`, those that nobody has thought of included."""
+    found: set[tuple[str, str]] = set()
+
+    def watching(name, made):
+        if isinstance(made, PROGRAM):
+            return Watched(name, made, found)
+        if not hasattr(made, "cache_clear"):
+            return made
+
+        def maker(*arguments):
+            program = made(*arguments)
+            return Watched(name, program, found) if isinstance(program, PROGRAM) else program
+
+        return maker
+
+    ours = [module for name, module in sys.modules.items() if name.startswith("r1jax.")]
+    for source in (programs, reward_programs):
+        for name, made in list(vars(source).items()):
+            watched = watching(name, made)
+            for module in ours if watched is not made else ():
+                for alias in [alias for alias, value in vars(module).items() if value is made]:
+                    monkeypatch.setattr(module, alias, watched)
+    return found
+
+
+TASK = TASKS["running_sum"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_dry_run_has_the_programs_of_a_run_and_no_others(seen, experiment_config, tmp_path, everything):
+    """Name, structure, shapes, dtypes and shardings of all arguments are the same.
+
+    `everything`: on four devices, with all that rollouts can do.
+    """
+    mesh = MeshConfig(data=1, fsdp=2, tensor=2) if everything else MeshConfig(data=1)
+    layout = make_layout(mesh, jax.devices()[: mesh.fsdp * mesh.tensor])
+    lengths = dict(max_prompt_tokens=24, max_new_tokens=12)
+    plain = rollout = other = RolloutConfig(slots=24, prefill_rows=4, weights="int8")
+    if everything:
+        rollout = dataclasses.replace(plain, routing_replay=True, speculative=True)
+        plain, other = RolloutConfig(slots=16, mesh=MeshConfig()), RolloutConfig(slots=8, cache="int8", top_p=0.9)
+    optimizer = OptimizerConfig(1e-3)
+    configs = {
+        "pretrain": PretrainConfig(optimizer, steps=1, batch_size=4, sequence_length=80, documents=200),
+        "rl": dataclasses.replace(
+            experiment_config.rl, rollout=rollout, steps=2, questions=4, group_size=4, minibatches=2, prompts=16,
+            row_tokens=70, microbatch_rows=2, reference_refresh_updates=3, **lengths,
+        ),
+        "evaluate": EvaluateConfig(plain, problems=8, samples=8, **lengths),
+        "sft": SFTConfig(optimizer, epochs=1, batch_size=4, sequence_length=80),
+        "judged": JudgedConfig(other, prompts=8, samples=2, **lengths),
+        "reward_model": RewardModelConfig(optimizer, "pairwise", max_tokens=64, batch_size=6, held_out=0.5),
+    }  # fmt: skip
+    config = dataclasses.make_dataclass("Config", ["run", "model", *configs])(
+        experiment_config.run, experiment_config.model, **configs
+    )
+    said = {name: set() for name in configs}
+    for name, stage in stages(config).items():
+        for program in stage_programs(layout, config.model, stage):
+            assert program.traced
+        said[name] = set(seen)
+        seen.clear()
+
+    run = open_run(str(tmp_path / "run"), "small", config, layout, Progress(), summary="", note="")
+    corpus, sums = ensure_records(
+        [Records(TASK.corpus, "train", 200), Records(TASK.prompts, "train", 16)], 0, run.workdir / "data"
+    )
+    demonstrations, preferences = (run.workdir / "data" / f"{name}.array_record" for name in ("shown", "preferred"))
+    questions = [p.question for p in distinct_problems(sums, 16)]
+    write_array_record(demonstrations, [{"question": q, "response": "3"} for q in questions])
+    write_array_record(preferences, [{"question": q, "chosen": "3", "rejected": "4"} for q in questions])
+
+    def does(stage: str, made):
+        """Nothing else, and nothing less, than was said of the stage."""
+        alone, here = (sorted(name for name, _ in found) for found in (said[stage] - seen, seen - said[stage]))
+        assert seen == said[stage], f"{stage}: only a dry run has {alone}, only a run {here}"
+        seen.clear()
+        return made
+
+    base = does("pretrain", pretrain(run, "pretrain", config.pretrain, config.model, TASK, corpus))
+    rewards = load_experiment("r1_zero").make_rewards(config, TASK)
+    varied = {"varied": Reward(lambda sample: sum(sample.tokens) % 97 / 97, 1.0)}  # a base of one step is never right
+    does("rl", rl(run, "rl", config.rl, config.model, base, TASK, sums, varied))
+    does("evaluate", evaluate(run, "evaluate", config.evaluate, base, TASK, rewards))
+    does("sft", sft(run, "sft", config.sft, config.model, base, TASK, {"shown": demonstrations}))
+    marks = iter(range(10_000))
+    marked = judged(
+        run, "judged", config.judged, "pointwise", {"base": base}, TASK, sums, lambda problem, text: next(marks)
+    )
+    does("judged", marked)
+    directory = reward_model(
+        run, "reward_model", config.reward_model, config.model, base, TASK, {"preferred": preferences}
+    )
+    LearnedReward(layout, directory, TASK).grade([Sample(Problem(0, questions[0], "3", "en"), "3", [3], True, {})])
+    does("reward_model", directory)
+
+
+# What it says.
+
+
+def test_a_dry_run_names_each_stage_and_program(capsys):
+    status, out, _ = command(capsys, "run", "r1", "--dry_run")
+    assert status == 0
+    config = config_of("r1", "own")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    for name, stage in stages(config).items():
+        first = next(i for i, row in enumerate(rows) if len(row) == 4 and row[0] == name)
+        until = next((i for i in range(first + 1, len(rows)) if rows[i][0]), len(rows))
+        assert {row[1] for row in rows[first:until]} == PROGRAMS[type(stage)], name
+    assert "as in rl" in out
+    assert "lowering 14/14" in out
+    assert "more are the same as these" in out
+
+
+def test_a_dry_run_counts_what_each_stage_holds(one_device):
+    """float32 weights and moments; RL adds up two trees of float32 gradients, and has a reference."""
+    config = config_of("r1", "16b")
+    weights = 4 * 15_706_484_224
+    for stage in (config.pretrain, config.sft):
+        held = stage_memory(one_device, config.model, stage)
+        assert held == pytest.approx({"weights": weights, "optimizer": 2 * weights, "gradients": weights}, rel=1e-3)
+    held = stage_memory(one_device, config.model, config.final_rl)
+    assert (held["gradients"], held["reference"]) == (pytest.approx(2 * weights, rel=1e-3), weights)
+    head = 4 * 102_400 * 2048  # which a reward model has not
+    assert stage_memory(one_device, config.model, config.safe)["weights"] == weights - head + 4 * 2048
+
+
+@pytest.mark.parametrize(
+    ("binding", "says"),
+    [
+        ("sft/SFTConfig.batch_size=6", "sft: SFTConfig.batch_size is 6"),
+        (
+            "helpful/RewardModelConfig.max_tokens=9000",
+            "helpful: RewardModelConfig.max_tokens is 9000, expected at most",
+        ),
+        ("cold_start/SFTConfig.sequence_length=9000", "cold_start: SFTConfig.sequence_length is 9000"),
+        ("ModelConfig.attention='splash'", "pretrain: 'pretrain_step' can't be lowered: "),
+    ],
+)
+def test_a_stage_that_cannot_be_lowered_is_named(capsys, binding, says):
+    status, _, err = command(capsys, "run", "r1", "--dry_run", "--set", binding)
+    assert (status, says in err, len(err.strip().splitlines())) == (2, True, 1), err
+
+
+def test_sizes_have_units():
+    assert [readable(x) for x in (8, 98_304, 3 * 2**20, 1.5 * 2**40)] == ["8 B", "96.0 KiB", "3.0 MiB", "1,536.0 GiB"]

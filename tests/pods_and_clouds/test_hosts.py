@@ -1,0 +1,379 @@
+"""Several processes give what one gives; and end together, whichever of them is gone or told to stop."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from subprocess import PIPE
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from etils import epath
+
+from r1jax.checkpoint.store import policy_item
+from r1jax.cli.main import main
+from r1jax.parallel import hosts
+from r1jax.parallel.programs import checksums
+from r1jax.runs.policy import load_policy
+from r1jax.runs.run import sha256
+from r1jax.telemetry.metrics import read_metrics
+from tests.conftest import ROOT, xla_flags
+from tests.shared.fake_gcs import fake_gcs
+from tests.shared.several_processes import FORK, NUMBERS, TAUGHT, TAUGHT_NUMBERS, run_together, settings
+
+# Two processes add what their devices have in another order than one does: rounding, in float32, over a few steps.
+ROUNDING = 1e-5
+WEIGHTS_ROUNDING = 5e-5  # Adam divides small gradients by small deviations: 6e-6 was seen
+GONE_SECONDS = 10
+CLOCKS = ("seconds", "tokens_per_second", "device_idle", "memory_gib")
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("experiment") / "shared_work.py"
+    path.write_text(FORK)
+    return path
+
+
+def command(experiment: Path, workdir: Path | str, **changes) -> list[str]:
+    gone = ["--gone_seconds", str(GONE_SECONDS)]
+    return ["run", str(experiment), "--workdir", str(workdir), *gone, *settings(**changes)]
+
+
+@pytest.fixture(scope="module")
+def alone(experiment, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("alone")
+    [ended] = run_together(1, command(experiment, out / "run"), out)
+    assert ended.status == 0, ended.text
+    return out
+
+
+@pytest.fixture(scope="module")
+def together(experiment, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("together")
+    for ended in run_together(2, command(experiment, out / "run"), out):
+        assert ended.status == 0, ended.text
+    return out
+
+
+def figures(workdir: Path, stage: str) -> list[dict[str, float]]:
+    """The metrics of a stage that no clock is in."""
+    rows = read_metrics(epath.Path(workdir) / stage / "metrics.jsonl")
+    return [{name: x for name, x in row.items() if not name.startswith(CLOCKS)} for row in rows]
+
+
+def mark(workdir: Path, stage: str) -> dict:
+    return json.loads((workdir / stage / "complete.json").read_text())
+
+
+def arrays(checkpoint: epath.Path) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint, whatever devices it was on."""
+    found = {}
+    with ocp.PyTreeCheckpointer() as reader:
+        for item in ("policy", "training"):
+            tree = reader.metadata(checkpoint / item).item_metadata.tree
+            how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            found[item] = reader.restore(checkpoint / item, restore_args=how)
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(found)}
+
+
+def require_alike_stage(one: Path, several: Path, stage: str, steps: int) -> None:
+    rows = figures(one, stage), figures(several, stage)
+    assert len(rows[0]) == steps
+    for row, other in zip(*rows, strict=True):
+        assert row.keys() == other.keys()
+        for name in row:
+            assert other[name] == pytest.approx(row[name], rel=ROUNDING, abs=ROUNDING), (stage, name)
+    held = [arrays(epath.Path(w) / stage / "checkpoints" / str(steps)) for w in (one, several)]
+    assert held[0].keys() == held[1].keys()
+    for name, value in held[0].items():
+        np.testing.assert_allclose(
+            held[1][name], value, rtol=WEIGHTS_ROUNDING, atol=WEIGHTS_ROUNDING, err_msg=f"{stage} {name}"
+        )
+
+
+def require_alike(one: Path, several: Path) -> None:
+    """The same ids and records, and losses and weights but for rounding."""
+    samples = [(w / "rl" / "samples.jsonl").read_text().splitlines() for w in (one, several)]
+    tokens = [[json.loads(line)["tokens"] for line in lines] for lines in samples]
+    assert tokens[0]
+    assert tokens[0] == tokens[1]
+    for stage in ("pretrain", "rl"):
+        require_alike_stage(one, several, stage, steps=4)
+    kept = [{k: v for k, v in mark(w, "rejection").items() if k != "content"} for w in (one, several)]
+    assert kept[0] == kept[1]
+    assert kept[0]["kept"] > 0
+    assert mark(one, "evaluate") == mark(several, "evaluate")
+
+
+def test_two_processes_give_what_one_gives(alone, together):
+    require_alike(alone / "run", together / "run")
+
+
+def test_each_process_grades_its_share(alone, together):
+    graded = [p.read_text().splitlines() for p in sorted((together / "graded").iterdir())]
+    [all_of_it] = [p.read_text().splitlines() for p in (alone / "graded").iterdir()]
+    assert len(graded) == 2
+    assert sorted(graded[0] + graded[1]) == sorted(all_of_it)
+    assert min(map(len, graded)) >= 0.4 * len(all_of_it)
+
+
+def test_one_process_writes(together):
+    run = together / "run"
+    assert len(json.loads((run / "run.json").read_text())["sessions"]) == 1
+    assert len(json.loads((run / "rl" / "sessions.json").read_text())) == 1
+    assert len(list((run / "rl" / "tensorboard").iterdir())) == 1
+    said = [(together / f"{i}.txt").read_text() for i in (0, 1)]
+    assert "report: " in said[0]
+    assert "pretrain 4/4" in said[0]
+    assert "report: " not in said[1]
+    assert "pretrain 4/4" not in said[1]
+
+
+def test_a_checkpoint_goes_onto_another_mesh(together, one_device):
+    """What two processes wrote, of 2 x 4 devices, is read by one, onto one: the same bits."""
+    policy = load_policy(epath.Path(together) / "run" / "rl", one_device)
+    sums = jax.device_get(checksums(one_device)(policy_item(policy.params, policy.router_bias)))
+    named = [f"{jax.tree_util.keystr(path)} {x}" for path, x in jax.tree_util.tree_leaves_with_path(sums)]
+    assert sha256("\n".join(named).encode()) == mark(together / "run", "rl")["content"]
+
+
+def begun(together: Path, tmp_path: Path) -> Path:
+    """A run whose next stage is RL."""
+    shutil.copytree(together / "run", tmp_path / "run")
+    for stage in ("rl", "rejection", "evaluate"):
+        shutil.rmtree(tmp_path / "run" / stage)
+    return tmp_path / "run"
+
+
+def require_same_bits(run: Path, other: Path) -> None:
+    for stage in ("rl", "rejection", "evaluate"):
+        assert mark(run, stage) == mark(other, stage)
+    assert figures(run, "rl") == figures(other, "rl")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_one_is_killed_the_others_end_and_the_run_goes_on(together, experiment, tmp_path, killed):
+    run = begun(together, tmp_path)
+    ended = run_together(2, command(experiment, run), tmp_path, signals=(killed, "rl", signal.SIGKILL))
+    assert ended[killed].status == -signal.SIGKILL
+    left = ended[1 - killed]
+    assert left.status == 1
+    assert left.seconds < GONE_SECONDS + 5
+    assert f"process {killed}" in left.said
+    assert "the same command, on all hosts, goes on" in left.said
+    for again in run_together(2, command(experiment, run), tmp_path):
+        assert again.status == 0, again.text
+    require_same_bits(run, together / "run")
+
+
+@pytest.mark.slow
+def test_all_stop_when_one_is_told_to(together, experiment, tmp_path):
+    """The same command goes on in the same bits; on another mesh, by one process, but for rounding."""
+    run = begun(together, tmp_path)
+    for ended in run_together(2, command(experiment, run), tmp_path, signals=(1, "rl", signal.SIGTERM)):
+        assert ended.status == 75, ended.text
+        assert ended.said == "r1jax: rl is saved at step 3: the same command goes on"
+    elsewhere = shutil.copytree(run, tmp_path / "elsewhere")
+    for again in run_together(2, command(experiment, run), tmp_path):
+        assert again.status == 0, again.text
+    require_same_bits(run, together / "run")
+
+    mesh = {"MeshConfig.data": 4, "MeshConfig.fsdp": 1, "MeshConfig.tensor": 2}
+    [again] = run_together(1, command(experiment, elsewhere, **mesh), tmp_path)
+    assert again.status == 0, again.text
+    require_alike_stage(together / "run", elsewhere, "rl", steps=4)
+
+
+@pytest.mark.slow
+def test_two_processes_in_a_bucket(together, experiment, tmp_path):
+    with fake_gcs() as (bucket, variables):
+        command_there = command(experiment, "gs://bucket/run")
+        for ended in run_together(2, command_there, tmp_path, variables=variables):
+            assert ended.status == 0, ended.text
+    for stage in ("pretrain", "rl", "rejection", "evaluate"):
+        there = json.loads(bucket.objects[f"run/{stage}/complete.json"][0])
+        assert there == mark(together / "run", stage), stage
+
+
+@pytest.mark.slow
+def test_four_processes_with_experts(experiment, tmp_path):
+    """Whose tokens travel between processes, as do parts of rows, of matrices and of sums."""
+    files = [word for name in ("model/tiny", "scale/cpu", "algorithm/grpo") for word in ("--gin", f"{name}.gin")]
+    mesh = {"MeshConfig.data": 1, "MeshConfig.fsdp": 2, "MeshConfig.expert": 2, "MeshConfig.tensor": 2}
+    grouped = {"ModelConfig.experts": "'grouped'"}
+    for processes in (1, 4):
+        out = tmp_path / str(processes)
+        out.mkdir()
+        for ended in run_together(processes, command(experiment, out / "run", **mesh, **grouped) + files, out):
+            assert ended.status == 0, ended.text
+    require_alike(tmp_path / "1" / "run", tmp_path / "4" / "run")
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_demonstrations_and_judgements(tmp_path):
+    """With rollouts on a mesh of their own, and RL a step behind them."""
+    experiment = tmp_path / "taught.py"
+    experiment.write_text(TAUGHT)
+    numbers = {name: value for name, value in NUMBERS.items() if "jection" not in name} | TAUGHT_NUMBERS
+    words = [word for name, value in numbers.items() for word in ("--set", f"{name}={value}")]
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        out.mkdir()
+        command = ["run", str(experiment), "--workdir", str(out / "run"), "--gone_seconds", "60", *words]
+        for ended in run_together(processes, command, out):
+            assert ended.status == 0, ended.text
+    one, two = (tmp_path / str(processes) / "run" for processes in (1, 2))
+    for stage in ("sft", "helpful", "safe", "rl"):
+        require_alike_stage(one, two, stage, steps=mark(one, stage)["steps"])
+    for stage in ("pairs", "marked"):
+        assert mark(one, stage) == mark(two, stage), stage
+    found = [{k: v for k, v in mark(w, "evaluate").items() if k != "content"} for w in (one, two)]
+    assert found[1] == pytest.approx(found[0], rel=ROUNDING)  # a reward model's scores are rounded, too
+
+
+# ---- without other processes
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--coordinator", "127.0.0.1:1"], "--processes, --process_id not given"),
+        (["--coordinator", "127.0.0.1:1", "--processes", "2", "--process_id", "2"], "expected 0 to 1"),
+    ],
+)
+def test_flags_that_do_not_fit(capsys, tmp_path, flags, says):
+    assert main(["run", "r1_zero", "--workdir", str(tmp_path / "run"), *flags]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_waited_for_alone():
+    assert hosts.gather_values("x", [1]) == [[1]]
+    assert hosts.from_writer("x", lambda: (1, 2)) == (1, 2)
+    hosts.barrier("x", seconds=0)
+    assert hosts.is_writer()
+    hosts.stop_if_preempted()
+
+
+TALK = """
+import time
+from r1jax.errors import RunError, UsageError
+from r1jax.parallel import hosts
+me = ME
+watch = hosts.start_hosts(WHO, gone_seconds=20)
+print(hosts.is_writer(), [hosts.is_mine(i) for i in range(3)], hosts.gather_values("ids", {"i": me}))
+print(hosts.from_writer("told", lambda: [me, 0.1]), [len(x) for x in hosts.gather_values("much", str(me) * 20_000_000)])
+def refuse():
+    raise UsageError(f"said by {me}")
+try:
+    hosts.from_writer("refused", refuse)
+except UsageError as error:
+    print(error)
+if me == 1:
+    time.sleep(30)
+try:
+    hosts.barrier("the corner", 2)
+except RunError as error:
+    print(str(error).partition(";")[0], flush=True)
+    watch.end(1, error)
+watch.end(0, None)
+"""
+
+
+def start(code: str, processes: int = 2, *, by_slurm: bool = False) -> list[subprocess.Popen]:
+    """Processes that run `code`, whose WHO is what `start_hosts` is given, and ME the process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def process(i: int) -> subprocess.Popen:
+        slurm = {
+            "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(processes),
+            "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "JAX_COORDINATOR_PORT": str(port),
+        }  # fmt: skip
+        who = "None, None, None" if by_slurm else f"'127.0.0.1:{port}', {processes}, {i}"
+        variables = os.environ | {"XLA_FLAGS": xla_flags(2)} | (slurm if by_slurm else {})
+        command = [sys.executable, "-c", code.replace("WHO", who).replace("ME", str(i))]
+        return subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True, cwd=ROOT, env=variables)
+
+    return [process(i) for i in range(processes)]
+
+
+@pytest.mark.parametrize("by_slurm", [False, True], ids=["by flags", "by Slurm"])
+def test_what_processes_say_to_each_other(by_slurm):
+    running = start(TALK, by_slurm=by_slurm)
+    (out, _), (other, told) = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [1, 1]
+    same = ["[{'i': 0}, {'i': 1}]", "[0, 0.1] [20000000, 20000000]", "said by 0"]
+    mine = "True [True, False, True]", "False [False, True, False]"
+    assert out.splitlines() == [f"{mine[0]} {same[0]}", *same[1:], "the corner: process 1 did not come within 2 s"]
+    assert other.splitlines() == [f"{mine[1]} {same[0]}", *same[1:]]
+    assert (
+        told.strip()
+        .splitlines()[-1]
+        .startswith("r1jax: process 0 failed: the corner: process 1 did not come within 2 s")
+    )
+
+
+WRONG = """
+import sys
+from r1jax.errors import UsageError
+from r1jax.parallel import hosts
+watch = hosts.start_hosts(WHO, gone_seconds=10)
+if ME == 1:
+    watch.end(2, UsageError("no such option"))
+hosts.barrier("a place where process 1 never comes")
+"""
+
+
+def test_all_end_with_the_status_of_the_one_that_failed():
+    """Though process 0, through which they talk, hears of it before process 1 has ended: 2 is not tried again."""
+    running = start(WRONG)
+    told = [process.communicate(timeout=120)[1] for process in running]
+    assert [process.returncode for process in running] == [2, 2]
+    assert told[0].strip().splitlines()[-1].startswith("r1jax: process 1 failed: no such option")
+
+
+SUMS = """
+import os, signal, time
+import jax, jax.numpy as jnp
+from r1jax.config import MeshConfig
+from r1jax.parallel import hosts
+from r1jax.parallel.layout import make_layout
+watch = hosts.start_hosts(WHO, gone_seconds=10)
+layout = make_layout(MeshConfig(data=-1))
+add = jax.jit(lambda x: x.sum(), out_shardings=layout.replicated())
+for step in range(100_000):
+    print(float(add(layout.put_batch(jnp.arange(8.0)))), flush=True)
+    if (step, ME) == (20, KILLED):
+        print("killed", time.time(), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("processes", "killed"), [(2, 0), (2, 1), (4, 2)])
+def test_who_waits_for_one_that_is_gone_is_ended(processes, killed):
+    running = start(SUMS.replace("KILLED", str(killed)), processes)
+    out, _ = running[killed].communicate(timeout=120)
+    assert running[killed].returncode == -signal.SIGKILL
+    says = (
+        "JAX aborted this process (see above): most likely process 0"
+        if killed == 0
+        else f"process {killed}: no sign of life"
+    )
+    for process in running[:killed] + running[killed + 1 :]:
+        left, told = process.communicate(timeout=120)
+        seconds = time.time() - float(out.split()[-1])
+        assert process.returncode == 1
+        assert "28.0" in out and "28.0" in left
+        assert seconds < 10 + 5
+        assert told.strip().splitlines()[-1].startswith(f"r1jax: {says}")
