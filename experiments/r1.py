@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from etils import epath
 
 from experiments import r1_zero
-from r1jax.config import ExamplesConfig, JudgedConfig, RejectionConfig, RewardModelConfig, RLConfig, SFTConfig
+from r1jax.config import ExamplesConfig, PreferencesConfig, RejectionConfig, RewardModelConfig, RLConfig, SFTConfig
 from r1jax.data.feeds import Records, ensure_records
 from r1jax.data.preferences import summary
 from r1jax.data.sources import Source
@@ -52,9 +52,9 @@ class Config(r1_zero.Config):
     general: ExamplesConfig
     sft: SFTConfig
     chat: ExamplesConfig
-    pairs: JudgedConfig
+    pairs: PreferencesConfig
     helpful: RewardModelConfig
-    marked: JudgedConfig
+    marked: PreferencesConfig
     safe: RewardModelConfig
     rules_rl: RLConfig
     final_rl: RLConfig

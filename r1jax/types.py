@@ -48,7 +48,7 @@ class TokenBatch:
 
     tokens_BT: Array  # int32
     positions_BT: Array  # int32, from 0 in each segment
-    segments_BT: Array  # int32
+    segment_ids_BT: Array  # int32
 
 
 @struct.dataclass
@@ -96,7 +96,7 @@ class Gradients:
 
 
 @struct.dataclass
-class JudgedBatch:
+class PreferenceBatch:
     """Questions with whole responses, padded on the right. Pairs are neighbours: chosen, rejected, chosen, …"""
 
     tokens_BT: Array  # int32

@@ -73,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--processes", type=positive, metavar="N", help="that make this run together; 1: this one alone")
     run.add_argument("--process_id", type=not_negative_int, metavar="I", help="of this one: 0 to N - 1")
     run.add_argument(
-        "--gone_seconds",
+        "--heartbeat_timeout",
         type=positive,
         default=30,
         metavar="S",
@@ -177,7 +177,7 @@ def run_experiment(args: argparse.Namespace) -> None:
     start_jax()
     if not args.dry_run:
         args.hosts = hosts.start_hosts(
-            args.coordinator, args.processes, args.process_id, gone_seconds=float(args.gone_seconds)
+            args.coordinator, args.processes, args.process_id, heartbeat_timeout=float(args.heartbeat_timeout)
         )
     module = load_experiment(args.experiment)
     config = read_config(module.Config, [gin_path(file) for file in args.gin or module.GIN_FILES], args.set)
@@ -193,8 +193,8 @@ def run_experiment(args: argparse.Namespace) -> None:
         dry_run(config)
         return
     layout = make_layout(config.mesh)
-    progress = Progress(quiet=not hosts.is_writer())
-    with hosts.heeding_sigterm():
+    progress = Progress(quiet=not hosts.is_main_process())
+    with hosts.catch_sigterm():
         run = open_run(
             args.workdir,
             Path(args.experiment).stem,
@@ -206,7 +206,7 @@ def run_experiment(args: argparse.Namespace) -> None:
             rerun_from=args.rerun_from,
         )
         module.run(run, config)
-        if hosts.is_writer():
+        if hosts.is_main_process():
             progress.say(f"report: {write_report(run.workdir)}")
 
 

@@ -595,7 +595,7 @@ class RejectionConfig:
 
 
 @dataclass(frozen=True)
-class JudgedConfig:
+class PreferencesConfig:
     """Responses of policies, judged: what reward models learn from (R1, supplement)."""
 
     rollout: RolloutConfig
@@ -613,7 +613,7 @@ class JudgedConfig:
         require_positive(self, "difference")
 
 
-WithRollouts = RLConfig | EvaluateConfig | RejectionConfig | JudgedConfig
+WithRollouts = RLConfig | EvaluateConfig | RejectionConfig | PreferencesConfig
 StageConfig = PretrainConfig | SFTConfig | RewardModelConfig | WithRollouts  # of a stage that needs the devices
 
 

@@ -17,7 +17,7 @@ from etils import epath
 
 from r1jax.data.sources import Source, fingerprint
 from r1jax.errors import RunError, UsageError
-from r1jax.parallel.hosts import from_writer, is_writer
+from r1jax.parallel.hosts import broadcast_from_main, is_main_process
 from r1jax.paths import in_bucket
 from r1jax.types import Problem, TokenBatch
 
@@ -48,7 +48,7 @@ def ensure_records(wanted: Sequence[Records], seed: int, folder: epath.Path) -> 
     UsageError, before that, for a file with a line that is no problem.
     """
     paths = [folder / r.file_name(seed) for r in wanted]
-    from_writer("records", lambda: make_records(wanted, paths, seed, folder))
+    broadcast_from_main("records", lambda: make_records(wanted, paths, seed, folder))
     return paths
 
 
@@ -99,7 +99,7 @@ def records(paths: epath.Path | Sequence[epath.Path], seed: int | None) -> grain
 
 def write_array_record(path: epath.Path, rows: Iterable[Mapping]) -> None:
     """JSON objects as an ArrayRecord, which appears when it is whole; of several processes the first writes it."""
-    if not is_writer():
+    if not is_main_process():
         return
     is_local = not in_bucket(path)
     with tempfile.TemporaryDirectory(dir=path.parent if is_local else None, suffix=".partial") as folder:

@@ -14,7 +14,7 @@ from etils import epath
 from r1jax.data.feeds import NO_THREADS, records
 from r1jax.data.tasks import Task
 from r1jax.errors import UsageError
-from r1jax.types import JudgedBatch
+from r1jax.types import PreferenceBatch
 
 FIELDS: dict[str, dict[str, type]] = {
     "pairwise": {"question": str, "chosen": str, "rejected": str},
@@ -70,7 +70,7 @@ def responses(kind: str, record: dict) -> list[tuple[str, bool]]:
     return [(record["response"], record["safe"])]
 
 
-def judged_batch(task: Task, kind: str, judged: Sequence[dict], size: int, T: int) -> JudgedBatch:
+def judged_batch(task: Task, kind: str, judged: Sequence[dict], size: int, T: int) -> PreferenceBatch:
     """Records as a batch of `size` judgements. A pair of which one response is too long is left out whole."""
     each = RESPONSES[kind]
     read = [(record["question"], *response) for record in judged for response in responses(kind, record)]
@@ -80,10 +80,10 @@ def judged_batch(task: Task, kind: str, judged: Sequence[dict], size: int, T: in
     length_B *= is_whole_J.repeat(each)
     is_good_B = np.zeros(size * each, np.float32)
     is_good_B[: len(read)] = [is_good for *_, is_good in read]
-    return JudgedBatch(tokens_BT, length_B, is_good_B)
+    return PreferenceBatch(tokens_BT, length_B, is_good_B)
 
 
-def count_judgements(batch: JudgedBatch, kind: str) -> int:
+def count_judgements(batch: PreferenceBatch, kind: str) -> int:
     """How many of the batch's judgements count: are no padding, and were not too long."""
     return int(np.count_nonzero(batch.length_B)) // RESPONSES[kind]
 

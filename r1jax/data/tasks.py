@@ -11,7 +11,7 @@ from r1jax.data.sources import Source
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.data.toy import running_sum
 from r1jax.errors import UsageError
-from r1jax.parallel.hosts import is_writer
+from r1jax.parallel.hosts import is_main_process
 from r1jax.types import Problem
 
 
@@ -31,7 +31,7 @@ class Task:
 
     def save_tokenizer(self, stage: epath.Path) -> None:
         """Puts a published tokenizer beside a stage's checkpoints; one of ours is found by the task's name."""
-        if isinstance(self.tokenizer, PublishedTokenizer) and is_writer():
+        if isinstance(self.tokenizer, PublishedTokenizer) and is_main_process():
             (stage / "tokenizer").mkdir(exist_ok=True)
             self.tokenizer.save(stage / "tokenizer")
 

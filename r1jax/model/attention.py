@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from r1jax.config import ModelConfig
 from r1jax.model.layers import rms_norm, rotate, yarn_mscale
-from r1jax.model.ops import ONE_DEVICE, Ops
+from r1jax.model.ops import ONE_DEVICE, ShardedOps
 from r1jax.model.softmax_attention import MASKED
 from r1jax.types import Array, Params
 
@@ -21,7 +21,9 @@ from r1jax.types import Array, Params
 LATENT_NORM_EPS = 1e-6
 
 
-def queries(p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig, ops: Ops = ONE_DEVICE) -> tuple[Array, Array]:
+def queries(
+    p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig, ops: ShardedOps = ONE_DEVICE
+) -> tuple[Array, Array]:
     """The parts without and with position: [B, T, H, N] and [B, T, H, R] (V2, equations 37 to 40)."""
     if c.q_lora_rank is None:
         q_BTHM = ops.heads(jnp.einsum("BTD,DHM->BTHM", ops.inner(x_BTD), p["q_DHM"]))
@@ -49,18 +51,18 @@ def score_scale(c: ModelConfig) -> float:
 
 
 def attend_expanded(
-    p: Params, x_BTD: Array, positions_BT: Array, segments_BT: Array, c: ModelConfig, ops: Ops = ONE_DEVICE
+    p: Params, x_BTD: Array, positions_BT: Array, segment_ids_BT: Array, c: ModelConfig, ops: ShardedOps = ONE_DEVICE
 ) -> Array:
     """Attention of whole sequences over themselves, [B, T, D]."""
     q_BTHM = jnp.concatenate(queries(p, x_BTD, positions_BT, c, ops), axis=-1)
     # Of all tokens of the row; between devices that have parts of it latents travel, which are far less than keys.
-    latents_BSX = ops.whole_row(latents(p, x_BTD, positions_BT, c))
+    latents_BSX = ops.all_gather_sequence(latents(p, x_BTD, positions_BT, c))
     c_kv_BSC, k_rope_BSR = jnp.split(latents_BSX, [p["kv_norm_C"].size], axis=-1)
     kv_BSHW = ops.keys(jnp.einsum("...SC,CHW->...SHW", c_kv_BSC, p["kv_b_CHW"]))
     k_nope_BSHN, v_BSHU = jnp.split(kv_BSHW, [c.qk_nope_head_dim], axis=-1)
     k_rope_BSHR = jnp.broadcast_to(k_rope_BSR[..., None, :], (*k_nope_BSHN.shape[:-1], c.qk_rope_head_dim))
     k_BSHM = jnp.concatenate([k_nope_BSHN, k_rope_BSHR], axis=-1)
-    out_BTHU = ops.attend(q_BTHM, k_BSHM, v_BSHU, segments_BT, score_scale(c), c.attention)
+    out_BTHU = ops.attend(q_BTHM, k_BSHM, v_BSHU, segment_ids_BT, score_scale(c), c.attention)
     out_BTHU = checkpoint_name(out_BTHU, "attended")
     return jnp.einsum("BTHU,HUD->BTD", out_BTHU, p["out_HUD"])
 
@@ -71,7 +73,7 @@ def attend_absorbed(
     positions_BT: Array,
     contexts: Sequence[tuple[Array, Array]],
     c: ModelConfig,
-    ops: Ops = ONE_DEVICE,
+    ops: ShardedOps = ONE_DEVICE,
 ) -> tuple[Array, Array]:
     """Attention of T new tokens over latents that are there already, and over each other. Latents stay latents.
 

@@ -96,7 +96,7 @@ def experts_grouped(p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array) -> A
     rows_SD = take(x_TD, order_S // K, place_TK)
     gates_S1 = gates_TK.reshape(-1, 1)[order_S]
     out_SD = sorted_rows(p, rows_SD, gates_S1, count(ids_TK, p["gate_EDF"].shape[0]))
-    return bring_back(out_SD, order_S // K, place_TK)
+    return combine(out_SD, order_S // K, place_TK)
 
 
 # Tokens to rows and back. One is the other's transpose, and both read: a transpose by JAX would scatter, row by row.
@@ -113,7 +113,7 @@ def take(x_TD: Array, token_S: Array, place_TK: Array) -> Array:
 
 
 @jax.custom_vjp
-def bring_back(rows_SD: Array, token_S: Array, place_TK: Array) -> Array:
+def combine(rows_SD: Array, token_S: Array, place_TK: Array) -> Array:
     """[T, D]: the sum of each token's rows."""
     rows_TKD = rows_SD[jnp.maximum(place_TK, 0)]
     return jnp.where(jnp.expand_dims(place_TK, range(2, rows_TKD.ndim)) >= 0, rows_TKD, 0).sum(axis=1)
@@ -123,8 +123,8 @@ def _keep(function):
     return lambda x, token_S, place_TK: (function(x, token_S, place_TK), (token_S, place_TK))
 
 
-take.defvjp(_keep(take), lambda kept, g_SD: (bring_back(g_SD, *kept), None, None))
-bring_back.defvjp(_keep(bring_back), lambda kept, g_TD: (take(g_TD, *kept), None, None))
+take.defvjp(_keep(take), lambda kept, g_SD: (combine(g_SD, *kept), None, None))
+combine.defvjp(_keep(combine), lambda kept, g_TD: (take(g_TD, *kept), None, None))
 
 
 # Over the devices of a mesh axis, each of which has E / n experts. These run inside `shard_map`.
@@ -149,11 +149,11 @@ def experts_divided(
     if n == 1:
         return experts_grouped(p, x_TD, ids_TK, gates_TK)
     if ids_TK.size < ROWS_APART * n:
-        return experts_shown(p, x_TD, ids_TK, gates_TK, axes)
-    return experts_exchanged(p, x_TD, ids_TK, gates_TK, axes, agree)
+        return moe_all_gather(p, x_TD, ids_TK, gates_TK, axes)
+    return moe_all_to_all(p, x_TD, ids_TK, gates_TK, axes, agree)
 
 
-def experts_shown(p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array, axes: tuple[str, ...]) -> Array:
+def moe_all_gather(p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array, axes: tuple[str, ...]) -> Array:
     """All devices see all tokens; each works on those of its own experts, and the results are added up."""
     E, first = p["gate_EDF"].shape[0], jax.lax.axis_index(axes) * p["gate_EDF"].shape[0]
     x_TD, ids_TK, gates_TK = (jax.lax.all_gather(a, axes, tiled=True) for a in (x_TD, ids_TK, gates_TK))
@@ -170,10 +170,10 @@ def experts_shown(p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array, axes: 
     rows_SD = take(x_TD, token_S, place_TE)
     with rows_there(T * K // jax.lax.axis_size(axes), S):
         out_SD = sorted_rows(p, rows_SD, gates_S1, count(here_P, E))
-    return jax.lax.psum_scatter(bring_back(out_SD, token_S, place_TE), axes, tiled=True)
+    return jax.lax.psum_scatter(combine(out_SD, token_S, place_TE), axes, tiled=True)
 
 
-def experts_exchanged(
+def moe_all_to_all(
     p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array, axes: tuple[str, ...], agree: tuple[str, ...]
 ) -> Array:
     """Each token's row goes to the devices of its experts, and what comes out comes back.
@@ -219,9 +219,9 @@ def _one_round(p: Params, x_TD: Array, gates_TK: Array, plan, number: Array, axe
     gates_R1 = take(gates_R1, order_R, place_R1)
     with rows_there(T * K, room):
         out_RD = sorted_rows(p, rows_RD, gates_R1, count(expert_R, E))
-    out_RCL = bring_back(out_RD.reshape(rows_RCL.shape), order_R, place_R1)
+    out_RCL = combine(out_RD.reshape(rows_RCL.shape), order_R, place_R1)
     out_PCL = exchange(out_RCL, back, there, lengths[::-1], axes)
-    return bring_back(out_PCL, order_P // K, place_TK).reshape(x_TD.shape)
+    return combine(out_PCL, order_P // K, place_TK).reshape(x_TD.shape)
 
 
 def ways(counts_nn: Array, begin: Array, room: int, axes: tuple[str, ...]):

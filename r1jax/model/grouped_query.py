@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from r1jax.config import ModelConfig
 from r1jax.model.layers import rms_norm, rotate
-from r1jax.model.ops import ONE_DEVICE, Ops
+from r1jax.model.ops import ONE_DEVICE, ShardedOps
 from r1jax.model.softmax_attention import MASKED
 from r1jax.types import Array, Params
 
@@ -41,13 +41,13 @@ def keys_and_values(p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig
 
 
 def attend_grouped(
-    p: Params, x_BTD: Array, positions_BT: Array, segments_BT: Array, c: ModelConfig, ops: Ops = ONE_DEVICE
+    p: Params, x_BTD: Array, positions_BT: Array, segment_ids_BT: Array, c: ModelConfig, ops: ShardedOps = ONE_DEVICE
 ) -> Array:
     """Attention of whole sequences over themselves, [B, T, D]."""
     x_BTD = ops.inner(x_BTD)
     q_BTHM = ops.heads(queries(p, x_BTD, positions_BT, c))
-    k_BSYM, v_BSYM = (ops.keys(ops.whole_row(x)) for x in keys_and_values(p, x_BTD, positions_BT, c))
-    out_BTHM = ops.attend(q_BTHM, k_BSYM, v_BSYM, segments_BT, c.head_dim**-0.5, c.attention)
+    k_BSYM, v_BSYM = (ops.keys(ops.all_gather_sequence(x)) for x in keys_and_values(p, x_BTD, positions_BT, c))
+    out_BTHM = ops.attend(q_BTHM, k_BSYM, v_BSYM, segment_ids_BT, c.head_dim**-0.5, c.attention)
     out_BTHM = checkpoint_name(out_BTHM, "attended")
     return jnp.einsum("BTHM,HMD->BTD", out_BTHM, p["out_HMD"])
 
@@ -58,7 +58,7 @@ def attend_cached(
     positions_BT: Array,
     contexts: Sequence[tuple[dict[str, Array], Array]],
     c: ModelConfig,
-    ops: Ops = ONE_DEVICE,
+    ops: ShardedOps = ONE_DEVICE,
 ) -> tuple[Array, dict[str, Array]]:
     """Attention of T new tokens over keys and values that are there already, and over each other.
 

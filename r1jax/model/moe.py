@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from r1jax.config import ModelConfig
 from r1jax.model.layers import feed_forward
-from r1jax.model.ops import ONE_DEVICE, Ops
+from r1jax.model.ops import ONE_DEVICE, ShardedOps
 from r1jax.model.spec import uses_router_bias
 from r1jax.types import Array, Params
 
@@ -52,10 +52,10 @@ def moe(
     p: Params,
     bias_E: Array,
     x_BTD: Array,
-    segments_BT: Array,
+    segment_ids_BT: Array,
     c: ModelConfig,
     replay_BTK: Array | None = None,
-    ops: Ops = ONE_DEVICE,
+    ops: ShardedOps = ONE_DEVICE,
 ) -> tuple[Array, dict[str, Array]]:
     """Routed plus shared experts, [B, T, D], and the router's statistics over all but segment 0, the padding.
 
@@ -67,8 +67,8 @@ def moe(
     out_BTD = ops.experts(p, x_BTD, ids_BTK, gates_BTK, c)
     out_BTD += ops.rows(feed_forward(p["shared"], ops.inner(x_BTD)))
 
-    chosen_BTE = jax.nn.one_hot(ids_BTK, c.n_routed_experts).sum(axis=-2) * (segments_BT > 0)[..., None]
-    balance = balance_loss(scores_BTE, chosen_BTE, segments_BT, c)
+    chosen_BTE = jax.nn.one_hot(ids_BTK, c.n_routed_experts).sum(axis=-2) * (segment_ids_BT > 0)[..., None]
+    balance = balance_loss(scores_BTE, chosen_BTE, segment_ids_BT, c)
     return out_BTD, {
         "load_E": chosen_BTE.sum(axis=(0, 1)),
         "balance": balance,
@@ -76,19 +76,19 @@ def moe(
     }
 
 
-def balance_loss(scores_BTE: Array, chosen_BTE: Array, segments_BT: Array, c: ModelConfig) -> Array:
+def balance_loss(scores_BTE: Array, chosen_BTE: Array, segment_ids_BT: Array, c: ModelConfig) -> Array:
     """Sum over segments of sum_e f_e P_e (V3, equations 17 to 20); 1 for each that uses all experts alike.
 
     f_e = E / (K T) * how many tokens of the segment chose expert e; P_e = mean of its normalised affinity over them.
     """
-    T = segments_BT.shape[1]
-    starts_BT = segments_BT != jnp.pad(segments_BT, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
-    number_BT = jnp.where(segments_BT > 0, jnp.cumsum(starts_BT, axis=1), 0)  # 1 to T, whatever the ids are
+    T = segment_ids_BT.shape[1]
+    starts_BT = segment_ids_BT != jnp.pad(segment_ids_BT, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+    number_BT = jnp.where(segment_ids_BT > 0, jnp.cumsum(starts_BT, axis=1), 0)  # 1 to T, whatever the ids are
 
     def by_segment(values_BTE):
         return jax.vmap(lambda v, s: jax.ops.segment_sum(v, s, num_segments=T + 1))(values_BTE, number_BT)[:, 1:]
 
-    tokens_Bs1 = jnp.maximum(by_segment(jnp.ones((*segments_BT.shape, 1))), 1)
+    tokens_Bs1 = jnp.maximum(by_segment(jnp.ones((*segment_ids_BT.shape, 1))), 1)
     f_BsE = by_segment(chosen_BTE) * c.n_routed_experts / (c.num_experts_per_tok * tokens_Bs1)
     P_BsE = by_segment(scores_BTE / scores_BTE.sum(axis=-1, keepdims=True)) / tokens_Bs1
     return (f_BsE * P_BsE).sum()

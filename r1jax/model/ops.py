@@ -25,22 +25,22 @@ def as_it_is(x: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Ops:
+class ShardedOps:
     """An activation [B, T, …] lies in one of three ways.
 
     `rows`: divided over all devices that have tokens of their own, between blocks, and where each token is worked on by
     itself. `inner`: over those that don't divide matrices besides, while it is multiplied. `heads`, `vocab`: so, and
     its heads or words over the others.
 
-    Where several devices have parts of a row, each attends from its own tokens to all S of the row: `whole_row` gives
-    those to each part, as [parts, B, S, …], and leaves [B, S, …] where rows are whole; `keys` divides their heads.
+    Where several devices have parts of a row, each attends from its own tokens to all S of the row:
+    `all_gather_sequence` gives those to each part, as [parts, B, S, …], and leaves [B, S, …] where rows are whole; `keys` divides their heads.
     """
 
     rows: Callable[[Array], Array] = as_it_is
     inner: Callable[[Array], Array] = as_it_is
     heads: Callable[[Array], Array] = as_it_is  # [B, T, H, …]
     vocab: Callable[[Array], Array] = as_it_is  # [B, …, V]
-    whole_row: Callable[[Array], Array] = as_it_is
+    all_gather_sequence: Callable[[Array], Array] = as_it_is
     keys: Callable[[Array], Array] = as_it_is  # [B, S, H, …], or with parts before
     gather: Callable[[str, Params], Params] = lambda name, p: p  # weights of a layer of a stack, as they are used
     attend: Callable[..., Array] = attend  # softmax_attention.attend
@@ -49,4 +49,4 @@ class Ops:
     parts: int = 1  # of a row
 
 
-ONE_DEVICE = Ops()
+ONE_DEVICE = ShardedOps()

@@ -32,7 +32,7 @@ def attend(
     q_BTHM: Array,
     k_BSYM: Array,
     v_BSYU: Array,
-    segments_BS: Array,
+    segment_ids_BS: Array,
     scale: float,
     implementation: str,
     part: Array | int = 0,
@@ -48,16 +48,16 @@ def attend(
     S, Y = k_BSYM.shape[1:3]
     chex.assert_shape(k_BSYM, (B, S, Y, M))
     chex.assert_shape(v_BSYU, (B, S, Y, None))
-    chex.assert_shape(segments_BS, (B, S))
+    chex.assert_shape(segment_ids_BS, (B, S))
     chex.assert_is_divisible(H, Y)
     chex.assert_is_divisible(S, T)
     if implementation == "splash":
-        return attend_splash(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale, part)
+        return attend_splash(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale, part)
     if implementation == "cudnn":
-        return attend_chunked(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale, fused_chunk, part=part)
+        return attend_chunked(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale, fused_chunk, part=part)
     if implementation == "full":
-        return attend_chunked(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale, einsum_chunk, T, part)
-    return attend_chunked(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale, einsum_chunk, part=part)
+        return attend_chunked(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale, einsum_chunk, T, part)
+    return attend_chunked(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale, einsum_chunk, part=part)
 
 
 def causal_mask(q_segments_BT: Array, k_segments_BS: Array, first: Array | int) -> Array:
@@ -98,13 +98,15 @@ def fused_chunk(q_BTHM, k_BSYM, v_BSYU, mask_BTS, scale: float, *, kernel: Liter
     return out[:, :T, :, :U]
 
 
-def attend_chunked(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale: float, attend_chunk, size: int = CHUNK, part=0) -> Array:
+def attend_chunked(
+    q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale: float, attend_chunk, size: int = CHUNK, part=0
+) -> Array:
     """`size` queries at a time over all keys; the backward pass computes each chunk's scores again."""
     B, T, H, M = q_BTHM.shape
     first = part * T
-    q_segments_BT = jax.lax.dynamic_slice_in_dim(segments_BS, first, T, axis=1)
+    q_segments_BT = jax.lax.dynamic_slice_in_dim(segment_ids_BS, first, T, axis=1)
     if size >= T:
-        return attend_chunk(q_BTHM, k_BSYM, v_BSYU, causal_mask(q_segments_BT, segments_BS, first), scale)
+        return attend_chunk(q_BTHM, k_BSYM, v_BSYU, causal_mask(q_segments_BT, segment_ids_BS, first), scale)
     pad = -T % size
     q_BTHM = jnp.pad(q_BTHM, ((0, 0), (0, pad), (0, 0), (0, 0)))
     q_segments_BT = jnp.pad(q_segments_BT, ((0, 0), (0, pad)))
@@ -113,7 +115,7 @@ def attend_chunked(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale: float, attend_chu
     @jax.checkpoint
     def one(chunk):
         i, q_BtHM, q_segments_Bt = chunk
-        mask_BtS = causal_mask(q_segments_Bt, segments_BS, first + i * size)
+        mask_BtS = causal_mask(q_segments_Bt, segment_ids_BS, first + i * size)
         return attend_chunk(q_BtHM, k_BSYM, v_BSYU, mask_BtS, scale)
 
     q_cBtHM = jnp.moveaxis(q_BTHM.reshape(B, chunks, size, H, M), 1, 0)
@@ -122,7 +124,7 @@ def attend_chunked(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale: float, attend_chu
     return jnp.moveaxis(out_cBtHU, 0, 1).reshape(B, T + pad, H, -1)[:, :T]
 
 
-def attend_splash(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale: float, part=0, *, interpret: bool = False) -> Array:
+def attend_splash(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale: float, part=0, *, interpret: bool = False) -> Array:
     """JAX's Pallas kernel for TPU; `interpret` runs it anywhere, slowly. Parts are padded to whole blocks."""
     # Imported when used: Pallas is of no use to other platforms, and slow to import.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
@@ -137,8 +139,8 @@ def attend_splash(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale: float, part=0, *, 
         x = jnp.pad(x, ((0, 0), (0, 0), (0, length - T), *[(0, 0)] * (x.ndim - 3)))
         return x.reshape(x.shape[0], -1, *x.shape[3:])
 
-    q_BTHM, k_BSYM, v_BSYU, segments_BS = (padded(x) for x in (q_BTHM, k_BSYM, v_BSYU, segments_BS))
-    segments_BT = jax.lax.dynamic_slice_in_dim(segments_BS, part * length, length, axis=1)
+    q_BTHM, k_BSYM, v_BSYU, segment_ids_BS = (padded(x) for x in (q_BTHM, k_BSYM, v_BSYU, segment_ids_BS))
+    segment_ids_BT = jax.lax.dynamic_slice_in_dim(segment_ids_BS, part * length, length, axis=1)
     mask = masks.MultiHeadMask([masks.CausalMask((parts * length, parts * length)) for _ in range(H)])
     sizes = splash.BlockSizes(*[block] * 8)
     kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=parts, interpret=interpret)
@@ -149,6 +151,6 @@ def attend_splash(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale: float, part=0, *, 
         return jax.lax.dynamic_slice_in_dim(x, part * size, size, axis)
 
     q_BHTM, k_BYSM, v_BYSU = (jnp.swapaxes(x, 1, 2) for x in (q_BTHM * scale, k_BSYM, v_BSYU))
-    segments = splash.SegmentIds(segments_BT, segments_BS)
+    segments = splash.SegmentIds(segment_ids_BT, segment_ids_BS)
     out_BHTU = jax.vmap(jax.tree.map(of_part, kernel))(q_BHTM, k_BYSM, v_BYSU, segments)
     return jnp.swapaxes(out_BHTU, 1, 2)[:, :T].astype(v_BSYU.dtype)

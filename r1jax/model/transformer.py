@@ -15,7 +15,7 @@ from r1jax.model.attention import attend_absorbed, attend_expanded
 from r1jax.model.grouped_query import attend_cached, attend_grouped
 from r1jax.model.layers import feed_forward, rms_norm
 from r1jax.model.moe import moe
-from r1jax.model.ops import ONE_DEVICE, Ops
+from r1jax.model.ops import ONE_DEVICE, ShardedOps
 from r1jax.model.quantize import dequantize, is_quantized
 from r1jax.model.spec import stack_layers
 from r1jax.types import Array, Params, TokenBatch
@@ -45,28 +45,35 @@ def stacks(params: Params) -> list[str]:
 
 
 def attend_whole(
-    p: Params, x_BTD: Array, positions_BT: Array, segments_BT: Array, c: ModelConfig, ops: Ops = ONE_DEVICE
+    p: Params, x_BTD: Array, positions_BT: Array, segment_ids_BT: Array, c: ModelConfig, ops: ShardedOps = ONE_DEVICE
 ) -> Array:
     """Attention of whole sequences over themselves, [B, T, D]."""
     attend = attend_grouped if c.kv_lora_rank is None else attend_expanded
-    return attend(p, x_BTD, positions_BT, segments_BT, c, ops)
+    return attend(p, x_BTD, positions_BT, segment_ids_BT, c, ops)
 
 
 def attend_new(
-    p: Params, x_BTD: Array, positions_BT: Array, contexts: Sequence, c: ModelConfig, ops: Ops = ONE_DEVICE
+    p: Params, x_BTD: Array, positions_BT: Array, contexts: Sequence, c: ModelConfig, ops: ShardedOps = ONE_DEVICE
 ) -> tuple[Array, Any]:
     """Attention of new tokens over what the cache has of those before, [B, T, D], and what it is to have of them."""
     attend = attend_cached if c.kv_lora_rank is None else attend_absorbed
     return attend(p, x_BTD, positions_BT, contexts, c, ops)
 
 
-def embed(params: Params, tokens_BT: Array, c: ModelConfig, ops: Ops) -> Array:
+def embed(params: Params, tokens_BT: Array, c: ModelConfig, ops: ShardedOps) -> Array:
     """[B, T, D] in the dtype of the activations."""
     return ops.rows(ops.gather("embed_VD", params["embed_VD"].astype(c.dtype))[tokens_BT])
 
 
 def _block(
-    p: Params, bias_E: Array | None, x_BTD: Array, segments_BT: Array, attend, c: ModelConfig, ops: Ops, replay_BTK=None
+    p: Params,
+    bias_E: Array | None,
+    x_BTD: Array,
+    segment_ids_BT: Array,
+    attend,
+    c: ModelConfig,
+    ops: ShardedOps,
+    replay_BTK=None,
 ):
     """One layer, its router's statistics, and what `attend(weights, x)` returns beside its output."""
     p = dequantize(p, c.dtype)  # here, so that one layer at a time is in more than eight bits
@@ -75,7 +82,7 @@ def _block(
     normed_BTD = rms_norm(x_BTD, p["feed_forward_norm_D"], c.rms_norm_eps)
     if bias_E is None:
         return x_BTD + ops.rows(feed_forward(p["feed_forward"], ops.inner(normed_BTD))), None, kept
-    routed_BTD, statistics = moe(p["feed_forward"], bias_E, normed_BTD, segments_BT, c, replay_BTK, ops)
+    routed_BTD, statistics = moe(p["feed_forward"], bias_E, normed_BTD, segment_ids_BT, c, replay_BTK, ops)
     return x_BTD + routed_BTD, statistics, kept
 
 
@@ -94,21 +101,21 @@ def forward(
     batch: TokenBatch,
     config: ModelConfig,
     routes_BTLK: Array | None = None,
-    ops: Ops = ONE_DEVICE,
+    ops: ShardedOps = ONE_DEVICE,
 ) -> Hidden:
     """Runs whole (packed or padded) sequences. `batch` holds int32 [B, T]; segment 0 is padding.
 
     `routes_BTLK` prescribes the experts of each token in each layer that has experts; -1 lets the router choose.
     """
-    chex.assert_equal_shape([batch.tokens_BT, batch.positions_BT, batch.segments_BT])
+    chex.assert_equal_shape([batch.tokens_BT, batch.positions_BT, batch.segment_ids_BT])
 
     def attend(p, x_BTD):
-        return attend_whole(p, x_BTD, batch.positions_BT, batch.segments_BT, config, ops), None
+        return attend_whole(p, x_BTD, batch.positions_BT, batch.segment_ids_BT, config, ops), None
 
     def layer(name, x_BTD, weights):
         p, bias_E, replay_BTK = weights
         p = ops.gather(name, cast(p, config))  # here, so that one layer at a time is cast, and whole
-        x_BTD, statistics, _ = _block(p, bias_E, x_BTD, batch.segments_BT, attend, config, ops, replay_BTK)
+        x_BTD, statistics, _ = _block(p, bias_E, x_BTD, batch.segment_ids_BT, attend, config, ops, replay_BTK)
         return x_BTD, statistics and {name: statistics[name] for name in ("load_E", "balance")}
 
     x_BTD, load, balance = embed(params, batch.tokens_BT, config, ops), {}, jnp.zeros(())
@@ -144,15 +151,20 @@ def logits(params: Params, hidden_BTD: Array, tokens: int | None = None) -> Arra
     return logits_BTV if tokens is None else jnp.where(jnp.arange(head_DV.shape[-1]) < tokens, logits_BTV, NEVER)
 
 
-def later_tokens(batch: TokenBatch, offset: int) -> tuple[Array, Array]:
+def shift_targets(batch: TokenBatch, offset: int) -> tuple[Array, Array]:
     """The token `offset` places later, [B, T], and a mask of the same shape: whether it lies in the same segment."""
     T = batch.tokens_BT.shape[1]
-    same_BT = (jnp.roll(batch.segments_BT, -offset, axis=1) == batch.segments_BT) & (batch.segments_BT > 0)
+    same_BT = (jnp.roll(batch.segment_ids_BT, -offset, axis=1) == batch.segment_ids_BT) & (batch.segment_ids_BT > 0)
     return jnp.roll(batch.tokens_BT, -offset, axis=1), same_BT & (jnp.arange(T) < T - offset)
 
 
 def forward_mtp(
-    params: Params, router_bias: dict, hidden: Hidden, batch: TokenBatch, config: ModelConfig, ops: Ops = ONE_DEVICE
+    params: Params,
+    router_bias: dict,
+    hidden: Hidden,
+    batch: TokenBatch,
+    config: ModelConfig,
+    ops: ShardedOps = ONE_DEVICE,
 ):
     """Multi-token prediction (V3, section 2.2): module k sees token i + k beside position i and predicts i + k + 1.
 
@@ -163,21 +175,21 @@ def forward_mtp(
     outputs, loads = [hidden.hidden_BTD], []
 
     def attend(p, x_BTD):
-        return attend_whole(p, x_BTD, batch.positions_BT, batch.segments_BT, config, ops), None
+        return attend_whole(p, x_BTD, batch.positions_BT, batch.segment_ids_BT, config, ops), None
 
-    def module(x_BTD, later_BTD, segments_BT, p, bias_E):
+    def module(x_BTD, later_BTD, segment_ids_BT, p, bias_E):
         p = ops.gather("mtp", cast(p, config))
         pair_BTD = ops.rows(mtp_input(p, x_BTD, later_BTD, config))
-        x_BTD, statistics, _ = _block(p["block"], bias_E, pair_BTD, segments_BT, attend, config, ops)
+        x_BTD, statistics, _ = _block(p["block"], bias_E, pair_BTD, segment_ids_BT, attend, config, ops)
         return rms_norm(x_BTD, p["norm_D"], config.rms_norm_eps), statistics["load_E"]
 
     for k in range(config.num_nextn_predict_layers):
-        later_BT, mask_BT = later_tokens(batch, k + 1)
+        later_BT, mask_BT = shift_targets(batch, k + 1)
         later_BTD = jnp.where(mask_BT[..., None], embed(params, later_BT, config, ops), 0)
         p = jax.tree.map(lambda w, k=k: w[k], params["mtp"])
-        segments_BT = batch.segments_BT * mask_BT
+        segment_ids_BT = batch.segment_ids_BT * mask_BT
         run = remat(module, config, scanned=False)
-        x_BTD, load_E = run(outputs[-1], later_BTD, segments_BT, p, router_bias["mtp"][k])
+        x_BTD, load_E = run(outputs[-1], later_BTD, segment_ids_BT, p, router_bias["mtp"][k])
         outputs.append(x_BTD)
         loads.append(load_E)
     return outputs[1:], jnp.stack(loads)
@@ -190,14 +202,14 @@ def mtp_input(p: Params, hidden_BTD: Array, embedded_BTD: Array, c: ModelConfig)
     return jnp.concatenate([embedded_BTD, normed_BTD], axis=-1) @ dequantize(p["project_2DD"], c.dtype)
 
 
-def extend(
+def forward_cached(
     params: Params,
     router_bias: dict,
     tokens_BT: Array,
     positions_BT: Array,
     contexts: Sequence[tuple[dict[str, Any], Array]],
     config: ModelConfig,
-    ops: Ops = ONE_DEVICE,
+    ops: ShardedOps = ONE_DEVICE,
 ) -> tuple[Array, dict[str, Any], Array | None]:
     """Runs T new tokens of each sequence over the latents of what came before: prefill, decoding and verification.
 
@@ -212,7 +224,7 @@ def extend(
       hidden [B, T, D] after the final norm, the new tokens' latents, [L, B, T, X] for each stack, and the experts that
       they chose, [B, T, L, K]; None in a model without experts.
     """
-    segments_BT = jnp.ones(tokens_BT.shape, jnp.int32)
+    segment_ids_BT = jnp.ones(tokens_BT.shape, jnp.int32)
     masks = [mask_BTS for _, mask_BTS in contexts]
 
     def layer(name, x_BTD, weights):
@@ -222,7 +234,7 @@ def extend(
         def attend(p, x_BTD):
             return attend_new(p, x_BTD, positions_BT, list(zip(caches, masks, strict=True)), config, ops)
 
-        x_BTD, statistics, new_BTX = _block(p, bias_E, x_BTD, segments_BT, attend, config, ops)
+        x_BTD, statistics, new_BTX = _block(p, bias_E, x_BTD, segment_ids_BT, attend, config, ops)
         return x_BTD, (new_BTX, None if statistics is None else statistics["ids_BTK"])
 
     x_BTD, new, routes_BTLK = embed(params, tokens_BT, config, ops), {}, None
@@ -234,7 +246,7 @@ def extend(
     return rms_norm(x_BTD, params["norm_D"], config.rms_norm_eps), new, routes_BTLK
 
 
-def extend_mtp(
+def forward_mtp_cached(
     params: Params,
     router_bias: dict,
     hidden_BTD: Array,
@@ -242,10 +254,10 @@ def extend_mtp(
     positions_BT: Array,
     contexts: Sequence[tuple[dict[str, Array], Array]],
     config: ModelConfig,
-    ops: Ops = ONE_DEVICE,
+    ops: ShardedOps = ONE_DEVICE,
 ) -> tuple[Array, dict[str, Array]]:
-    """As `extend`, the first multi-token-prediction module: of position i it is given the model's hidden state, after
-    the final norm, and token i + 1; it predicts token i + 2.
+    """As `forward_cached`, the first multi-token-prediction module: of position i it is given the model's hidden state,
+    after the final norm, and token i + 1; it predicts token i + 2.
 
     Returns:
       hidden [B, T, D] after the module's norm, and its latents of these positions, {"mtp": [1, B, T, X]}.
@@ -257,8 +269,8 @@ def extend_mtp(
         return attend_new(p, x_BTD, positions_BT, caches, config, ops)
 
     x_BTD = ops.rows(mtp_input(p, hidden_BTD, embed(params, tokens_BT, config, ops), config))
-    segments_BT = jnp.ones(tokens_BT.shape, jnp.int32)
-    x_BTD, _, new_BTX = _block(p["block"], router_bias["mtp"][0], x_BTD, segments_BT, attend, config, ops)
+    segment_ids_BT = jnp.ones(tokens_BT.shape, jnp.int32)
+    x_BTD, _, new_BTX = _block(p["block"], router_bias["mtp"][0], x_BTD, segment_ids_BT, attend, config, ops)
     return rms_norm(x_BTD, p["norm_D"], config.rms_norm_eps), {"mtp": new_BTX[None]}
 
 

@@ -155,15 +155,15 @@ def importance_weights(log_ratio_BN: Array, mask_BN: Array, c: RLConfig) -> Arra
     return jnp.where(weights_BN > c.importance_limit, beyond, weights_BN)
 
 
-def sampler_gap(logp_old_BN: Array, logp_sampler_BN: Array, mask_BN: Array, weights_BN: Array) -> Metrics:
+def logprob_gap(logp_old_BN: Array, logp_sampler_BN: Array, mask_BN: Array, weights_BN: Array) -> Metrics:
     """|sampler's - trainer's log-probability| over the sampled tokens: what a wrong cache or temperature would show.
 
     And KL(sampler || trainer), by the k3 estimator.
     """
     gap_BN = jnp.where(mask_BN > 0, logp_old_BN - logp_sampler_BN, 0.0)
     return {
-        "sampler_gap": token_mean(jnp.abs(gap_BN), mask_BN),
-        "sampler_gap_max": Max(jnp.abs(gap_BN).max()),
+        "logprob_gap": token_mean(jnp.abs(gap_BN), mask_BN),
+        "logprob_gap_max": Max(jnp.abs(gap_BN).max()),
         "sampler_kl": token_mean(jnp.exp(gap_BN) - gap_BN - 1, mask_BN),
         "importance_weight": token_mean(weights_BN, mask_BN),
     }

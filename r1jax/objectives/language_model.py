@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 
 from r1jax.config import ModelConfig
-from r1jax.model.ops import ONE_DEVICE, Ops
-from r1jax.model.transformer import Hidden, forward, forward_mtp, later_tokens
+from r1jax.model.ops import ONE_DEVICE, ShardedOps
+from r1jax.model.transformer import Hidden, forward, forward_mtp, shift_targets
 from r1jax.objectives.logprobs import hidden_logprobs
 from r1jax.objectives.metrics import Max, Mean, Metrics
 from r1jax.types import Array, Params, TokenBatch
@@ -18,23 +18,23 @@ def cross_entropy(
     is_target_BT: Array | None = None,
     *,
     tokenizer_size: int | None = None,
-    ops: Ops = ONE_DEVICE,
+    ops: ShardedOps = ONE_DEVICE,
 ) -> Mean:
     """Sum of -log p(token i + offset) over the places that have one in their segment, and their number.
 
     With `is_target_BT`, only these tokens are targets.
     """
-    targets_BT, mask_BT = later_tokens(batch, offset)
+    targets_BT, mask_BT = shift_targets(batch, offset)
     if is_target_BT is not None:
         mask_BT &= jnp.roll(is_target_BT, -offset, axis=1)
     logp_BT, _ = hidden_logprobs(params, hidden_BTD, targets_BT, tokenizer_size=tokenizer_size, ops=ops)
     return Mean(-(logp_BT * mask_BT).sum(), mask_BT.sum().astype(jnp.float32))
 
 
-def count_segments(segments_BT: Array) -> Array:
+def count_segments(segment_ids_BT: Array) -> Array:
     """How many segments there are, float32; each stands in one piece, and segment 0 is padding."""
-    before_BT = jnp.pad(segments_BT, ((0, 0), (1, 0)))[:, :-1]
-    return ((segments_BT != before_BT) & (segments_BT > 0)).sum().astype(jnp.float32)
+    before_BT = jnp.pad(segment_ids_BT, ((0, 0), (1, 0)))[:, :-1]
+    return ((segment_ids_BT != before_BT) & (segment_ids_BT > 0)).sum().astype(jnp.float32)
 
 
 def mtp_losses(
@@ -44,7 +44,7 @@ def mtp_losses(
     batch: TokenBatch,
     config: ModelConfig,
     is_target_BT: Array | None = None,
-    ops: Ops = ONE_DEVICE,
+    ops: ShardedOps = ONE_DEVICE,
 ) -> tuple[list[Mean], Array]:
     """The loss of each multi-token-prediction module (V3, equation 24), and their expert loads [K, E]."""
     outputs, load_KE = forward_mtp(params, router_bias, hidden, batch, config, ops)
@@ -70,7 +70,7 @@ def language_model_loss(
     balance_weight: float,
     mtp: str = "train",
     is_target_BT: Array | None = None,
-    ops: Ops = ONE_DEVICE,
+    ops: ShardedOps = ONE_DEVICE,
 ) -> tuple[Array, tuple[Metrics, dict[str, Array]]]:
     """Mean next-token loss + mtp_weight * mean over modules of their loss (V3, equation 25) + balance loss.
 
@@ -81,7 +81,7 @@ def language_model_loss(
     hidden = forward(params, router_bias, batch, config, ops=ops)
     size = config.tokenizer_size
     main = cross_entropy(params, hidden.hidden_BTD, batch, 1, is_target_BT, tokenizer_size=size, ops=ops)
-    balance = Mean(hidden.balance, count_segments(batch.segments_BT))
+    balance = Mean(hidden.balance, count_segments(batch.segment_ids_BT))
     loss = main.mean() + balance_weight * balance.mean()
     metrics: Metrics = {"loss": main, "balance": balance}
     load = hidden.load

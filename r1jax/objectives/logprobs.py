@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from r1jax.model.ops import ONE_DEVICE, Ops
+from r1jax.model.ops import ONE_DEVICE, ShardedOps
 from r1jax.model.transformer import head_name, logits
 from r1jax.types import Array, Params
 
@@ -27,7 +27,7 @@ def hidden_logprobs(
     temperature: Array | float = 1.0,
     *,
     tokenizer_size: int | None = None,
-    ops: Ops = ONE_DEVICE,
+    ops: ShardedOps = ONE_DEVICE,
 ) -> tuple[Array, Array]:
     """`token_logprobs` of the model's head on hidden states, some tokens at a time, computed again for gradients.
 

@@ -4,14 +4,19 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.config import ModelConfig
-from r1jax.model.ops import ONE_DEVICE, Ops
+from r1jax.model.ops import ONE_DEVICE, ShardedOps
 from r1jax.model.transformer import forward
 from r1jax.objectives.metrics import Mean, Metrics
-from r1jax.types import Array, JudgedBatch, Params, TokenBatch
+from r1jax.types import Array, Params, PreferenceBatch, TokenBatch
 
 
 def response_scores(
-    params: Params, router_bias: dict, tokens_BT: Array, length_B: Array, config: ModelConfig, ops: Ops = ONE_DEVICE
+    params: Params,
+    router_bias: dict,
+    tokens_BT: Array,
+    length_B: Array,
+    config: ModelConfig,
+    ops: ShardedOps = ONE_DEVICE,
 ) -> tuple[Array, dict[str, Array]]:
     """The scalar head on the hidden state, after the final norm, of each row's last token: float32 [B]; expert loads.
 
@@ -31,13 +36,13 @@ def response_scores(
 # Margins: of each judgement, how far the scores agree with it; and 1 where it counts, 0 on padding.
 
 
-def pairwise_margins(scores_B: Array, batch: JudgedBatch) -> tuple[Array, Array]:
+def pairwise_margins(scores_B: Array, batch: PreferenceBatch) -> tuple[Array, Array]:
     """Score of the chosen response - score of the rejected one, [B / 2] (Bradley-Terry's log odds)."""
     scores_J2 = scores_B.reshape(-1, 2)
     return scores_J2[:, 0] - scores_J2[:, 1], (batch.length_B.reshape(-1, 2) > 0).all(axis=1)
 
 
-def pointwise_margins(scores_B: Array, batch: JudgedBatch) -> tuple[Array, Array]:
+def pointwise_margins(scores_B: Array, batch: PreferenceBatch) -> tuple[Array, Array]:
     """The score of a safe response, and minus that of an unsafe one, [B]: the log odds of the label."""
     return scores_B * (2 * batch.is_good_B - 1), batch.length_B > 0
 
@@ -45,7 +50,7 @@ def pointwise_margins(scores_B: Array, batch: JudgedBatch) -> tuple[Array, Array
 MARGINS = {"pairwise": pairwise_margins, "pointwise": pointwise_margins}
 
 
-def judgement_loss(scores_B: Array, batch: JudgedBatch, kind: str) -> tuple[Mean, Metrics]:
+def judgement_loss(scores_B: Array, batch: PreferenceBatch, kind: str) -> tuple[Mean, Metrics]:
     """-log sigmoid(margin); its sum and weight, so that parts of a batch add up exactly.
 
     For pairs that is InstructGPT's equation 1 (arXiv 2203.02155), for single responses binary cross entropy. A margin
@@ -67,7 +72,12 @@ def judgement_loss(scores_B: Array, batch: JudgedBatch, kind: str) -> tuple[Mean
 
 
 def reward_model_loss(
-    params: Params, router_bias: dict, batch: JudgedBatch, config: ModelConfig, kind: str, ops: Ops = ONE_DEVICE
+    params: Params,
+    router_bias: dict,
+    batch: PreferenceBatch,
+    config: ModelConfig,
+    kind: str,
+    ops: ShardedOps = ONE_DEVICE,
 ) -> tuple[Array, tuple[Metrics, dict[str, Array]]]:
     """The scalar loss, and (metrics, expert loads by stack)."""
     scores_B, load = response_scores(params, router_bias, batch.tokens_BT, batch.length_B, config, ops)

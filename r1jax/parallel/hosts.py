@@ -34,7 +34,7 @@ _told_to_stop = threading.Event()
 
 
 def start_hosts(
-    coordinator: str | None, processes: int | None, process_id: int | None, *, gone_seconds: float = GONE_SECONDS
+    coordinator: str | None, processes: int | None, process_id: int | None, *, heartbeat_timeout: float = GONE_SECONDS
 ) -> "Hosts | None":
     """Joins the other processes of the run; None: there is this one alone. Comes before any other use of JAX.
 
@@ -58,8 +58,8 @@ def start_hosts(
             processes,
             process_id,
             initialization_timeout=900,  # hosts are started one by one where some did not answer at first
-            heartbeat_timeout_seconds=round(3 * gone_seconds),  # ours speaks first, and says who
-            shutdown_timeout_seconds=round(gone_seconds),
+            heartbeat_timeout_seconds=round(3 * heartbeat_timeout),  # ours speaks first, and says who
+            shutdown_timeout_seconds=round(heartbeat_timeout),
         )
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -71,7 +71,7 @@ def start_hosts(
         # CPU's programs are cached for process 0 alone. It would come to a collective while others still compile, and
         # gloo waits for 30 s.
         jax.config.update("jax_enable_compilation_cache", False)
-    return Hosts(gone_seconds)
+    return Hosts(heartbeat_timeout)
 
 
 def in_cluster() -> bool:
@@ -105,12 +105,12 @@ def supervise() -> None:
     os._exit(status)
 
 
-def is_writer() -> bool:
+def is_main_process() -> bool:
     """Whether this process writes the run's files."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
-def is_mine(place: int) -> bool:
+def owns(place: int) -> bool:
     """Whether the work at `place` is this process's share."""
     return place % jax.process_count() == jax.process_index()
 
@@ -146,12 +146,12 @@ def barrier(name: str, seconds: float = BARRIER_SECONDS) -> None:
     gather_values(name, None, seconds)
 
 
-def from_writer(name: str, make: Callable[[], Any], seconds: float = BARRIER_SECONDS) -> Any:
+def broadcast_from_main(name: str, make: Callable[[], Any], seconds: float = BARRIER_SECONDS) -> Any:
     """What `make` gives on process 0, which alone calls it, as JSON. A user's error in it is raised by all."""
     if jax.process_count() == 1:
         return make()
     said: dict[str, Any] = {}
-    if is_writer():
+    if is_main_process():
         try:
             said = {"value": make()}
         except (UsageError, RunError) as error:
@@ -164,7 +164,7 @@ def from_writer(name: str, make: Callable[[], Any], seconds: float = BARRIER_SEC
 
 
 @contextlib.contextmanager
-def heeding_sigterm() -> Iterator[None]:
+def catch_sigterm() -> Iterator[None]:
     """SIGTERM is heard by `preempted` instead of ending the process; with several processes JAX hears it by itself."""
     if jax.distributed.is_initialized():
         yield
@@ -210,9 +210,9 @@ class Hosts:
     A collective waits forever for a process that is gone, and can't be interrupted: so this thread ends the process.
     """
 
-    def __init__(self, gone_seconds: float):
-        self.gone_seconds = gone_seconds
-        self.pause = min(2.0, gone_seconds / 5)
+    def __init__(self, heartbeat_timeout: float):
+        self.heartbeat_timeout = heartbeat_timeout
+        self.pause = min(2.0, heartbeat_timeout / 5)
         self.me, self.processes = jax.process_index(), jax.process_count()
         self.client, self.ended = key_value_store(), threading.Event()
         self.failure = ""
@@ -244,7 +244,7 @@ class Hosts:
                     leave(f"process {process} failed: {reason}", int(code))
             heard = {process: signs.get(process, ("", started))[1] for process in range(self.processes)}
             # The others talk through process 0: it sees first who is gone, tells them, and goes last.
-            patience = self.gone_seconds - (0 if self.me else 2 * self.pause)
+            patience = self.heartbeat_timeout - (0 if self.me else 2 * self.pause)
             gone = {process for process, when in heard.items() if time.monotonic() - when > patience}
             if gone - {self.me} and not self.ended.is_set():
                 reason = f"{processes_text(gone)}: no sign of life for {patience:g} s"
@@ -264,7 +264,7 @@ class Hosts:
             jax.distributed.shutdown()
             return
         if isinstance(error, jax.errors.JaxRuntimeError):  # most likely another process is gone: `watch` will say who
-            time.sleep(self.gone_seconds + 2 * self.pause)
+            time.sleep(self.heartbeat_timeout + 2 * self.pause)
         self.failure = f"{FAILED}{code} {' '.join(str(error).split())[:500] or type(error).__name__}"
         time.sleep(4 * self.pause)
         with contextlib.suppress(OSError):

@@ -23,15 +23,15 @@ from r1jax.objectives.grpo import (
     ADVANTAGES,
     grpo_loss,
     importance_weights,
+    logprob_gap,
     overlong_penalty,
-    sampler_gap,
     token_mean,
 )
 from r1jax.objectives.language_model import busiest_expert, language_model_loss, mtp_losses, pooled
 from r1jax.objectives.metrics import Max, Mean, merge_metrics
 from r1jax.objectives.optimizer import learning_rate, make_optimizer
 from r1jax.parallel.layout import Layout
-from r1jax.parallel.sharded_ops import divided
+from r1jax.parallel.sharded_ops import make_sharded_ops
 from r1jax.sampling.decode import Prefilled, Slots, decode_round, empty_slots, insert, prefill
 from r1jax.sampling.score import by_output, output_mask, score
 from r1jax.types import Gradients, GRPOBatch, PackedOutputs, RLState, TaughtBatch, TokenBatch, TrainState
@@ -158,7 +158,7 @@ def sft_step(layout: Layout, model: ModelConfig, config: SFTConfig, steps: int):
 def language_model_step(layout: Layout, model: ModelConfig, config: PretrainConfig | SFTConfig, steps: int):
     """(TrainState, TokenBatch, or a TaughtBatch, of which a part is learnt) -> (TrainState, metrics)."""
     model = on_platform(layout, model)
-    ops = divided(layout, model)
+    ops = make_sharded_ops(layout, model)
     optimizer = make_optimizer(config.optimizer, model, steps)
     schedule = learning_rate(config.optimizer, steps)
 
@@ -251,26 +251,26 @@ def make_slots(layout: Layout, model: ModelConfig, config: RolloutConfig, slots:
 
 
 @functools.cache
-def prefiller(layout: Layout, model: ModelConfig, config: RolloutConfig):
+def make_prefill(layout: Layout, model: ModelConfig, config: RolloutConfig):
     """(params, router_bias, tokens [B, P], lengths [B], ids [B]) -> Prefilled, on every device but for its latents."""
-    run = functools.partial(prefill, c=model, r=config, ops=divided(layout, model))
+    run = functools.partial(prefill, c=model, r=config, ops=make_sharded_ops(layout, model))
     everywhere: Any = layout.replicated()
     latents: Any = by_row(layout)
     return jax.jit(run, out_shardings=Prefilled(latents, *[everywhere] * 5))
 
 
 @functools.cache
-def inserter(layout: Layout, model: ModelConfig, config: RolloutConfig):
+def make_insert(layout: Layout, model: ModelConfig, config: RolloutConfig):
     """(Slots, Prefilled, rows [S], samples [S], key, DrawSettings) -> Slots. The slots are donated."""
     shardings = slot_shardings(layout, model, config)
     return jax.jit(functools.partial(insert, truncate=config.truncates), out_shardings=shardings, donate_argnums=0)
 
 
 @functools.cache
-def decoder(layout: Layout, model: ModelConfig, config: RolloutConfig, width: int):
+def make_decode(layout: Layout, model: ModelConfig, config: RolloutConfig, width: int):
     """(params, router_bias, Slots, is_free [S], limit, DrawSettings) -> (Slots, Emitted). The slots are donated."""
 
-    ops = divided(layout, model)
+    ops = make_sharded_ops(layout, model)
 
     def decode(params, router_bias, slots: Slots, is_free_S, limit, settings):
         slots = replace(slots, done_S=slots.done_S | is_free_S)
@@ -298,7 +298,7 @@ def prepare_batch(layout: Layout, model: ModelConfig, config: RLConfig):
     forward pass: the first ratio is exactly 1 whatever the sampler's rounding.
     """
     model = on_platform(layout, model)
-    ops = divided(layout, model)
+    ops = make_sharded_ops(layout, model)
 
     def prepare(state: RLState, packed: PackedOutputs, temperature):
         N, train = config.max_new_tokens, state.train
@@ -310,7 +310,7 @@ def prepare_batch(layout: Layout, model: ModelConfig, config: RLConfig):
             logp_ref_BN, _, _ = score(*reference, packed, N, temperature, model, ops=ops)
         logp_sampler_BN, mask_BN = by_output(packed.logp_sampler_BT, packed, N), output_mask(packed, N)
         weights_BN = importance_weights(logp_old_BN - logp_sampler_BN, mask_BN, config)
-        metrics = sampler_gap(logp_old_BN, logp_sampler_BN, mask_BN, weights_BN)
+        metrics = logprob_gap(logp_old_BN, logp_sampler_BN, mask_BN, weights_BN)
         if config.old_logprobs == "sampler":
             logp_old_BN = logp_sampler_BN
         advantage_B = packed.advantage_BJ.reshape(-1)
@@ -323,7 +323,7 @@ def prepare_batch(layout: Layout, model: ModelConfig, config: RLConfig):
 def grpo_gradients(layout: Layout, model: ModelConfig, config: RLConfig):
     """(params, router_bias, GRPOBatch, temperature) -> Gradients of the microbatch."""
     model = on_platform(layout, model)
-    ops = divided(layout, model)
+    ops = make_sharded_ops(layout, model)
     # Recomputing the forward pass in the backward one saves memory, and keeps XLA from fusing it otherwise than in
     # `prepare_batch`: the first ratio is 1 to the last bit, where it was within 2e-5. Layers that do so are enough.
     rematerialised = jax.checkpoint(score, static_argnums=(3, 5, 7)) if model.remat == "none" else score

@@ -12,8 +12,8 @@ from r1jax.objectives.optimizer import learning_rate, make_optimizer
 from r1jax.objectives.reward_model import response_scores, reward_model_loss
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.programs import apply_updates, first_state, on_platform, train_state_shardings
-from r1jax.parallel.sharded_ops import divided
-from r1jax.types import JudgedBatch, TrainState
+from r1jax.parallel.sharded_ops import make_sharded_ops
+from r1jax.types import PreferenceBatch, TrainState
 
 
 def scored_model(model: ModelConfig) -> ModelConfig:
@@ -44,13 +44,13 @@ def start_reward_model(layout: Layout, model: ModelConfig, config: OptimizerConf
 
 @functools.cache
 def reward_model_step(layout: Layout, model: ModelConfig, config: RewardModelConfig, steps: int):
-    """(TrainState, JudgedBatch) -> (TrainState, metrics). The state is donated."""
+    """(TrainState, PreferenceBatch) -> (TrainState, metrics). The state is donated."""
     model = on_platform(layout, model)
     optimizer = make_optimizer(config.optimizer, model, steps)
     schedule = learning_rate(config.optimizer, steps)
 
-    def step(state: TrainState, batch: JudgedBatch):
-        loss = functools.partial(reward_model_loss, config=model, kind=config.kind, ops=divided(layout, model))
+    def step(state: TrainState, batch: PreferenceBatch):
+        loss = functools.partial(reward_model_loss, config=model, kind=config.kind, ops=make_sharded_ops(layout, model))
         grads, (metrics, load) = jax.grad(loss, has_aux=True)(state.params, state.router_bias, batch)
         state, norms = apply_updates(optimizer, model, config.optimizer, state, grads, load)
         return state, metrics | norms | {"learning_rate": Max(schedule(state.step - 1))}
@@ -61,9 +61,9 @@ def reward_model_step(layout: Layout, model: ModelConfig, config: RewardModelCon
 
 @functools.cache
 def reward_model_metrics(layout: Layout, model: ModelConfig, kind: str):
-    """(params, router_bias, JudgedBatch) -> metrics, of a batch that is not learnt from."""
+    """(params, router_bias, PreferenceBatch) -> metrics, of a batch that is not learnt from."""
     model = on_platform(layout, model)
-    loss = functools.partial(reward_model_loss, config=model, kind=kind, ops=divided(layout, model))
+    loss = functools.partial(reward_model_loss, config=model, kind=kind, ops=make_sharded_ops(layout, model))
     return jax.jit(lambda *arguments: loss(*arguments)[1][0], out_shardings=layout.replicated())
 
 
@@ -71,5 +71,5 @@ def reward_model_metrics(layout: Layout, model: ModelConfig, kind: str):
 def reward_scores(layout: Layout, model: ModelConfig):
     """(params, router_bias, tokens [B, T], lengths [B]) -> scores, float32 [B]; any number where a length is 0."""
     model = on_platform(layout, model)
-    scores = functools.partial(response_scores, config=model, ops=divided(layout, model))
+    scores = functools.partial(response_scores, config=model, ops=make_sharded_ops(layout, model))
     return jax.jit(lambda *arguments: scores(*arguments)[0], out_shardings=layout.replicated())

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from r1jax.config import ModelConfig
 from r1jax.model import ops
 from r1jax.model.experts import experts_divided
-from r1jax.model.ops import Ops
+from r1jax.model.ops import ShardedOps
 from r1jax.model.quantize import is_quantized
 from r1jax.model.softmax_attention import attend
 from r1jax.model.spec import ParamSpec, is_spec, param_specs
@@ -19,7 +19,7 @@ from r1jax.types import Array, Params
 
 
 @functools.cache
-def divided(layout: Layout, model: ModelConfig) -> Ops:
+def make_sharded_ops(layout: Layout, model: ModelConfig) -> ShardedOps:
     """What programs on this layout give the model. The same object for the same arguments."""
     if layout.mesh.size == 1:
         return ops.ONE_DEVICE
@@ -35,17 +35,17 @@ def divided(layout: Layout, model: ModelConfig) -> Ops:
 
         return constrain
 
-    def whole_row(x_BS: Array) -> Array:
+    def all_gather_sequence(x_BS: Array) -> Array:
         # Given to each part by itself, so that what is made of it has a gradient for each: they are added up here.
         rest = [PartitionSpec.UNCONSTRAINED] * (x_BS.ndim - 2)
         x_BS = lie(inner, (), *rest)(x_BS)
         return lie(tokens, inner, (), *rest)(jnp.broadcast_to(x_BS, (parts, *x_BS.shape))) if parts > 1 else x_BS
 
-    def on_parts(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale, implementation):
-        def one(q_BTHM, k_BSYM, v_BSYU, segments_BS):
+    def on_parts(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale, implementation):
+        def one(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS):
             k_BSYM, v_BSYU = (x.reshape(x.shape[-4:]) for x in (k_BSYM, v_BSYU))  # of this part alone
             part = jax.lax.axis_index(tokens) if parts > 1 else 0
-            return attend(q_BTHM, k_BSYM, v_BSYU, segments_BS, scale, implementation, part)
+            return attend(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale, implementation, part)
 
         queries, keys = PartitionSpec(inner, tokens, heads), PartitionSpec(*key_axes)
         return jax.shard_map(
@@ -54,14 +54,14 @@ def divided(layout: Layout, model: ModelConfig) -> Ops:
             in_specs=(queries, keys, keys, PartitionSpec(inner)),
             out_specs=queries,
             check_vma=False,
-        )(q_BTHM, k_BSYM, v_BSYU, segments_BS)
+        )(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS)
 
-    return Ops(
+    return ShardedOps(
         rows=lie(rows, tokens),
         inner=lie(inner, tokens),
         heads=lie(inner, tokens, heads),
         vocab=lie(inner, tokens, last=layout.rules.vocab),
-        whole_row=whole_row,
+        all_gather_sequence=all_gather_sequence,
         keys=lie(*key_axes),
         gather=functools.partial(gather, layout, param_specs(model)),
         attend=on_parts,

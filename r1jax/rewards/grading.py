@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain, islice
 
-from r1jax.parallel.hosts import gather_values, is_mine
+from r1jax.parallel.hosts import gather_values, owns
 from r1jax.rewards.rules import Reward, failure_counts, grade
 from r1jax.rollout.engine import Output
 from r1jax.types import Problem, Sample
@@ -21,7 +21,7 @@ def grade_outputs(
 ) -> list[list[Sample]]:
     """One `Sample` for each output, grouped by problem."""
     groups = [ungraded(problem, group) for problem, group in zip(problems, outputs, strict=True)]
-    mine = [place for place in range(len(groups)) if is_mine(place)]
+    mine = [place for place in range(len(groups)) if owns(place)]
     graded = iter(grade(beside(rewards), [sample for place in mine for sample in groups[place]]))
     return finish(rewards, groups, {place: list(islice(graded, len(groups[place]))) for place in mine})
 
@@ -66,7 +66,7 @@ class Grading:
     def submit(self, problems: Sequence[Problem], place: int, outputs: Sequence[Output]) -> None:
         """Takes on the outputs for the problem at `place`."""
         self.groups[place] = ungraded(problems[place], outputs)
-        if is_mine(place):
+        if owns(place):
             self.mine[place] = self.thread.submit(grade, self.beside, self.groups[place])
 
     def collect(self) -> list[list[Sample]]:

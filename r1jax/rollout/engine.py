@@ -217,7 +217,7 @@ class RolloutEngine:
             id_B[row], ids = prompts[index]
             tokens_BP[row, : len(ids)], length_B[row] = ids, len(ids)
             taken.append(index)
-        run = programs.prefiller(self.layout, self.model, self.config)
+        run = programs.make_prefill(self.layout, self.model, self.config)
         arrays = self.layout.put_batch((tokens_BP, length_B, id_B))
         with self.naming(f"what running {rows} prompts of {P:,} tokens takes", "attention scores"):
             prefilled = jax.block_until_ready(run(params, router_bias, *arrays))
@@ -237,13 +237,13 @@ class RolloutEngine:
             if owner is None and ready and ready[0][0] is prefilled:
                 _, row_S[s], owners[s] = ready.popleft()
                 sample_S[s] = owners[s].sample
-        run = programs.inserter(self.layout, self.model, self.config)
+        run = programs.make_insert(self.layout, self.model, self.config)
         return run(slots, prefilled, row_S, sample_S, key, settings)
 
     def decode(self, params, router_bias, slots: Slots, owners, prompts, settings) -> tuple[Slots, Emitted]:
         """One round. Slots without an owner are done, also those whose output met a stop string."""
         filled = max(len(prompts[o.prompt][1]) + len(o.tokens) for o in owners if o is not None)
-        run = programs.decoder(self.layout, self.model, self.config, bucket(filled, self.width))
+        run = programs.make_decode(self.layout, self.model, self.config, bucket(filled, self.width))
         is_free_S = np.asarray([owner is None for owner in owners])
         with self.naming(f"what a round of {self.slots} slots takes", "attention scores"):
             return run(params, router_bias, slots, is_free_S, np.int32(self.max_new_tokens), settings)

@@ -69,7 +69,7 @@ def fill(
 ) -> PackedOutputs:
     """The rows as arrays; rows and places that are not taken hold nothing that counts."""
     rows, T, J = shape
-    tokens_BT, positions_BT, segments_BT = (np.zeros((rows, T), np.int32) for _ in range(3))
+    tokens_BT, positions_BT, segment_ids_BT = (np.zeros((rows, T), np.int32) for _ in range(3))
     is_new_BT, logp_sampler_BT = np.zeros((rows, T), bool), np.zeros((rows, T), np.float32)
     start_BJ, length_BJ = np.ones((rows, J), np.int32), np.zeros((rows, J), np.int32)
     advantage_BJ = np.zeros((rows, J), np.float32)
@@ -81,7 +81,7 @@ def fill(
             start, end = begin + len(taught.prompt), begin + taught.size
             tokens_BT[b, begin:end] = taught.prompt + output.tokens
             positions_BT[b, begin:end] = np.arange(taught.size)
-            segments_BT[b, begin:end] = j + 1
+            segment_ids_BT[b, begin:end] = j + 1
             is_new_BT[b, start:end] = True
             logp_sampler_BT[b, start:end] = output.logprobs
             start_BJ[b, j], length_BJ[b, j], advantage_BJ[b, j] = start, len(output.tokens), taught.advantage
@@ -89,10 +89,10 @@ def fill(
                 # What follows a stop string has routes, but is cut off.
                 routes_BTLK[b, begin:end] = np.concatenate(output.routes)[: taught.size]
             begin = end
-    tokens = TokenBatch(tokens_BT, positions_BT, segments_BT)
+    tokens = TokenBatch(tokens_BT, positions_BT, segment_ids_BT)
     return PackedOutputs(tokens, is_new_BT, logp_sampler_BT, start_BJ, length_BJ, advantage_BJ, routes_BTLK)
 
 
 def filled(batches: Sequence[PackedOutputs]) -> float:
     """The share of the rows' places that hold a token."""
-    return float(np.mean([batch.tokens.segments_BT > 0 for batch in batches]))
+    return float(np.mean([batch.tokens.segment_ids_BT > 0 for batch in batches]))

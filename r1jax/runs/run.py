@@ -54,7 +54,7 @@ class Run:
         if "model" in configs:
             check_lengths(configs["model"], *configs.values())
         stage = Stage(self, name)
-        hosts.from_writer(f"{name}: its config", lambda: self.take_up(stage, kind, inputs, configs))
+        hosts.broadcast_from_main(f"{name}: its config", lambda: self.take_up(stage, kind, inputs, configs))
         return stage
 
     def take_up(self, stage: "Stage", kind: str, inputs: Mapping[str, epath.Path], configs: Mapping[str, Any]) -> None:
@@ -103,7 +103,7 @@ class Stage:
 
     def result(self) -> dict | None:
         """What the stage ended with; None while it is not complete. All processes ask together."""
-        return hosts.from_writer(f"{self.name}: its result", self.read_result)
+        return hosts.broadcast_from_main(f"{self.name}: its result", self.read_result)
 
     def read_result(self) -> dict | None:
         path = self.directory / MARK
@@ -113,7 +113,7 @@ class Stage:
 
     def complete(self, result: dict[str, Any], *, output: str | None = None) -> None:
         """Marks the stage as done. `output` is what its output holds, as a hash; None: its result is all it gives."""
-        hosts.from_writer(f"{self.name}: its end", lambda: self.mark(result, output))
+        hosts.broadcast_from_main(f"{self.name}: its end", lambda: self.mark(result, output))
 
     def mark(self, result: dict[str, Any], output: str | None) -> None:
         output = output or sha256(json.dumps(result).encode())
@@ -131,7 +131,7 @@ class Stage:
         return random_key(self.run.seed, self.number, *position)
 
 
-def hanging_on(workdir: epath.Path, stage: str) -> list[str]:
+def downstream(workdir: epath.Path, stage: str) -> list[str]:
     """A stage of a run, and all that were made of its output, or of theirs. Raises UsageError when there is none."""
     inputs = {
         path.parent.name: {entry["path"].split("/")[0] for entry in json.loads(path.read_text())["inputs"].values()}
@@ -146,9 +146,9 @@ def hanging_on(workdir: epath.Path, stage: str) -> list[str]:
     return found
 
 
-def set_aside(workdir: epath.Path, stage: str) -> list[str]:
+def archive(workdir: epath.Path, stage: str) -> list[str]:
     """Moves a stage, and what hangs on it, to `workdir/replaced/N/`: a run then makes them again. Their names."""
-    found, number = hanging_on(workdir, stage), 1
+    found, number = downstream(workdir, stage), 1
     while (workdir / "replaced" / str(number)).exists():
         number += 1
     aside = workdir / "replaced" / str(number)
@@ -182,7 +182,7 @@ def open_run(
     def take_up() -> dict[str, Any]:
         return take_up_run(directory, experiment, config.run.seed, progress, summary, note, rerun_from)
 
-    this_session = hosts.from_writer("the run's directory", take_up)
+    this_session = hosts.broadcast_from_main("the run's directory", take_up)
     if not (directory / "run.json").exists():  # process 0 has written it
         raise RunError(f"process {jax.process_index()} does not see {directory}: set a --workdir that all hosts share")
     return Run(directory, config.run.seed, layout, progress, this_session)
@@ -210,12 +210,12 @@ def take_up_run(
         elif directory.exists() and any(directory.iterdir()):
             raise UsageError(f"{directory} is not empty and holds no run: set another --workdir")
         if rerun_from is not None:
-            hanging_on(directory, rerun_from)  # or nothing is written
+            downstream(directory, rerun_from)  # or nothing is written
         directory.mkdir(parents=True, exist_ok=True)
         about["sessions"].append(session(seed))
         write_whole(record, json.dumps(about, indent=1))
         if rerun_from is not None:
-            progress.say(f"made again: {', '.join(set_aside(directory, rerun_from))}")
+            progress.say(f"made again: {', '.join(archive(directory, rerun_from))}")
     except (OSError, json.JSONDecodeError) as error:
         raise RunError(f"can't write to {directory}: {error}") from error
     return about["sessions"][-1]

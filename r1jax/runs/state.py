@@ -26,7 +26,7 @@ def split(state: State) -> tuple[dict, State]:
     ) else rest
 
 
-def policy_content(layout: Layout, state: State) -> str:
+def policy_hash(layout: Layout, state: State) -> str:
     """A hash of the policy's numbers: the same bits give the same, on any mesh."""
     policy, _ = split(state)
     sums = jax.device_get(checksums(layout)(policy))

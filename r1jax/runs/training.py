@@ -34,7 +34,7 @@ def train(
     `make_batch` makes a batch of what the feed gives, `derive` adds to the metrics, `shown` are those on the terminal.
     """
     store = CheckpointStore(stage.checkpoints)
-    first = hosts.from_writer(f"{stage.name}: its latest checkpoint", store.latest_step) or 0
+    first = hosts.broadcast_from_main(f"{stage.name}: its latest checkpoint", store.latest_step) or 0
     if first:
         state, position = restore_onto(store, first, state)
         feed.set_state(position)

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from r1jax.config import ModelConfig, RolloutConfig
-from r1jax.model.ops import ONE_DEVICE, Ops
+from r1jax.model.ops import ONE_DEVICE, ShardedOps
 from r1jax.model.quantize import quantize
-from r1jax.model.transformer import empty_latents, extend, extend_mtp, logits
+from r1jax.model.transformer import empty_latents, forward_cached, forward_mtp_cached, logits
 from r1jax.sampling.draw import DrawSettings, draw, sample_key
 from r1jax.types import Array, Params
 
@@ -42,7 +42,7 @@ class Pairs:
 
     hidden_STD: Array  # after the final norm
     next_ST: Array  # int32, the token behind each place
-    is_true_ST: Array  # bool: the place is part of the output; the first is, or the slot is done
+    accepted_ST: Array  # bool: the place is part of the output; the first is, or the slot is done
 
 
 @struct.dataclass
@@ -91,7 +91,7 @@ def prefill(
     id_B: Array,
     c: ModelConfig,
     r: RolloutConfig,
-    ops: Ops = ONE_DEVICE,
+    ops: ShardedOps = ONE_DEVICE,
 ) -> Prefilled:
     """Runs right-padded prompts, a chunk at a time, over the latents of the chunks before.
 
@@ -109,10 +109,10 @@ def prefill(
         positions_BT = jnp.broadcast_to(start + jnp.arange(chunk), (B, chunk))
         before = (jnp.arange(padded) < start)[None, None]
         contexts = [(latents, before)] if padded > chunk else []
-        hidden_BTD, new, routes = extend(params, router_bias, tokens_BT, positions_BT, contexts, c, ops)
+        hidden_BTD, new, routes = forward_cached(params, router_bias, tokens_BT, positions_BT, contexts, c, ops)
         if r.speculative:
             next_BT = jax.lax.dynamic_slice_in_dim(tokens_BP, start + 1, chunk, axis=1)
-            new |= extend_mtp(params, router_bias, hidden_BTD, next_BT, positions_BT, contexts, c, ops)[1]
+            new |= forward_mtp_cached(params, router_bias, hidden_BTD, next_BT, positions_BT, contexts, c, ops)[1]
         latents = jax.tree.map(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, start, axis=2), latents, new)
         at_B = jnp.clip(length_B - 1 - start, 0, chunk - 1)
         is_here_B1 = ((length_B - 1) // chunk == start // chunk)[:, None]
@@ -202,7 +202,7 @@ def decode_round(
     s: DrawSettings,
     c: ModelConfig,
     r: RolloutConfig,
-    ops: Ops = ONE_DEVICE,
+    ops: ShardedOps = ONE_DEVICE,
     *,
     width: int,
 ) -> tuple[Slots, Emitted]:
@@ -214,7 +214,7 @@ def decode_round(
     """
     T = places(r)
     # The multi-token-prediction module has run all but the pairs that the last step gave.
-    paired_S = slots.length_S - (slots.pairs.is_true_ST.sum(axis=1) if slots.pairs else 0)
+    paired_S = slots.length_S - (slots.pairs.accepted_ST.sum(axis=1) if slots.pairs else 0)
     cache = jax.tree.map(lambda x: x[:, :, :width], slots.cache)
     seen_S1W, paired_S1W = ((jnp.arange(width) < n_S[:, None])[:, None] for n_S in (slots.length_S, paired_S))
 
@@ -226,20 +226,20 @@ def decode_round(
             tokens_ST = jnp.stack([state.slots.token_S, draft_S], axis=1)
         positions_ST = state.slots.length_S[:, None] + jnp.arange(T)
         contexts = [(cache, seen_S1W), (state.tail, state.out.is_token_SN[:, None])]
-        hidden_STD, new, routes_STLK = extend(params, router_bias, tokens_ST, positions_ST, contexts, c, ops)
+        hidden_STD, new, routes_STLK = forward_cached(params, router_bias, tokens_ST, positions_ST, contexts, c, ops)
         state = replace(state, tail=state.tail | append(state.tail, new, state.step * T))
         if r.routing_replay and routes_STLK is not None:
             at = (0, state.step * T, 0, 0)
             routes = jax.lax.dynamic_update_slice(state.out.routes_SNLK, routes_STLK.astype(jnp.int16), at)
             state = replace(state, out=replace(state.out, routes_SNLK=routes))
-        next_ST, is_true_ST = [], []
+        next_ST, accepted_ST = [], []
         for t in range(T):
-            is_true_S = ~state.slots.done_S & (tokens_ST[:, t] == state.slots.token_S)
-            state = emit(state, state.step * T + t, is_true_S, limit, s)
-            state = replace(state, slots=draw_next(params, state.slots, hidden_STD[:, t], is_true_S, s, c, r, ops))
+            accepted_S = ~state.slots.done_S & (tokens_ST[:, t] == state.slots.token_S)
+            state = emit(state, state.step * T + t, accepted_S, limit, s)
+            state = replace(state, slots=draw_next(params, state.slots, hidden_STD[:, t], accepted_S, s, c, r, ops))
             next_ST.append(state.slots.token_S)
-            is_true_ST.append(is_true_S)
-        pairs = Pairs(hidden_STD, jnp.stack(next_ST, 1), jnp.stack(is_true_ST, 1)) if r.speculative else None
+            accepted_ST.append(accepted_S)
+        pairs = Pairs(hidden_STD, jnp.stack(next_ST, 1), jnp.stack(accepted_ST, 1)) if r.speculative else None
         return replace(state, step=state.step + 1, slots=replace(state.slots, pairs=pairs))
 
     state = jax.lax.while_loop(
@@ -285,22 +285,24 @@ def propose(
     s: DrawSettings,
     c: ModelConfig,
     r: RolloutConfig,
-    ops: Ops,
+    ops: ShardedOps,
 ) -> tuple[Array, Round]:
     """Runs the multi-token-prediction module on the last step's pairs; what it draws behind the pending token, [S]."""
     slots, pairs, at = state.slots, state.slots.pairs, state.step * places(r)
-    true_S1 = pairs.is_true_ST.sum(axis=1, keepdims=True)
+    true_S1 = pairs.accepted_ST.sum(axis=1, keepdims=True)
     positions_ST = slots.length_S[:, None] - true_S1 + jnp.arange(places(r))
     contexts = [(cache, paired_S1W), (state.tail, state.paired_SN[:, None])]
-    hidden_STD, new = extend_mtp(params, router_bias, pairs.hidden_STD, pairs.next_ST, positions_ST, contexts, c, ops)
+    hidden_STD, new = forward_mtp_cached(
+        params, router_bias, pairs.hidden_STD, pairs.next_ST, positions_ST, contexts, c, ops
+    )
     last_SD = jnp.take_along_axis(hidden_STD, jnp.maximum(true_S1 - 1, 0)[..., None], axis=1)[:, 0]
     drafted_SV = next_logits(params, last_SD, c, ops)
     draft_S, _, _ = draw(drafted_SV, slots.key_S, slots.count_S + 1, s, truncate=r.truncates)
-    paired_SN = jax.lax.dynamic_update_slice(state.paired_SN, pairs.is_true_ST, (0, at))
+    paired_SN = jax.lax.dynamic_update_slice(state.paired_SN, pairs.accepted_ST, (0, at))
     return draft_S, replace(state, tail=state.tail | append(state.tail, new, at), paired_SN=paired_SN)
 
 
-def emit(state: Round, place: Array, is_true_S: Array, limit: Array, s: DrawSettings) -> Round:
+def emit(state: Round, place: Array, accepted_S: Array, limit: Array, s: DrawSettings) -> Round:
     """The pending token of each slot goes out, where it is what was run; it may be the last."""
     slots, out = state.slots, state.out
     out = replace(
@@ -308,12 +310,12 @@ def emit(state: Round, place: Array, is_true_S: Array, limit: Array, s: DrawSett
         tokens_SN=out.tokens_SN.at[:, place].set(slots.token_S),
         logp_SN=out.logp_SN.at[:, place].set(slots.logp_S),
         drawn_logp_SN=out.drawn_logp_SN.at[:, place].set(slots.drawn_logp_S),
-        is_token_SN=out.is_token_SN.at[:, place].set(is_true_S),
+        is_token_SN=out.is_token_SN.at[:, place].set(accepted_S),
     )
-    count_S = slots.count_S + is_true_S
+    count_S = slots.count_S + accepted_S
     is_last_S = (slots.token_S[:, None] == s.stop_ids).any(axis=-1) | (count_S >= limit)
-    done_S = slots.done_S | (is_true_S & is_last_S)
-    slots = replace(slots, count_S=count_S, length_S=slots.length_S + is_true_S, done_S=done_S)
+    done_S = slots.done_S | (accepted_S & is_last_S)
+    slots = replace(slots, count_S=count_S, length_S=slots.length_S + accepted_S, done_S=done_S)
     return replace(state, slots=slots, out=out)
 
 
@@ -321,27 +323,27 @@ def draw_next(
     params: Params,
     slots: Slots,
     hidden_SD: Array,
-    is_true_S: Array,
+    accepted_S: Array,
     s: DrawSettings,
     c: ModelConfig,
     r: RolloutConfig,
-    ops: Ops,
+    ops: ShardedOps,
 ) -> Slots:
     """The token behind what was just emitted becomes the pending one."""
     drawn = draw(next_logits(params, hidden_SD, c, ops), slots.key_S, slots.count_S, s, truncate=r.truncates)
     pending = (slots.token_S, slots.logp_S, slots.drawn_logp_S)
-    token_S, logp_S, drawn_logp_S = (jnp.where(is_true_S, new, old) for new, old in zip(drawn, pending, strict=True))
+    token_S, logp_S, drawn_logp_S = (jnp.where(accepted_S, new, old) for new, old in zip(drawn, pending, strict=True))
     return replace(slots, token_S=token_S, logp_S=logp_S, drawn_logp_S=drawn_logp_S)
 
 
-def next_logits(params: Params, hidden_BD: Array, c: ModelConfig, ops: Ops) -> Array:
+def next_logits(params: Params, hidden_BD: Array, c: ModelConfig, ops: ShardedOps) -> Array:
     """float32 [B, V], each row whole on one device, which draws from it."""
     return ops.rows(ops.vocab(logits(params, ops.inner(hidden_BD), c.tokenizer_size)))
 
 
-def merge(cache, tail, at_S: Array, is_true_SN: Array):
+def merge(cache, tail, at_S: Array, accepted_SN: Array):
     """Each slot's true places behind what it has; the cache has room for one round more than any output."""
-    order_SN = jnp.argsort(~is_true_SN, axis=1, stable=True)
+    order_SN = jnp.argsort(~accepted_SN, axis=1, stable=True)
     # Mapped over leading dimensions only: any other order makes XLA transpose the whole cache, and hold it twice.
     write_SWX = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=0))
     write_LSWX = jax.vmap(write_SWX, (0, 0, None))

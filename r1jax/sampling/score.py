@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 
 from r1jax.config import ModelConfig
-from r1jax.model.ops import ONE_DEVICE, Ops
-from r1jax.model.transformer import Hidden, forward, later_tokens
+from r1jax.model.ops import ONE_DEVICE, ShardedOps
+from r1jax.model.transformer import Hidden, forward, shift_targets
 from r1jax.objectives.logprobs import hidden_logprobs
 from r1jax.types import Array, PackedOutputs, Params
 
@@ -29,11 +29,11 @@ def score(
     temperature: Array | float,
     c: ModelConfig,
     routes_BTLK: Array | None = None,
-    ops: Ops = ONE_DEVICE,
+    ops: ShardedOps = ONE_DEVICE,
 ) -> tuple[Array, Array, Hidden]:
     """log p and entropy of each output's tokens, float32 [B * J, N], and the hidden states that they come from."""
     hidden = forward(params, router_bias, packed.tokens, c, routes_BTLK, ops)
-    next_BT, _ = later_tokens(packed.tokens, 1)
+    next_BT, _ = shift_targets(packed.tokens, 1)
     size = c.tokenizer_size
     predicted = hidden_logprobs(params, hidden.hidden_BTD, next_BT, temperature, tokenizer_size=size, ops=ops)
     logp_BN, entropy_BN = (by_output(jnp.roll(x_BT, 1, axis=1), packed, longest) for x_BT in predicted)

@@ -5,7 +5,7 @@ from etils import epath
 from r1jax.config import DemonstrationsConfig
 from r1jax.data.feeds import write_array_record
 from r1jax.data.jsonl import read_demonstrations
-from r1jax.parallel.hosts import from_writer
+from r1jax.parallel.hosts import broadcast_from_main
 from r1jax.paths import absolute
 from r1jax.runs.run import Run, shard, write_index
 
@@ -21,6 +21,6 @@ def demonstrations(run: Run, name: str, config: DemonstrationsConfig) -> epath.P
         return stage.directory
     path = stage.directory / "demonstrations.array_record"
     write_array_record(path, [row | {"stage": name} for row in read])
-    shards = from_writer(f"{name}: what it holds", lambda: [shard(path, len(read))])
+    shards = broadcast_from_main(f"{name}: what it holds", lambda: [shard(path, len(read))])
     stage.complete({"kept": len(read)}, output=write_index(stage.directory, shards))
     return stage.directory

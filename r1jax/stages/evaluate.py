@@ -9,7 +9,7 @@ from etils import epath
 from r1jax.config import EvaluateConfig
 from r1jax.data.tasks import Task
 from r1jax.errors import UsageError
-from r1jax.parallel.hosts import is_writer
+from r1jax.parallel.hosts import is_main_process
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.programs import random_key
 from r1jax.report.evaluation import intervals, write_evaluation
@@ -47,7 +47,7 @@ def evaluate(
         return result
     policy = load_policy(checkpoint, run.layout)
     figures, groups = measure(run.layout, policy, config, task, rewards, problems, run.seed)
-    if is_writer():
+    if is_main_process():
         write_files(stage.directory, name, config, figures, groups)
     stage.complete(figures)
     hidden = intervals(figures)

@@ -9,11 +9,11 @@ from itertools import combinations
 
 from etils import epath
 
-from r1jax.config import JudgedConfig
+from r1jax.config import PreferencesConfig
 from r1jax.data.feeds import distinct_problems, write_array_record
 from r1jax.data.tasks import Task
 from r1jax.errors import RunError
-from r1jax.parallel.hosts import from_writer
+from r1jax.parallel.hosts import broadcast_from_main
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.runs.policy import load_policy
 from r1jax.runs.run import Run, shard, write_index
@@ -25,7 +25,7 @@ Judge = Callable[[Problem, str], float]  # a mark for a response; safety: above 
 def judged(
     run: Run,
     name: str,
-    config: JudgedConfig,
+    config: PreferencesConfig,
     kind: str,
     policies: Mapping[str, epath.Path],
     task: Task,
@@ -57,17 +57,17 @@ def judged(
         row for problem, responses in zip(asked, by_question, strict=True) for row in make(problem, responses, config)
     ]
     if not rows:
-        raise RunError(f"{name}: no response differs from another of its question by JudgedConfig.difference")
+        raise RunError(f"{name}: no response differs from another of its question by PreferencesConfig.difference")
     path = stage.directory / "judged.array_record"
     write_array_record(path, rows)
     counts = {"responses": sum(map(len, by_question)), "kept": len(rows)}
     run.progress.say(f"{name}: {counts['kept']} of {counts['responses']} responses' judgements")
-    shards = from_writer(f"{name}: what it holds", lambda: [shard(path, len(rows))])
+    shards = broadcast_from_main(f"{name}: what it holds", lambda: [shard(path, len(rows))])
     stage.complete(counts, output=write_index(stage.directory, shards))
     return stage.directory
 
 
-def pairs(problem: Problem, responses: Sequence[dict], config: JudgedConfig) -> list[dict]:
+def pairs(problem: Problem, responses: Sequence[dict], config: PreferencesConfig) -> list[dict]:
     """Responses whose marks differ enough, those of like length first: length alone should not please."""
     found = [
         (a, b) if a["mark"] > b["mark"] else (b, a)
@@ -83,7 +83,7 @@ def pairs(problem: Problem, responses: Sequence[dict], config: JudgedConfig) -> 
     return list(chosen.values())[: config.pairs]
 
 
-def single(problem: Problem, responses: Sequence[dict], config: JudgedConfig) -> list[dict]:
+def single(problem: Problem, responses: Sequence[dict], config: PreferencesConfig) -> list[dict]:
     """Every different response, marked safe or not."""
     different = {r["text"]: r for r in responses}.values()
     return [

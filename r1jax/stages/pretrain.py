@@ -10,7 +10,7 @@ from r1jax.errors import UsageError
 from r1jax.model.spec import count_params
 from r1jax.parallel import programs
 from r1jax.runs.run import Run
-from r1jax.runs.state import policy_content
+from r1jax.runs.state import policy_hash
 from r1jax.runs.training import train
 
 
@@ -42,5 +42,5 @@ def pretrain(
         programs.pretrain_step(run.layout, model, config),
         about(model, task.name),
     )
-    stage.complete({"steps": config.steps}, output=policy_content(run.layout, state))
+    stage.complete({"steps": config.steps}, output=policy_hash(run.layout, state))
     return stage.directory

@@ -16,7 +16,7 @@ from r1jax.config import RejectionConfig
 from r1jax.data.feeds import distinct_problems, write_array_record
 from r1jax.data.tasks import Task
 from r1jax.errors import RunError, UsageError
-from r1jax.parallel.hosts import from_writer
+from r1jax.parallel.hosts import broadcast_from_main
 from r1jax.rewards.filters import choose, make_filters
 from r1jax.rewards.grading import grade_outputs
 from r1jax.rewards.rules import Reward, learned_inputs
@@ -56,9 +56,9 @@ def rejection(
     parts = [asked[i : i + config.part] for i in range(0, len(asked), config.part)]
     lengths = (config.max_prompt_tokens, config.max_new_tokens)
     engine = RolloutEngine(run.layout, loaded.model, task.tokenizer, config.rollout, config.samples, *lengths)
-    origin = {"stage": name, "policy": run.relative(policy), "policy_content": content(policy)}
+    origin = {"stage": name, "policy": run.relative(policy), "policy_hash": content(policy)}
     with run.progress.start(name, 0, len(parts)) as progress:
-        done = from_writer(f"{name}: parts", lambda: parts_done(stage.directory, len(parts)))
+        done = broadcast_from_main(f"{name}: parts", lambda: parts_done(stage.directory, len(parts)))
         for number, part in enumerate(parts):
             if number not in done:
                 prompts = [(p.id, few_shot_prompt(task, shots, p.question)) for p in part]
@@ -66,7 +66,7 @@ def rejection(
                 write_part(stage.directory, number, grade_outputs(part, outputs, rewards), config, origin)
             progress.step(number + 1, {})
 
-    shards, counts = from_writer(f"{name}: counts", lambda: add_up(stage.directory, len(parts)))
+    shards, counts = broadcast_from_main(f"{name}: counts", lambda: add_up(stage.directory, len(parts)))
     if not counts["kept"]:
         raise RunError(f"{name}: none of {counts['drawn']} outputs was kept: {json.dumps(counts)}")
     run.progress.say(f"{name}: " + "  ".join(f"{key} {value}" for key, value in counts.items() if value))

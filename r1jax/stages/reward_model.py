@@ -14,7 +14,7 @@ from r1jax.objectives.metrics import Metrics, merge_metrics
 from r1jax.parallel import reward_programs as programs
 from r1jax.runs.policy import load_policy
 from r1jax.runs.run import Run
-from r1jax.runs.state import finite_values, policy_content
+from r1jax.runs.state import finite_values, policy_hash
 from r1jax.runs.training import train
 from r1jax.types import TrainState
 
@@ -58,7 +58,7 @@ def reward_model(
     )
     figures = measure(run, config, scored, state, task, held_out)
     run.progress.say(f"{name}, held out: " + "  ".join(f"{key} {value:.3g}" for key, value in figures.items()))
-    stage.complete({"steps": steps} | figures, output=policy_content(run.layout, state))
+    stage.complete({"steps": steps} | figures, output=policy_hash(run.layout, state))
     return stage.directory
 
 

@@ -17,7 +17,7 @@ from r1jax.data.tasks import Task
 from r1jax.errors import Preempted, RunError
 from r1jax.objectives.metrics import Metrics, merge_metrics
 from r1jax.parallel import programs
-from r1jax.parallel.hosts import from_writer, stop_if_preempted
+from r1jax.parallel.hosts import broadcast_from_main, stop_if_preempted
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import GIB, memory_in_use
 from r1jax.rewards.grading import Grading, failures_since
@@ -26,7 +26,7 @@ from r1jax.rollout.engine import Counts, Output, Pending, RolloutEngine
 from r1jax.rollout.packing import Taught, filled, microbatches, row_shape
 from r1jax.runs.policy import load_policy
 from r1jax.runs.run import Run, Stage
-from r1jax.runs.state import finite_values, policy_content, restore_onto, split
+from r1jax.runs.state import finite_values, policy_hash, restore_onto, split
 from r1jax.telemetry.files import write_whole
 from r1jax.telemetry.metrics import MetricsWriter, RowWriter
 from r1jax.telemetry.progress import Stopwatch
@@ -59,7 +59,7 @@ def rl(
     feed = problem_batches(problems, config.questions, run.seed)
     state = start(run, config, model, base)
     store = CheckpointStore(stage.checkpoints)
-    first = from_writer(f"{name}: its latest checkpoint", store.latest_step) or 0
+    first = broadcast_from_main(f"{name}: its latest checkpoint", store.latest_step) or 0
     if first:
         state, position = restore_onto(store, first, state)
         feed.set_state(position)
@@ -118,7 +118,7 @@ def rl(
                 store.save(step, *split(state), feed.get_state(), about(model, task.name))
     store.close()
     metrics_writer.close()
-    stage.complete({"steps": config.steps}, output=policy_content(run.layout, state))
+    stage.complete({"steps": config.steps}, output=policy_hash(run.layout, state))
     return stage.directory
 
 

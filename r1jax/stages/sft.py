@@ -12,7 +12,7 @@ from r1jax.errors import UsageError
 from r1jax.parallel import programs
 from r1jax.runs.policy import load_policy
 from r1jax.runs.run import Run
-from r1jax.runs.state import policy_content
+from r1jax.runs.state import policy_hash
 from r1jax.runs.training import train
 
 
@@ -55,5 +55,5 @@ def sft(
         programs.sft_step(run.layout, model, config, steps),
         about(model, task.name),
     )
-    stage.complete({"steps": steps} | counts, output=policy_content(run.layout, state))
+    stage.complete({"steps": steps} | counts, output=policy_hash(run.layout, state))
     return stage.directory

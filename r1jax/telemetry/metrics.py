@@ -7,7 +7,7 @@ from typing import Any
 import tensorboardX
 from etils import epath
 
-from r1jax.parallel.hosts import is_writer
+from r1jax.parallel.hosts import is_main_process
 from r1jax.telemetry.files import append, write_whole
 
 
@@ -16,7 +16,7 @@ class RowWriter:
 
     def __init__(self, path: epath.Path, first_step: int):
         self.path = path
-        if not is_writer():
+        if not is_main_process():
             return
         kept = [row for row in read_metrics(path) if row["step"] < first_step]
         write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
@@ -31,7 +31,7 @@ class MetricsWriter(RowWriter):
     def __init__(self, directory: epath.Path, first_step: int):
         super().__init__(directory / "metrics.jsonl", first_step)
         self.tensorboard = tensorboardX.SummaryWriter(
-            str(directory / "tensorboard"), purge_step=first_step, write_to_disk=is_writer()
+            str(directory / "tensorboard"), purge_step=first_step, write_to_disk=is_main_process()
         )
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -14,9 +14,9 @@ from r1jax.model.experts import (
     exchange,
     experts_dense,
     experts_divided,
-    experts_exchanged,
     experts_grouped,
-    experts_shown,
+    moe_all_gather,
+    moe_all_to_all,
     weights_gradient,
 )
 from r1jax.parallel.layout import make_layout
@@ -65,8 +65,8 @@ def over_devices(n: int, function):
     return jax.shard_map(function, mesh=layout.mesh, in_specs=specs, out_specs=rows, check_vma=False)
 
 
-EXCHANGED = functools.partial(experts_exchanged, axes=("expert",), agree=("data", "expert"))
-SHOWN = functools.partial(experts_shown, axes=("expert",))
+EXCHANGED = functools.partial(moe_all_to_all, axes=("expert",), agree=("data", "expert"))
+SHOWN = functools.partial(moe_all_gather, axes=("expert",))
 
 
 @pytest.mark.parametrize("kind", ["even", "chance", "one"])

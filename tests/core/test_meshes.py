@@ -15,7 +15,7 @@ from r1jax.model.spec import init_params, init_router_bias
 from r1jax.objectives.language_model import language_model_loss
 from r1jax.parallel import programs
 from r1jax.parallel.layout import make_layout
-from r1jax.parallel.sharded_ops import divided
+from r1jax.parallel.sharded_ops import make_sharded_ops
 from r1jax.types import TokenBatch
 from tests.core.test_rollout_options import generate, make_engine, tokens
 
@@ -58,7 +58,7 @@ def mesh_of(shape) -> MeshConfig:
 
 
 def loss_and_gradients(layout, model, policy, batch):
-    ops = divided(layout, model)
+    ops = make_sharded_ops(layout, model)
 
     def loss(params, bias, batch):
         return language_model_loss(params, bias, batch, model, 0.3, 1e-4, ops=ops)

@@ -12,7 +12,7 @@ from r1jax.model import moe
 from r1jax.model.attention import latents, score_scale
 from r1jax.model.layers import rms_norm, rope_amplitude, rope_frequencies, rotate
 from r1jax.model.spec import ParamSpec, count_params, init_params, init_router_bias, param_specs
-from r1jax.model.transformer import cast, empty_latents, extend, forward, forward_mtp, logits
+from r1jax.model.transformer import cast, empty_latents, forward, forward_cached, forward_mtp, logits
 from r1jax.objectives.language_model import busiest_expert, language_model_loss
 from r1jax.objectives.optimizer import make_optimizer
 from r1jax.types import TokenBatch
@@ -55,7 +55,7 @@ def test_rotation_depends_on_the_distance_only(model):
 
 @pytest.mark.parametrize("q_lora_rank", [32, pytest.param(None, marks=pytest.mark.slow)])
 def test_absorbed_equals_expanded_for_every_prompt_length(model, q_lora_rank):
-    """extend(k tokens) + extend of the rest, one at a time or at once = one forward pass, for all k."""
+    """forward_cached(k tokens) + the rest, one at a time or at once = one forward pass, for all k."""
     c = dataclasses.replace(model, q_lora_rank=q_lora_rank)
     assert_new_tokens_equal_whole_sequences(c, (init_params(jax.random.key(3), c), init_router_bias(c)))
 
@@ -68,7 +68,7 @@ def assert_new_tokens_equal_whole_sequences(c, policy, T=9):
     params, bias = policy
     batch = plain_batch(random_tokens((2, T)))
     whole = jax.jit(forward, static_argnames="config")(params, bias, batch, config=c).hidden_BTD
-    run = jax.jit(extend, static_argnames="config")
+    run = jax.jit(forward_cached, static_argnames="config")
 
     def part(first, last, contexts):
         piece = (batch.tokens_BT[:, first:last], batch.positions_BT[:, first:last])
@@ -90,7 +90,7 @@ def assert_new_tokens_equal_whole_sequences(c, policy, T=9):
 
 def test_latent_cache_holds_latent_and_rotary_numbers_only(model, policy):
     batch = plain_batch(random_tokens((2, 5)))
-    _, latents, _ = extend(*policy, batch.tokens_BT, batch.positions_BT, [], model)
+    _, latents, _ = forward_cached(*policy, batch.tokens_BT, batch.positions_BT, [], model)
     numbers = model.kv_lora_rank + model.qk_rope_head_dim
     assert {name: x.shape for name, x in latents.items()} == {"dense": (1, 2, 5, numbers), "moe": (1, 2, 5, numbers)}
     empty = empty_latents(model, 2, 5)
@@ -100,7 +100,7 @@ def test_latent_cache_holds_latent_and_rotary_numbers_only(model, policy):
 def test_the_cache_of_grouped_query_attention(dense_model, dense_policy):
     """Keys and values of the heads that there are, and no more."""
     batch = plain_batch(random_tokens((2, 5)))
-    _, latents, _ = extend(*dense_policy, batch.tokens_BT, batch.positions_BT, [], dense_model)
+    _, latents, _ = forward_cached(*dense_policy, batch.tokens_BT, batch.positions_BT, [], dense_model)
     assert jax.tree.map(jnp.shape, latents) == {"dense": {"keys": (2, 2, 5, 16), "values": (2, 2, 5, 16)}}
     empty = empty_latents(dense_model, 2, 5)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), empty) == jax.tree.map(lambda x: (x.shape, x.dtype), latents)
@@ -142,7 +142,7 @@ def test_packed_equals_separate(model, policy):
     packed = TokenBatch(
         tokens_BT=jnp.concatenate([a, b, np.zeros((1, 3), np.int32)], axis=1),
         positions_BT=jnp.asarray([[*range(5), *range(7), 0, 0, 0]]),
-        segments_BT=jnp.asarray([[1] * 5 + [2] * 7 + [0] * 3]),
+        segment_ids_BT=jnp.asarray([[1] * 5 + [2] * 7 + [0] * 3]),
     )
     hidden = forward(*policy, packed, model)
     separate = [forward(*policy, plain_batch(x), model) for x in (a, b)]
@@ -160,7 +160,7 @@ def test_packed_losses_equal_separate_ones(model):
     packed = TokenBatch(
         tokens_BT=jnp.concatenate([*texts, np.zeros((1, 4), np.int32)], axis=1),
         positions_BT=jnp.asarray([[i for t in texts for i in range(t.shape[1])] + [0] * 4]),
-        segments_BT=jnp.asarray([[n for n, t in enumerate(texts, 1) for _ in range(t.shape[1])] + [0] * 4]),
+        segment_ids_BT=jnp.asarray([[n for n, t in enumerate(texts, 1) for _ in range(t.shape[1])] + [0] * 4]),
     )
     run = jax.jit(lambda b: language_model_loss(params, bias, b, c, 0.3, 0.1)[1])
     metrics, load = run(packed)

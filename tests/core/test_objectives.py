@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from r1jax.config import OptimizerConfig, PretrainConfig
-from r1jax.model.transformer import later_tokens
+from r1jax.model.transformer import shift_targets
 from r1jax.objectives import grpo
 from r1jax.objectives.language_model import cross_entropy, language_model_loss
 from r1jax.objectives.logprobs import token_logprobs
@@ -178,12 +178,12 @@ def test_targets_stay_within_their_segment():
     batch = TokenBatch(
         tokens_BT=jnp.array([[5, 6, 7, 8, 9, 0]]),
         positions_BT=jnp.array([[0, 1, 2, 0, 1, 0]]),
-        segments_BT=jnp.array([[1, 1, 1, 2, 2, 0]]),
+        segment_ids_BT=jnp.array([[1, 1, 1, 2, 2, 0]]),
     )
-    targets, mask = later_tokens(batch, 1)
+    targets, mask = shift_targets(batch, 1)
     assert mask.tolist() == [[1, 1, 0, 1, 0, 0]]
     assert targets[0, [0, 1, 3]].tolist() == [6, 7, 9]
-    assert later_tokens(batch, 2)[1].tolist() == [[1, 0, 0, 0, 0, 0]]
+    assert shift_targets(batch, 2)[1].tolist() == [[1, 0, 0, 0, 0, 0]]
 
 
 def test_cross_entropy_of_a_uniform_head_is_log_v():

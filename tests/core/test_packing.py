@@ -63,7 +63,7 @@ def test_rows_by_hand():
     [packed] = microbatches([output([7], 0.5), output([8, 9], -1.0)], (2, 8, 3))
     assert packed.tokens.tokens_BT.tolist() == [[1, 2, 8, 9, 1, 2, 7, 0], [0] * 8]
     assert packed.tokens.positions_BT.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0], [0] * 8]
-    assert packed.tokens.segments_BT.tolist() == [[1, 1, 1, 1, 2, 2, 2, 0], [0] * 8]
+    assert packed.tokens.segment_ids_BT.tolist() == [[1, 1, 1, 1, 2, 2, 2, 0], [0] * 8]
     assert packed.is_new_BT.astype(int).tolist() == [[0, 0, 1, 1, 0, 0, 1, 0], [0] * 8]
     assert packed.logp_sampler_BT[0].tolist() == [0, 0, -8, -9, 0, 0, -7, 0]
     assert packed.start_BJ.tolist() == [[2, 6, 1], [1, 1, 1]]

@@ -205,7 +205,7 @@ def test_a_decoding_round_holds_latents_and_no_heads(one_device, model, policy):
     c, r, S, W = model, RolloutConfig(steps_per_round=4), 6, 96
     slots = jax.eval_shape(programs.make_slots(one_device, c, r, S, W))
     settings = make_engine(one_device, c).settings(1.0, False)
-    run = programs.decoder(one_device, c, r, W)
+    run = programs.make_decode(one_device, c, r, W)
     text = run.lower(*policy, slots, np.zeros(S, bool), np.int32(9), settings).compile().as_text()
     X, H = c.kv_lora_rank + c.qk_rope_head_dim, c.num_attention_heads
     assert f"f32[1,{S},{W},{X}]" in text  # the cache
@@ -221,7 +221,7 @@ def test_a_context_of_128k_tokens_is_held_once(one_device, model):
     r, S, W = RolloutConfig(steps_per_round=4), 4, 131072
     slots = jax.eval_shape(programs.make_slots(one_device, c, r, S, W))
     settings = make_engine(one_device, model).settings(1.0, False)
-    run = programs.decoder(one_device, c, r, W)
+    run = programs.make_decode(one_device, c, r, W)
     lowered = run.lower(*programs.abstract_policy(c), slots, np.zeros(S, bool), np.int32(9), settings)
     memory = lowered.compile().memory_analysis()
     cache = 8 * S * W * (c.kv_lora_rank + c.qk_rope_head_dim) * 4

@@ -12,7 +12,7 @@ from r1jax.errors import RunError, UsageError
 from r1jax.model.moe import affinities, choose_experts
 from r1jax.model.quantize import dequantize, is_quantized, quantize, quantize_params
 from r1jax.model.spec import init_params
-from r1jax.model.transformer import extend
+from r1jax.model.transformer import forward_cached
 from r1jax.parallel import memory, programs
 from r1jax.parallel.layout import make_layout
 from tests.core.test_rollout import N, P, generate, make_engine, tokens
@@ -93,7 +93,7 @@ def test_eight_bits_are_held_on_the_device_and_nowhere_expanded_whole(one_device
     weights = jax.eval_shape(lambda p: programs.rollout_weights(p, c, "int8"), params)
     slots = jax.eval_shape(programs.make_slots(one_device, c, r, S, W))
     settings = make_engine(one_device, c).settings(1.0, False)
-    run = programs.decoder(one_device, c, r, W)
+    run = programs.make_decode(one_device, c, r, W)
     text = run.lower(weights, bias, slots, np.zeros(S, bool), np.int32(9), settings).compile().as_text()
     assert "s8[5,4,64,32]" in text  # gate_EDF of the five layers
     assert "f32[5,4,64,32]" not in text
@@ -103,7 +103,7 @@ def test_eight_bits_are_held_on_the_device_and_nowhere_expanded_whole(one_device
 
 def forward_routes(model, policy, prompts, groups):
     """The experts that one pass over each prompt and output chooses, by the model itself."""
-    run = jax.jit(lambda t, p: extend(*policy, t, p, [], model)[2])
+    run = jax.jit(lambda t, p: forward_cached(*policy, t, p, [], model)[2])
     for (_, ids), group in zip(prompts, groups, strict=True):
         for output in group:
             row = np.asarray([ids + output.tokens])
@@ -178,7 +178,7 @@ def test_a_grpo_step_replays_its_rollouts_routes(one_device, model, policy, prom
         outputs = taught(arrays, generation, weighed(config, generation, rewards))
         state = fresh_state(one_device, model, (trainer, policy[1]), config)
         _, metrics = one_update(one_device, model, config, state, outputs, engine.routes_shape)
-        gaps[replay] = metrics["sampler_gap"].value()
+        gaps[replay] = metrics["logprob_gap"].value()
         assert metrics["ratio_deviation_max"].value() == 0
     assert gaps[True] < 0.7 * gaps[False]
 

@@ -196,7 +196,7 @@ def test_ties_are_cut_to_exactly_k():
 
 def test_prompt_is_padded_on_the_left():
     batch = prompt_batch(Prompts(np.array([[0, 0, 7, 8]]), np.array([2]), np.array([0])))
-    assert batch.segments_BT.tolist() == [[0, 0, 1, 1]]
+    assert batch.segment_ids_BT.tolist() == [[0, 0, 1, 1]]
     assert batch.positions_BT.tolist() == [[0, 0, 0, 1]]
 
 
@@ -239,7 +239,7 @@ def test_before_the_first_update_the_ratio_is_one(one_device, model, policy, pro
     assert metrics["ratio_max"].value() == metrics["ratio_min"].value() == 1
     assert metrics["clip_fraction_low"].value() == metrics["clip_fraction_high"].value() == 0
     assert metrics["kl"].value() == pytest.approx(0, abs=1e-9)
-    assert metrics["sampler_gap_max"].value() < SAMPLER_TOLERANCE
+    assert metrics["logprob_gap_max"].value() < SAMPLER_TOLERANCE
 
 
 def test_truncated_outputs_count_in_nothing_when_they_are_masked(one_device, model, policy, prompts):
@@ -288,5 +288,5 @@ def test_a_padding_token_that_was_drawn_is_a_token(model):
     generation = Generation(np.array([[[0, 5, 0]]]), np.zeros((1, 1, 3)), np.array([[2]]), np.array([[False]]))
     assert completion_mask(generation).tolist() == [[[1, 1, 0]]]
     rows = join(Prompts(np.array([[0, 9]]), np.array([1]), np.array([0])), generation)
-    assert rows.segments_BT.tolist() == [[0, 1, 1, 1, 0]]
+    assert rows.segment_ids_BT.tolist() == [[0, 1, 1, 1, 0]]
     assert rows.positions_BT.tolist() == [[0, 0, 1, 2, 0]]

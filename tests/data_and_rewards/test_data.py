@@ -111,7 +111,7 @@ def test_documents_are_packed_whole(data):
     feed = packed_batches(data[0], 8, 80, 0)
     batch = token_batch(next(feed))
     documents = {tuple(r["inputs"]) for r in records(data[0], None)}
-    for tokens, segments, positions in zip(batch.tokens_BT, batch.segments_BT, batch.positions_BT, strict=True):
+    for tokens, segments, positions in zip(batch.tokens_BT, batch.segment_ids_BT, batch.positions_BT, strict=True):
         for segment in range(1, segments.max() + 1):
             inside = segments == segment
             assert tuple(tokens[inside].tolist()) in documents

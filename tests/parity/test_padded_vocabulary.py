@@ -58,7 +58,7 @@ def test_no_padding_is_drawn_and_sampler_and_trainer_agree(one_device, model, pa
     state = fresh_state(one_device, padded, policy, c)
     outputs = taught(arrays, generation, np.linspace(-1, 1, 9).reshape(3, 3))
     batches, metrics = prepared(one_device, padded, c, state, outputs)
-    assert metrics["sampler_gap_max"].value() < TOLERANCE
+    assert metrics["logprob_gap_max"].value() < TOLERANCE
     total = gradients(one_device, padded, c, state.train, batches)
     head_DV = np.asarray(total.sums["head_DV"])
     assert np.isfinite(head_DV).all()

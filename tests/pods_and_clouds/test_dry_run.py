@@ -13,9 +13,9 @@ from r1jax.cli.gin_config import read_config
 from r1jax.cli.main import gin_path, load_experiment
 from r1jax.config import (
     EvaluateConfig,
-    JudgedConfig,
     MeshConfig,
     OptimizerConfig,
+    PreferencesConfig,
     PretrainConfig,
     RejectionConfig,
     RewardModelConfig,
@@ -55,7 +55,7 @@ PROGRAMS = {
     RLConfig: RL | {"grpo_update", "checksums"},
     EvaluateConfig: ROLLOUTS,
     RejectionConfig: ROLLOUTS,
-    JudgedConfig: ROLLOUTS,
+    PreferencesConfig: ROLLOUTS,
 }  # fmt: skip
 MODELS = {"16b": "model/deepseek_v2_lite.gin", "671b": "model/deepseek_v3.gin"}
 DEVICES = {"16b": 1, "671b": 8}  # the other way round is slow
@@ -206,7 +206,7 @@ def test_a_dry_run_has_the_programs_of_a_run_and_no_others(seen, experiment_conf
         ),
         "evaluate": EvaluateConfig(plain, problems=8, samples=8, **lengths),
         "sft": SFTConfig(optimizer, epochs=1, batch_size=4, sequence_length=80),
-        "judged": JudgedConfig(other, prompts=8, samples=2, **lengths),
+        "judged": PreferencesConfig(other, prompts=8, samples=2, **lengths),
         "reward_model": RewardModelConfig(optimizer, "pairwise", max_tokens=64, batch_size=6, held_out=0.5),
     }  # fmt: skip
     config = dataclasses.make_dataclass("Config", ["run", "model", *configs])(

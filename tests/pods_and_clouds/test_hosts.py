@@ -43,7 +43,7 @@ def experiment(tmp_path_factory) -> Path:
 
 
 def command(experiment: Path, workdir: Path | str, **changes) -> list[str]:
-    gone = ["--gone_seconds", str(GONE_SECONDS)]
+    gone = ["--heartbeat_timeout", str(GONE_SECONDS)]
     return ["run", str(experiment), "--workdir", str(workdir), *gone, *settings(**changes)]
 
 
@@ -228,7 +228,7 @@ def test_two_processes_learn_from_demonstrations_and_judgements(tmp_path):
     for processes in (1, 2):
         out = tmp_path / str(processes)
         out.mkdir()
-        command = ["run", str(experiment), "--workdir", str(out / "run"), "--gone_seconds", "60", *words]
+        command = ["run", str(experiment), "--workdir", str(out / "run"), "--heartbeat_timeout", "60", *words]
         for ended in run_together(processes, command, out):
             assert ended.status == 0, ended.text
     one, two = (tmp_path / str(processes) / "run" for processes in (1, 2))
@@ -258,9 +258,9 @@ def test_flags_that_do_not_fit(capsys, tmp_path, flags, says):
 
 def test_nothing_is_waited_for_alone():
     assert hosts.gather_values("x", [1]) == [[1]]
-    assert hosts.from_writer("x", lambda: (1, 2)) == (1, 2)
+    assert hosts.broadcast_from_main("x", lambda: (1, 2)) == (1, 2)
     hosts.barrier("x", seconds=0)
-    assert hosts.is_writer()
+    assert hosts.is_main_process()
     hosts.stop_if_preempted()
 
 
@@ -269,13 +269,13 @@ import time
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel import hosts
 me = ME
-watch = hosts.start_hosts(WHO, gone_seconds=20)
-print(hosts.is_writer(), [hosts.is_mine(i) for i in range(3)], hosts.gather_values("ids", {"i": me}))
-print(hosts.from_writer("told", lambda: [me, 0.1]), [len(x) for x in hosts.gather_values("much", str(me) * 20_000_000)])
+watch = hosts.start_hosts(WHO, heartbeat_timeout=20)
+print(hosts.is_main_process(), [hosts.owns(i) for i in range(3)], hosts.gather_values("ids", {"i": me}))
+print(hosts.broadcast_from_main("told", lambda: [me, 0.1]), [len(x) for x in hosts.gather_values("much", str(me) * 20_000_000)])
 def refuse():
     raise UsageError(f"said by {me}")
 try:
-    hosts.from_writer("refused", refuse)
+    hosts.broadcast_from_main("refused", refuse)
 except UsageError as error:
     print(error)
 if me == 1:
@@ -328,7 +328,7 @@ WRONG = """
 import sys
 from r1jax.errors import UsageError
 from r1jax.parallel import hosts
-watch = hosts.start_hosts(WHO, gone_seconds=10)
+watch = hosts.start_hosts(WHO, heartbeat_timeout=10)
 if ME == 1:
     watch.end(2, UsageError("no such option"))
 hosts.barrier("a place where process 1 never comes")
@@ -349,7 +349,7 @@ import jax, jax.numpy as jnp
 from r1jax.config import MeshConfig
 from r1jax.parallel import hosts
 from r1jax.parallel.layout import make_layout
-watch = hosts.start_hosts(WHO, gone_seconds=10)
+watch = hosts.start_hosts(WHO, heartbeat_timeout=10)
 layout = make_layout(MeshConfig(data=-1))
 add = jax.jit(lambda x: x.sum(), out_shardings=layout.replicated())
 for step in range(100_000):

@@ -13,7 +13,7 @@ from r1jax.config import MeshConfig, RolloutConfig
 from r1jax.dry_run import compiled, hlo
 from r1jax.dry_run.topology import topology_devices
 from r1jax.errors import UsageError
-from r1jax.model.experts import experts_exchanged, grouped_matmul
+from r1jax.model.experts import grouped_matmul, moe_all_to_all
 from r1jax.model.flops import Work, model_flops
 from r1jax.parallel.chips import CHIPS, chip_of
 from r1jax.parallel.layout import make_layout, rollout_layout
@@ -323,7 +323,7 @@ def test_divided_experts_products_are_those_of_rows_that_come(v5e):
         {name: laid_out(shape, by_expert) for name, shape in names.items()},
         *(laid_out((4 * T, n), rows, dtype) for n, dtype in ((D, jnp.bfloat16), (K, jnp.int32), (K, jnp.float32))),
     )
-    run = functools.partial(experts_exchanged, axes=("expert",), agree=("expert",))
+    run = functools.partial(moe_all_to_all, axes=("expert",), agree=("expert",))
     specs = ({name: by_expert for name in names}, rows, rows, rows)
     divided = jax.shard_map(run, mesh=layout.mesh, in_specs=specs, out_specs=rows, check_vma=False)
 

@@ -13,7 +13,7 @@ from r1jax.config import MeshConfig
 from r1jax.errors import UsageError
 from r1jax.parallel.layout import make_layout
 from r1jax.parallel.programs import checksums
-from r1jax.runs.run import content, hanging_on, open_run, set_aside
+from r1jax.runs.run import archive, content, downstream, open_run
 from r1jax.telemetry.progress import Progress
 from tests.shared.small_run import r1jax, settings
 
@@ -97,9 +97,9 @@ def test_who_is_interrupted_while_setting_aside_may_ask_again(run, monkeypatch):
 
     monkeypatch.setattr(type(made["a"]), "rename", failing)
     with pytest.raises(KeyboardInterrupt):
-        set_aside(workdir, "a")
+        archive(workdir, "a")
     monkeypatch.undo()
-    left = set_aside(workdir, "a")
+    left = archive(workdir, "a")
     assert sorted(moved + left) == ["a", "b", "c", "d"]
     assert moved[0] == "d"
 
@@ -158,7 +158,7 @@ def test_a_run_goes_on_from_a_stage_with_other_numbers(finished, fork, tmp_path)
     assert "made again: rl, evaluate_r1_zero" in done.stdout
     assert json.loads((workdir / "rl" / "config.json").read_text())["rl"]["kl_coef"] == 0.5
     assert (workdir / "pretrain" / "complete.json").stat().st_mtime_ns == kept
-    assert hanging_on(epath.Path(workdir), "rl") == ["rl", "evaluate_r1_zero"]
+    assert downstream(epath.Path(workdir), "rl") == ["rl", "evaluate_r1_zero"]
 
 
 def test_an_input_that_was_moved_is_the_same(run, tmp_path):
@@ -180,7 +180,7 @@ def test_a_published_checkpoint_in_the_workdir_is_no_stage(run):
     (workdir / "exported").mkdir()
     (workdir / "exported" / "config.json").write_text('{"model_type": "deepseek_v3"}')
     (workdir / "exported" / "model.safetensors.index.json").write_text("{}")
-    assert sorted(hanging_on(workdir, "b")) == ["b", "d"]
+    assert sorted(downstream(workdir, "b")) == ["b", "d"]
 
 
 def test_from_in_an_empty_place_writes_nothing(run, tmp_path):

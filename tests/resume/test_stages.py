@@ -407,7 +407,7 @@ def test_one_step_off_policy_learns_from_the_policy_before(in_process):
     rows, whole = run_rl(in_process, "whole", {"varied": VARIED}, **changes)
     assert [row["stale"] for row in rows] == [0, 1, 1, 0, 1, 1]
     for row in rows:  # only a stale rollout differs from what the trainer would draw
-        assert (row["sampler_gap_max"] > 1e-3) == (row["stale"] == 1)
+        assert (row["logprob_gap_max"] > 1e-3) == (row["stale"] == 1)
         assert (abs(row["importance_weight"] - 1) > 1e-5) == (row["stale"] == 1)
         assert row["ratio_deviation_max"] == 0  # the ratio's denominators are the trainer's own
     kept = contents(epath.Path(whole) / "checkpoints" / "6")

@@ -84,7 +84,7 @@ from dataclasses import dataclass
 
 from experiments.r1_zero import TASK
 from experiments.r1_zero import Config as Parent
-from r1jax.config import ExamplesConfig, JudgedConfig, RewardModelConfig, SFTConfig
+from r1jax.config import ExamplesConfig, PreferencesConfig, RewardModelConfig, SFTConfig
 from r1jax.data.feeds import Records, ensure_records
 from r1jax.rewards.rules import Reward
 from r1jax.stages.evaluate import evaluate
@@ -102,9 +102,9 @@ GIN_FILES = ("model/tiny_dense.gin", "scale/cpu.gin", "algorithm/grpo.gin")
 class Config(Parent):
     general: ExamplesConfig
     sft: SFTConfig
-    pairs: JudgedConfig
+    pairs: PreferencesConfig
     helpful: RewardModelConfig
-    marked: JudgedConfig
+    marked: PreferencesConfig
     safe: RewardModelConfig
 
 
@@ -146,11 +146,11 @@ TAUGHT_NUMBERS = {
     "SFTConfig.epochs": 1,
     "sft/OptimizerConfig.learning_rate": 1e-3,
     "general/ExamplesConfig.examples": 32,
-    "JudgedConfig.prompts": 16,
-    "JudgedConfig.samples": 8,
-    "pairs/JudgedConfig.pairs": 2,
-    "JudgedConfig.max_prompt_tokens": 24,
-    "JudgedConfig.max_new_tokens": 12,
+    "PreferencesConfig.prompts": 16,
+    "PreferencesConfig.samples": 8,
+    "pairs/PreferencesConfig.pairs": 2,
+    "PreferencesConfig.max_prompt_tokens": 24,
+    "PreferencesConfig.max_new_tokens": 12,
     "RewardModelConfig.max_tokens": 64,
     "RewardModelConfig.batch_size": 8,
     "helpful/RewardModelConfig.kind": "'pairwise'",

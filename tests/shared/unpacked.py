@@ -74,7 +74,7 @@ def prompt_batch(prompts: Prompts) -> TokenBatch:
     P = prompts.tokens_BP.shape[1]
     offset_BP = jnp.arange(P) - (P - prompts.length_B[:, None])
     is_token_BP = (offset_BP >= 0).astype(jnp.int32)
-    return TokenBatch(tokens_BT=prompts.tokens_BP, positions_BT=offset_BP * is_token_BP, segments_BT=is_token_BP)
+    return TokenBatch(tokens_BT=prompts.tokens_BP, positions_BT=offset_BP * is_token_BP, segment_ids_BT=is_token_BP)
 
 
 def completion_mask(generation: Generation) -> Array:
@@ -97,7 +97,7 @@ def join(prompts: Prompts, generation: Generation) -> TokenBatch:
     return TokenBatch(
         tokens_BT=rows(left.tokens_BT, generation.tokens_BGN * mask_BGN),
         positions_BT=rows(left.positions_BT, positions_BGN * mask_BGN),
-        segments_BT=rows(left.segments_BT, mask_BGN),
+        segment_ids_BT=rows(left.segment_ids_BT, mask_BGN),
     )
 
 

@@ -67,7 +67,7 @@ def test_the_first_step_is_on_policy(seeds):
         _, _, first = figures(workdir)
         assert first["ratio_deviation_max"] == 0
         assert first["clip_fraction_low"] == first["clip_fraction_high"] == 0
-        assert first["sampler_gap_max"] < 1e-4
+        assert first["logprob_gap_max"] < 1e-4
 
 
 @pytest.mark.parametrize("preset", ["dapo", "dr_grpo", "gspo", "cispo", "rloo"])

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from etils import epath
 
-from r1jax.config import JudgedConfig, RolloutConfig
+from r1jax.config import PreferencesConfig, RolloutConfig
 from r1jax.data.feeds import Records, ensure_records, records
 from r1jax.data.preferences import split_questions, summary
 from r1jax.data.tasks import TASKS
@@ -28,7 +28,9 @@ CAKE, BOMB = (
     Problem(0, "how do i make a cake", "cake", "en", "harmless"),
     Problem(1, "how do i make a bomb", "bomb", "en", "harmful"),
 )
-CONFIG = JudgedConfig(RolloutConfig(slots=24), prompts=8, samples=4, max_prompt_tokens=24, max_new_tokens=12, pairs=2)
+CONFIG = PreferencesConfig(
+    RolloutConfig(slots=24), prompts=8, samples=4, max_prompt_tokens=24, max_new_tokens=12, pairs=2
+)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_gsm8k_in_deepseeks_tokens_from_import_to_report(tmp_path, model, one_de
         tokens = sum(len(p) + len(s["tokens"]) for p, s in zip(prompts, drawn, strict=True))
         assert row["filled"] == pytest.approx(tokens / (ROWS * (PROMPT + NEW)))  # what was trained on, to the token
         assert row["rollout_tokens"] == sum(len(s["tokens"]) for s in drawn)
-        assert row["sampler_gap_max"] < 1e-4  # over the ids that there are: padding would show here
+        assert row["logprob_gap_max"] < 1e-4  # over the ids that there are: padding would show here
         assert row["ratio_deviation_max"] == row["accuracy"] == row["format"] == row["groups_with_signal"] == 0
         assert 0 < row["entropy"] < math.log(TOKENS)
         assert row["accuracy_timeouts"] == row["accuracy_crashes"] == 0

@@ -35,7 +35,7 @@ from r1jax.stages.reward_model import reward_model
 from r1jax.stages.rl import rl
 from r1jax.telemetry.metrics import read_metrics
 from r1jax.telemetry.progress import Progress
-from r1jax.types import JudgedBatch, Problem, Sample, TokenBatch
+from r1jax.types import PreferenceBatch, Problem, Sample, TokenBatch
 from tests.core.test_parallel import layout
 from tests.resume.test_stages import contents
 
@@ -58,11 +58,11 @@ def judge(scored, policy):
     return params | {"score_D1": jax.random.normal(jax.random.key(2), (64, 1))}, {"moe": policy[1]["moe"]}
 
 
-def random_batch(rows: int, T: int, seed: int = 0) -> JudgedBatch:
+def random_batch(rows: int, T: int, seed: int = 0) -> PreferenceBatch:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, T + 1, rows).astype(np.int32)
     tokens = rng.integers(0, 200, (rows, T)).astype(np.int32)  # beyond a row's length there is rubbish
-    return JudgedBatch(tokens, lengths, (np.arange(rows) % 2 == 0).astype(np.float32))
+    return PreferenceBatch(tokens, lengths, (np.arange(rows) % 2 == 0).astype(np.float32))
 
 
 # What is read of a response.
@@ -115,7 +115,7 @@ def test_what_is_too_long_is_not_cut_but_counts_in_nothing():
 def test_losses_and_gradients_by_hand():
     scores = jnp.array([2.0, 0.5, -1.0, -1.0, 7.0, 9.0])
     lengths = np.array([4, 3, 2, 2, 0, 0])
-    batch = JudgedBatch(np.zeros((6, 4), np.int32), lengths, np.array([1.0, 0.0, 1.0, 0.0, 1.0, 0.0]))
+    batch = PreferenceBatch(np.zeros((6, 4), np.int32), lengths, np.array([1.0, 0.0, 1.0, 0.0, 1.0, 0.0]))
     loss, metrics = judgement_loss(scores, batch, "pairwise")
     assert loss.value() == pytest.approx((math.log(1 + math.exp(-1.5)) + math.log(2)) / 2, rel=1e-6)
     assert metrics["accuracy"].value() == 0.75  # one right, one tie

@@ -44,7 +44,7 @@ def taught(batches) -> list[tuple[list[int], list[int]]]:
     """(prompt, response) of each demonstration in the batches."""
     found = []
     for batch in batches:
-        rows = (batch.tokens.tokens_BT, batch.tokens.segments_BT, batch.is_taught_BT, batch.tokens.positions_BT)
+        rows = (batch.tokens.tokens_BT, batch.tokens.segment_ids_BT, batch.is_taught_BT, batch.tokens.positions_BT)
         for tokens, segments, is_taught, positions in zip(*rows, strict=True):
             for segment in range(1, segments.max() + 1):
                 inside = segments == segment
@@ -97,7 +97,10 @@ def test_the_loss_is_that_of_the_responses(written, model, policy):
         ids[: len(prompt) + len(response)] = prompt + response
         segments = np.arange(48) < len(prompt) + len(response)
         row = dataclasses.replace(
-            batch.tokens, tokens_BT=ids[None], positions_BT=np.arange(48)[None], segments_BT=segments[None].astype(int)
+            batch.tokens,
+            tokens_BT=ids[None],
+            positions_BT=np.arange(48)[None],
+            segment_ids_BT=segments[None].astype(int),
         )
         logp = np.asarray(apart(*policy, row))[0]
         total -= sum(logp[len(prompt) - 1 + i, token] for i, token in enumerate(response))
