@@ -33,7 +33,8 @@ class ShardedOps:
     its heads or words over the others.
 
     Where several devices have parts of a row, each attends from its own tokens to all S of the row:
-    `all_gather_sequence` gives those to each part, as [parts, B, S, …], and leaves [B, S, …] where rows are whole; `keys` divides their heads.
+    `all_gather_sequence` gives those to each part, as [parts, B, S, …], and leaves [B, S, …] where rows are whole; `keys`
+    divides their heads.
     """
 
     rows: Callable[[Array], Array] = as_it_is

@@ -271,7 +271,8 @@ from r1jax.parallel import hosts
 me = ME
 watch = hosts.start_hosts(WHO, heartbeat_timeout=20)
 print(hosts.is_main_process(), [hosts.owns(i) for i in range(3)], hosts.gather_values("ids", {"i": me}))
-print(hosts.broadcast_from_main("told", lambda: [me, 0.1]), [len(x) for x in hosts.gather_values("much", str(me) * 20_000_000)])
+told = hosts.broadcast_from_main("told", lambda: [me, 0.1])
+print(told, [len(x) for x in hosts.gather_values("much", str(me) * 20_000_000)])
 def refuse():
     raise UsageError(f"said by {me}")
 try:
