@@ -1,18 +1,12 @@
-"""The records that travel between floors, and the key to the letters at the end of array names.
+"""The records that travel between floors.
 
-B batch (or question)  G group (outputs of one question)  T query tokens  S cache or key tokens  P prompt tokens
-N new tokens, or the no-position head size in attention   D model  H heads  V vocabulary  L layers  E experts
-K chosen experts  F feed-forward  Q query rank  C latent rank  R rotary  U value  X latent + rotary (C + R)
-M all of a query or key head (N + R)  W no-position key and value of a head (N + U)
-Y heads of keys and values  Z heads of queries to each (H = Y Z)   X also: all that the cache holds of a token (Y M)
-J judgements (pairs, or single responses)
-Of experts: P pairs (token, chosen expert)  S rows  R a tile's rows, or those that a device has room for
-C L a row's D numbers, L at a time   I O into and out of a product
+An array's name ends in its dimensions; `r1jax/model/__init__.py` has the key to the letters. Here also K: experts of a
+token, I: ids of a sampling mask.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from flax import struct
 
@@ -24,22 +18,75 @@ Params = Any  # a pytree of arrays, shaped by model/spec.py
 class Problem:
     """A question with a verifiable answer."""
 
-    id: int  # its place among the problems it is read with; keys the sampler's randomness
+    id: int  # its position in the records that it was read with; keys the sampler's randomness
     question: str
     answer: str
-    language: str  # the language that the question is asked in
-    source: str = ""  # the task it is from; rewards are chosen by it
+    language: str  # that the question is asked in
+    source: str = ""  # the task that it is from; rewards are chosen by it
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sample:
-    """One output for a problem, with what each reward said of it."""
+    """A prompt and a response, from the rollout to the loss; each step of RL fills in some of it.
+
+    Attributes:
+      problem: what was asked.
+      group: position of the prompt in its rollout.
+      index: of this response among those to the prompt; keys the sampler's randomness with `problem.id`.
+      tokens: ids of the prompt and of all that followed; an end token, if one was drawn, is the last.
+      loss_mask: for each token, 1 where the policy drew it; 0 in the prompt, and where somebody else wrote.
+      logprobs: for each token, its log-probability in the distribution that it was drawn from; 0 where nothing was.
+      advantages: float32, for each token; most algorithms give all of a response the same.
+      text: the response, without the end token or a stop string.
+      finish_reason: "stop" (an end token or a stop string), "length" (the limit), or "" while it grows.
+      rewards: by name; None where a reward does not apply, or its verifier failed.
+      reward: their weighted sum, which RL maximises.
+      valid: False masks the sample out of the loss and the group's statistics.
+      routes: int16 [tokens, L, K], the experts that each token was sent to, with EngineConfig.routing_replay.
+      sampling_masks: int32 [tokens, I], ids of the tokens that could be drawn, -1 behind them, where
+        SamplingConfig truncates the distribution that RL draws from.
+    """
 
     problem: Problem
-    text: str
-    tokens: list[int]  # the end token, if it was drawn, is the last
-    finished: bool  # ended by the end token, not by the limit
-    rewards: Mapping[str, float | None]  # None: the reward does not apply, or its verifier failed
+    group: int = 0
+    index: int = 0
+    tokens: list[int] = field(default_factory=list)
+    loss_mask: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    advantages: Any = ()
+    text: str = ""
+    finish_reason: str = ""
+    rewards: Mapping[str, float | None] = field(default_factory=dict)
+    reward: float = 0.0
+    valid: bool = True
+    routes: Any = None
+    sampling_masks: Any = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the response ended by itself and was not cut off."""
+        return self.finish_reason == "stop"
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the first that the policy drew."""
+        return self.loss_mask.index(1) if 1 in self.loss_mask else len(self.loss_mask)
+
+    @property
+    def response_tokens(self) -> list[int]:
+        """Ids of all that followed the prompt."""
+        return self.tokens[self.prompt_length :]
+
+    @property
+    def response_logprobs(self) -> list[float]:
+        return self.logprobs[self.prompt_length :]
+
+
+class Weights(NamedTuple):
+    """What a model computes with: parameters, and the router's bias, which no gradient moves."""
+
+    params: Params
+    router_bias: dict[str, Array]  # float32 [layers, E] for each stack with experts
 
 
 @struct.dataclass
@@ -52,36 +99,27 @@ class TokenBatch:
 
 
 @struct.dataclass
-class TaughtBatch:
-    """Packed rows of which a part is learnt."""
+class SFTBatch(TokenBatch):
+    """Packed rows, of which the tokens of responses are learnt."""
 
-    tokens: TokenBatch  # [B, T]
-    is_taught_BT: Array  # bool: tokens of responses
-
-
-@struct.dataclass
-class PackedOutputs:
-    """Rows of outputs, each behind its prompt in a segment of its own, up to J to a row."""
-
-    tokens: TokenBatch  # [B, T]
-    is_new_BT: Array  # bool: tokens that the policy drew
-    logp_sampler_BT: Array  # float32, of these tokens, at the sampling temperature
-    start_BJ: Array  # int32: where an output begins in its row, which is never at 0
-    length_BJ: Array  # int32: its tokens; 0: there is no output
-    advantage_BJ: Array  # float32
-    routes_BTLK: Array | None = None  # int16: the experts that a token takes; -1: the router chooses
+    loss_mask_BT: Array  # bool
 
 
 @struct.dataclass
-class GRPOBatch:
-    """Packed outputs, and what the loss takes of each: rows * J outputs of at most N tokens."""
+class Batch(SFTBatch):
+    """Packed samples: a `Sample` is a segment, its fields per token are arrays of the same names.
 
-    packed: PackedOutputs
-    mask_BN: Array  # float32, 1 = trained token
-    advantage_B: Array  # float32
-    logp_old_BN: Array  # float32
-    logp_ref_BN: Array  # float32
-    weights_BN: Array  # float32, of importance
+    Log-probabilities stand at the token that they are of. Where `loss_mask_BT` is False, they and the advantages are
+    undefined.
+    """
+
+    logprobs_sampler_BT: Array  # float32
+    advantages_BT: Array  # float32
+    logprobs_old_BT: Array | None = None  # float32, of the policy before the update, by the trainer's forward pass
+    logprobs_ref_BT: Array | None = None  # float32, of the reference; None: the loss reads none
+    routes_BTLK: Array | None = None  # int16: the experts of a token; -1: the router chooses
+    sampling_masks_BTI: Array | None = None  # int32: ids of the tokens that could be drawn; -1: none
+    max_segments: int = struct.field(pytree_node=False, default=1)  # samples that a row can hold
 
 
 @struct.dataclass
@@ -92,7 +130,7 @@ class Gradients:
     weight: Array  # what the policy's gradient is divided by
     mtp_weight: Array  # what that of its multi-token-prediction modules is divided by
     metrics: Any
-    load: dict[str, Array]  # of experts, by stack
+    load: dict[str, Array]  # [layers, E] of each stack: tokens that chose each expert
 
 
 @struct.dataclass
@@ -100,7 +138,7 @@ class PreferenceBatch:
     """Questions with whole responses, padded on the right. Pairs are neighbours: chosen, rejected, chosen, …"""
 
     tokens_BT: Array  # int32
-    length_B: Array  # int32; 0: the row is padding, and counts in nothing
+    length_B: Array  # int32; 0: the row is padding, and masked out
     is_good_B: Array  # float32: 1 chosen or safe, 0 rejected or unsafe
 
 
@@ -109,12 +147,15 @@ class TrainState:
     step: Array  # int32, updates so far
     params: Params
     opt_state: Any
-    router_bias: dict[str, Array]  # float32 [layers, E]; state, not a parameter: no gradient moves it
+    router_bias: dict[str, Array]  # as in Weights
+
+    @property
+    def weights(self) -> Weights:
+        return Weights(self.params, self.router_bias)
 
 
 @struct.dataclass
 class RLState:
     train: TrainState
-    reference: Params
-    reference_router_bias: dict[str, Array]
-    reference_step: Array  # int32, the update whose policy the reference is
+    reference: Weights | None  # None: the loss has no KL term
+    reference_update: Array  # int32, the update whose policy the reference is

@@ -1,11 +1,8 @@
-"""What each stage asks of the devices, known from its config alone: its programs, on abstract arrays.
+"""The programs that each stage runs, in order, with abstract arguments: known from its config, without any array.
 
-A stage is written here once more, as the programs that it runs in their order: made by the makers that the stage calls,
-on batches that its own functions make of nothing, each taking what those before it give. No array is made.
-`tests/pods_and_clouds/test_dry_run.py` holds programs and shapes against those of a run.
-
-Not here are the small programs that JAX makes of single operations. Where
-a stage has one program for several sizes, the largest stands for them: the longest prompts, the widest cache.
+Each program comes from the maker that the stage calls, and takes the results of earlier ones and the stage's own empty
+batches. Where a stage compiles a program for several sizes (prompts, caches), the largest stands for all. JAX's small
+programs of single operations are left out. `tests/pods_and_clouds/test_dry_run.py` compares all this with a run's.
 """
 
 import functools
@@ -16,22 +13,32 @@ from typing import Any
 import jax
 import numpy as np
 
-from r1jax.config import ModelConfig, PretrainConfig, RewardModelConfig, RLConfig, SFTConfig, StageConfig
-from r1jax.data.demonstrations import taught_batch
+from r1jax.config import (
+    ModelConfig,
+    PretrainConfig,
+    RewardModelConfig,
+    RLConfig,
+    RolloutStageConfig,
+    SFTConfig,
+    StageConfig,
+)
+from r1jax.data.demonstrations import sft_batch
 from r1jax.data.feeds import empty_rows, token_batch
-from r1jax.data.preferences import judged_batch, pad_rows
+from r1jax.data.preferences import pad_rows, preference_batch
 from r1jax.data.tasks import TASKS
-from r1jax.model.flops import Work
-from r1jax.parallel import programs, reward_programs
+from r1jax.dry_run.flops import Work
+from r1jax.objectives.grpo import LossSpec
+from r1jax.objectives.language_model import LossTerms
+from r1jax.parallel import programs, reward_programs, rollout_programs, transfers
 from r1jax.parallel.layout import Layout
 from r1jax.rollout.engine import RolloutEngine
-from r1jax.rollout.packing import microbatches
+from r1jax.rollout.packing import batch_shape, pack_microbatches
 from r1jax.runs import learned_reward
-from r1jax.runs.policy import policy_target
-from r1jax.runs.state import State, split
+from r1jax.runs.policy import placed_weights
+from r1jax.runs.state import State, split_policy
 from r1jax.sampling.decode import places
-from r1jax.stages.rl import Learner
-from r1jax.types import Params, RLState
+from r1jax.sampling.draw import position_key
+from r1jax.types import RLState, Weights
 
 
 @dataclass(frozen=True)
@@ -49,16 +56,12 @@ class Program:
 
     @property
     def result(self) -> Any:
-        """What it gives, abstract, laid out as it lays it out."""
+        """Its abstract results, with their shardings."""
         return self.traced.out_info
-
-    def lower(self):
-        """A `jax.stages.Lowered`."""
-        return self.traced.lower()
 
     @property
     def key(self):
-        """Equal for those that JAX would compile once."""
+        """Equal for programs that JAX would compile once."""
         leaves, tree = jax.tree.flatten(self.arguments)
         return self.jitted, tree, tuple(leaves)
 
@@ -71,12 +74,12 @@ class Program:
 
 
 def abstract(tree):
-    """Host arrays, and arrays of `jax.eval_shape`, as arguments that nobody has laid out."""
+    """The shapes and dtypes of arrays, as arguments without a sharding."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
-KEY = jax.eval_shape(lambda: programs.random_key(0))
-TEMPERATURE = abstract(np.float32(1))
+KEY = jax.eval_shape(lambda: position_key(0))
+SCALAR = abstract(np.float32(1))  # a temperature or a learning rate
 
 
 def stage_programs(layout: Layout, model: ModelConfig, config: StageConfig) -> Iterator[Program]:
@@ -89,111 +92,107 @@ def stage_programs(layout: Layout, model: ModelConfig, config: StageConfig) -> I
         return reward_model_programs(layout, model, config)
     if isinstance(config, RLConfig):
         return rl_programs(layout, model, config)
-    engine = make_engine(layout, model, config, config.samples)
-    return rollout_programs(engine, *abstract_policy(layout, model))
+    return rollout_stage_programs(make_engine(layout, model, config), placed_weights(layout, model))
 
 
-def abstract_policy(layout: Layout, model: ModelConfig) -> tuple[Params, dict]:
-    """(params, router_bias) as a checkpoint is restored."""
-    item = policy_target(model, layout)
-    return item["params"], item["router_bias"]
-
-
-def make_engine(layout: Layout, model: ModelConfig, config, group_size: int) -> RolloutEngine:
-    lengths = (config.max_prompt_tokens, config.max_new_tokens)
-    return RolloutEngine(layout, model, None, config.rollout, group_size, *lengths, checks_memory=False)
+def make_engine(layout: Layout, model: ModelConfig, config: RolloutStageConfig) -> RolloutEngine:
+    is_rl = isinstance(config, RLConfig)
+    group_size = config.group_size if isinstance(config, RLConfig) else config.samples_per_prompt
+    return RolloutEngine(
+        layout, model, None, config.engine, config.sampling, group_size, keeps_sampling_masks=is_rl, checks_memory=False
+    )
 
 
 def pretrain_programs(layout: Layout, model: ModelConfig, config: PretrainConfig) -> Iterator[Program]:
-    yield (init := Program("init_policy", programs.init_policy(layout, model), (KEY,)))
-    start = Program("start_training", programs.start_training(layout, model, config.optimizer), init.result)
-    yield start
-    batch = layout.abstract_batch(token_batch(empty_rows(config.batch_size, config.sequence_length)))
-    step = programs.pretrain_step(layout, model, config)
-    yield Program("pretrain_step", step, (start.result, batch), over_rows(batch.tokens_BT, 3))
-    yield checksums(layout, start.result)
+    yield (init := Program("init_weights", programs.make_init_weights(layout, model), (KEY,)))
+    batch = token_batch(empty_rows(config.batch_size, config.sequence_length))
+    yield from language_model_programs(layout, model, config, init.result, "pretrain_step", batch)
 
 
 def sft_programs(layout: Layout, model: ModelConfig, config: SFTConfig) -> Iterator[Program]:
-    """The number of steps is the data's: here the learning rate falls as in one step an epoch, another constant."""
-    start_training = programs.start_training(layout, model, config.optimizer)
-    yield (start := Program("start_training", start_training, abstract_policy(layout, model)))
-    batch = layout.abstract_batch(taught_batch(empty_rows(0, config.sequence_length, "is_taught"), config))
-    step = programs.sft_step(layout, model, config, config.epochs)
-    yield Program("sft_step", step, (start.result, batch), over_rows(batch.tokens.tokens_BT, 3))
+    batch = sft_batch(empty_rows(0, config.sequence_length, "loss_mask"), config)
+    return language_model_programs(layout, model, config, placed_weights(layout, model), "sft_step", batch)
+
+
+def language_model_programs(
+    layout: Layout, model: ModelConfig, config: PretrainConfig | SFTConfig, weights: Weights, name: str, batch
+) -> Iterator[Program]:
+    start_training = programs.make_start_training(layout, model, config.optimizer)
+    yield (start := Program("start_training", start_training, (weights,)))
+    batch = layout.abstract_batch(batch)
+    step = programs.make_language_model_step(layout, model, config.optimizer, LossTerms.of(config))
+    yield Program(name, step, (start.result, batch, SCALAR), over_rows(batch.tokens_BT, 3))
     yield checksums(layout, start.result)
 
 
 def reward_model_programs(layout: Layout, model: ModelConfig, config: RewardModelConfig) -> Iterator[Program]:
-    """And the scores that RL asks of the model (`LearnedReward`). Of the number of steps, see `sft_programs`."""
+    """With the scores that RL asks of the model (`LearnedReward`)."""
     scored, size, T = reward_programs.scored_model(model), layout.round_up(config.batch_size), config.max_tokens
-    trunk = reward_programs.trunk(*abstract_policy(layout, model), scored)
-    start_reward_model = reward_programs.start_reward_model(layout, scored, config.optimizer)
-    yield (start := Program("start_reward_model", start_reward_model, trunk))
+    trunk = reward_programs.trunk(placed_weights(layout, model), scored)
+    start_reward_model = reward_programs.make_start_reward_model(layout, scored, config.optimizer)
+    yield (start := Program("start_reward_model", start_reward_model, (trunk,)))
     task = next(iter(TASKS.values()))  # any: there is nothing to encode
-    batch = layout.abstract_batch(judged_batch(task, config.kind, [], size, T))
-    step = reward_programs.reward_model_step(layout, scored, config, config.epochs)
-    yield Program("reward_model_step", step, (start.result, batch), over_rows(batch.tokens_BT, 3))
-    state = start.result
-    metrics = reward_programs.reward_model_metrics(layout, scored, config.kind)
-    arguments = (state.params, state.router_bias, batch)
-    yield Program("reward_model_metrics", metrics, arguments, over_rows(batch.tokens_BT, 1))
-    yield checksums(layout, state)
+    batch = layout.abstract_batch(preference_batch(task, config.kind, [], size, T))
+    step = reward_programs.make_reward_model_step(layout, scored, config.optimizer, config.kind)
+    yield Program("reward_model_step", step, (start.result, batch, SCALAR), over_rows(batch.tokens_BT, 3))
+    metrics = reward_programs.make_reward_model_metrics(layout, scored, config.kind)
+    yield Program("reward_model_metrics", metrics, (*start.result.weights, batch), over_rows(batch.tokens_BT, 1))
+    yield checksums(layout, start.result)
     rows = layout.abstract_batch(pad_rows([], layout.round_up(learned_reward.ROWS), T))
-    scores = reward_programs.reward_scores(layout, scored)
-    yield Program("reward_scores", scores, (*abstract_policy(layout, scored), *rows), over_rows(rows[0], 1))
+    scores = reward_programs.make_reward_scores(layout, scored)
+    yield Program("reward_scores", scores, (*placed_weights(layout, scored), *rows), over_rows(rows[0], 1))
 
 
 def rl_programs(layout: Layout, model: ModelConfig, config: RLConfig) -> Iterator[Program]:
-    start_training = programs.start_training(layout, model, config.optimizer)
-    yield (start := Program("start_training", start_training, abstract_policy(layout, model)))
+    start_training = programs.make_start_training(layout, model, config.optimizer)
+    yield (start := Program("start_training", start_training, (placed_weights(layout, model),)))
     train = start.result
-    policy = (train.params, train.router_bias)
-    yield Program("snapshot", programs.snapshot, (policy,))  # of the reference, and of who draws ahead
-    state = RLState(train, *policy, jax.ShapeDtypeStruct((), np.int32, sharding=layout.replicated()))
+    reference = train.weights if config.has_reference else None
+    if config.has_reference or config.max_staleness:
+        # The reference, and the policy that draws ahead.
+        yield Program("snapshot", transfers.snapshot, (train.weights,))
+    yield from rollout_stage_programs(make_engine(layout, model, config), train.weights)
 
-    engine = make_engine(layout, model, config, config.group_size)
-    yield from rollout_programs(engine, *policy)
-    rewards_BG = jax.ShapeDtypeStruct((config.questions, config.group_size), np.float32)
-    yield Program("advantages", programs.advantages(config), (rewards_BG, rewards_BG, rewards_BG))
-
-    learner = Learner(layout, model, config, engine.routes_shape)
-    (packed,) = microbatches([], learner.shape, learner.routes)
-    arguments, passes = (state, layout.abstract_batch(packed), TEMPERATURE), 2 if config.kl_coef else 1
-    yield (prepare := Program("prepare_batch", learner.prepare, arguments, over_rows(packed.tokens.tokens_BT, passes)))
-    batch, _ = prepare.result
-    given = (*policy, batch, TEMPERATURE)
-    yield (part := Program("grpo_gradients", learner.gradients, given, over_rows(packed.tokens.tokens_BT, 3)))
+    (packed,) = pack_microbatches([], batch_shape(config, model, layout.round_up(1)))
+    objective = LossSpec(config.loss, config.sampling.max_new_tokens, config.optimizer.mtp)
+    add_logprobs = programs.make_add_logprobs(layout, model, objective)
+    arguments, passes = (train.weights, reference, layout.abstract_batch(packed), SCALAR), 2 if reference else 1
+    yield (logprobs := Program("add_logprobs", add_logprobs, arguments, over_rows(packed.tokens_BT, passes)))
+    batch, _ = logprobs.result
+    gradients = programs.make_rl_gradients(layout, model, objective)
+    yield (part := Program("rl_gradients", gradients, (train.weights, batch, SCALAR), over_rows(packed.tokens_BT, 3)))
     if config.accumulates:
         yield Program("add_gradients", programs.add_gradients, (part.result, part.result))
-    yield Program("grpo_update", learner.update, (train, part.result))
+    yield Program("rl_update", programs.make_rl_update(layout, model, config.optimizer), (train, part.result, SCALAR))
     if config.refreshes_reference:
-        yield Program("snapshot", programs.snapshot, ((*policy, train.step),))
-    yield checksums(layout, state)
+        yield Program("snapshot", transfers.snapshot, ((train.weights, train.step),))
+    step = jax.ShapeDtypeStruct((), np.int32, sharding=layout.replicated())
+    yield checksums(layout, RLState(train, reference, step))
 
 
-def rollout_programs(engine: RolloutEngine, params: Params, router_bias: dict) -> Iterator[Program]:
-    """`RolloutEngine.max_programs` counts all sizes of them; (params, router_bias) are the trainer's."""
-    layout, model, config, P = engine.layout, engine.model, engine.config, engine.max_prompt_tokens
-    if programs.copies_weights(model, config.weights) or config.mesh is not None:
-        yield (copy := Program("copy_weights", programs.copy_weights(layout, model, config.weights), (params,)))
+def rollout_stage_programs(engine: RolloutEngine, weights: Weights) -> Iterator[Program]:
+    """`RolloutEngine.max_programs` counts all sizes of them; `weights` are the trainer's."""
+    spec, sampling = engine.spec, engine.sampling
+    params = weights.params
+    if spec.copies_weights:
+        yield (copy := Program("copy_weights", rollout_programs.make_copy_weights(spec), (params,)))
         params = copy.result
-    shardings = programs.rollout_shardings(layout, model, config.weights)
     policy = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), (params, router_bias), shardings
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        weights._replace(params=params),
+        rollout_programs.rollout_shardings(spec),
     )
-    make_slots = programs.make_slots(layout, model, config, engine.slots, engine.width)
-    yield (slots := Program("make_slots", make_slots, ()))
-    prompts = layout.abstract_batch(engine.empty_prompts(P))
+    yield (slots := Program("make_slots", rollout_programs.make_slots(spec, engine.slots, engine.width), ()))
+    prompts = spec.layout.abstract_batch(engine.empty_prompts(sampling.max_prompt_tokens))
     work = replace(over_rows(prompts[0], 1), absorbed=True)
-    yield (prefilled := Program("prefill", programs.make_prefill(layout, model, config), (*policy, *prompts), work))
-    settings, places_S = abstract(engine.settings(1.0, False)), jax.ShapeDtypeStruct((engine.slots,), np.int32)
+    yield (prefilled := Program("prefill", rollout_programs.make_prefill(spec), (policy, *prompts), work))
+    settings, places_S = abstract(engine.settings()), jax.ShapeDtypeStruct((engine.slots,), np.int32)
     arguments = (slots.result, prefilled.result, places_S, places_S, KEY, settings)
-    yield (begun := Program("insert", programs.make_insert(layout, model, config), arguments))
+    yield (begun := Program("insert", rollout_programs.make_insert(spec), arguments))
     is_free_S, limit = jax.ShapeDtypeStruct((engine.slots,), bool), jax.ShapeDtypeStruct((), np.int32)
-    decoder = programs.make_decode(layout, model, config, engine.width)
-    work = Work(engine.slots * places(config) * config.steps_per_round, engine.width, 1, absorbed=True)
-    yield Program("decode", decoder, (*policy, begun.result, is_free_S, limit, settings), work)
+    decode = rollout_programs.make_decode(spec, engine.width)
+    work = Work(engine.slots * places(spec.engine) * spec.engine.steps_per_round, engine.width, 1, absorbed=True)
+    yield Program("decode", decode, (policy, begun.result, is_free_S, limit, settings), work)
 
 
 def over_rows(tokens, passes: int) -> Work:
@@ -203,4 +202,4 @@ def over_rows(tokens, passes: int) -> Work:
 
 def checksums(layout: Layout, state: State) -> Program:
     """Of the policy that a stage ends with."""
-    return Program("checksums", programs.checksums(layout), (split(state)[0],))
+    return Program("checksums", transfers.make_checksums(layout), (split_policy(state)[0],))

@@ -1,4 +1,4 @@
-"""The small parts that every block shares."""
+"""Parts that all blocks share: norm, rotary embedding, SwiGLU."""
 
 import math
 
@@ -18,12 +18,12 @@ def rms_norm(x_D: Array, weight_D: Array, eps: float) -> Array:
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:
-    """YaRN's temperature of attention (arXiv 2309.00071, equation 22), its slope scaled by `mscale`."""
+    """YaRN's attention temperature (arXiv 2309.00071, equation 22), with its slope scaled by `mscale`."""
     return 0.1 * mscale * math.log(factor) + 1.0
 
 
 def rope_frequencies(c: ModelConfig) -> np.ndarray:
-    """Radians for each position of the R / 2 pairs, float32."""
+    """Radians per position of each of the R / 2 pairs, float32."""
     R, scaling = c.rotary_dim, c.rope_scaling
     frequency_r = c.rope_theta ** (-np.arange(0, R, 2) / R)
     if scaling.factor == 1:
@@ -35,8 +35,8 @@ def rope_frequencies(c: ModelConfig) -> np.ndarray:
 def yarn_slowed(R: int, c: ModelConfig) -> np.ndarray:
     """How far each pair is slowed by `factor`, 0 to 1 (YaRN, arXiv 2309.00071, section 3.2).
 
-    Pairs that turn less than `beta_slow` times over the original length are slowed, those that turn more than
-    `beta_fast` times are kept, and the ones between are blended by their number.
+    1 for pairs that turn fewer than `beta_slow` times over the original length, 0 for more than `beta_fast` times,
+    linear in the pair's index in between.
     """
     yarn = c.rope_scaling
 
@@ -50,10 +50,9 @@ def yarn_slowed(R: int, c: ModelConfig) -> np.ndarray:
 
 
 def llama3_slowed(frequency_r: np.ndarray, llama: RopeScalingConfig) -> np.ndarray:
-    """The same as Llama 3.1 has it (its reference code's `apply_scaling`): blended by the turns themselves.
+    """`yarn_slowed` of Llama 3.1 (`apply_scaling` of its reference code), which is linear in the turns.
 
-    Pairs that turn less than `low_freq_factor` times over the original length are slowed, those that turn more than
-    `high_freq_factor` times are kept.
+    1 for pairs that turn fewer than `low_freq_factor` times, 0 for more than `high_freq_factor` times.
     """
     turns_r = llama.original_max_position_embeddings * frequency_r / (2 * math.pi)
     kept_r = (turns_r - llama.low_freq_factor) / (llama.high_freq_factor - llama.low_freq_factor)
@@ -61,9 +60,9 @@ def llama3_slowed(frequency_r: np.ndarray, llama: RopeScalingConfig) -> np.ndarr
 
 
 def rope_amplitude(yarn: RopeScalingConfig) -> float:
-    """What YaRN multiplies the rotated parts of queries and keys by: in DeepSeek's, 1 where both mscales are the same.
+    """YaRN's factor on rotated queries and keys: with the default mscales, as in Qwen, the paper's temperature.
 
-    With the default mscales it is the paper's own temperature, which Qwen has.
+    With equal mscales, as in DeepSeek's models, it is 1; the scores are scaled instead (attention.py).
     """
     if yarn.factor == 1 or yarn.rope_type == "llama3":
         return 1.0
@@ -71,22 +70,18 @@ def rope_amplitude(yarn: RopeScalingConfig) -> float:
 
 
 def rotate(x_BTHR: Array, positions_BT: Array, c: ModelConfig) -> Array:
-    """Rotary position embedding (arXiv 2104.09864).
+    """Rotary position embedding (arXiv 2104.09864), [B, T, H, R].
 
-    DeepSeek's latent attention turns neighbouring pairs, (0, 1), (2, 3), …; Qwen and Llama turn number i with number
-    i + R / 2. The weights of one are those of the other in another order.
+    MLA pairs neighbours, (0, 1), (2, 3), …; GQA pairs i with i + R / 2. Permuted weights give the one from the other.
     """
     angle_BT1R = positions_BT[..., None, None].astype(jnp.float32) * rope_frequencies(c)
     amplitude = rope_amplitude(c.rope_scaling)
     cos, sin = jnp.cos(angle_BT1R) * amplitude, jnp.sin(angle_BT1R) * amplitude
-    x32 = x_BTHR.astype(jnp.float32)
-    if c.kv_lora_rank is None:
-        first, second = jnp.split(x32, 2, axis=-1)
-        turned = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
-    else:
-        first, second = x32[..., 0::2], x32[..., 1::2]
-        turned = jnp.stack([first * cos - second * sin, first * sin + second * cos], axis=-1).reshape(x_BTHR.shape)
-    return turned.astype(x_BTHR.dtype)
+    x32, is_gqa = x_BTHR.astype(jnp.float32), c.kv_lora_rank is None
+    first, second = jnp.split(x32, 2, axis=-1) if is_gqa else (x32[..., 0::2], x32[..., 1::2])
+    turned = [first * cos - second * sin, first * sin + second * cos]
+    x32 = jnp.concatenate(turned, axis=-1) if is_gqa else jnp.stack(turned, axis=-1).reshape(x_BTHR.shape)
+    return x32.astype(x_BTHR.dtype)
 
 
 def feed_forward(p: Params, x_TD: Array) -> Array:

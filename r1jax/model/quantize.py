@@ -1,11 +1,11 @@
-"""Eight-bit weights and latents, which rollouts may read to move less memory. Training never sees them."""
+"""8-bit weights and caches for rollouts, which read less memory. Training never uses them."""
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from r1jax.config import ModelConfig
-from r1jax.model.spec import STACKED, ParamSpec, is_spec, param_specs
+from r1jax.model.spec import STACKED, ParamSpec, param_specs
 from r1jax.types import Array, Params
 
 DTYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
@@ -14,7 +14,7 @@ LARGEST = {"int8": 127.0, "fp8": 448.0}
 
 @struct.dataclass
 class Quantized:
-    """Stands for `values * scale`."""
+    """The array `values * scale`."""
 
     values: Array  # int8 or float8_e4m3fn
     scale: Array  # float32; of size 1 along the axes that share a scale
@@ -25,7 +25,7 @@ def is_quantized(x) -> bool:
 
 
 def quantize(x: Array, axes: tuple[int, ...], kind: str) -> Quantized:
-    """The largest number along `axes` becomes the largest that `kind` ("int8" or "fp8") has."""
+    """Scales the largest magnitude along `axes` to the largest of `kind`, "int8" or "fp8"."""
     x = x.astype(jnp.float32)
     largest = jnp.abs(x).max(axis=axes, keepdims=True)
     scale = jnp.where(largest == 0, 1, largest / LARGEST[kind])
@@ -34,7 +34,7 @@ def quantize(x: Array, axes: tuple[int, ...], kind: str) -> Quantized:
 
 
 def dequantize(tree, dtype):
-    """The same tree with plain arrays of `dtype` where it has `Quantized` ones."""
+    """The tree with each `Quantized` replaced by an array of `dtype`."""
 
     def plain(x):
         return (x.values.astype(jnp.float32) * x.scale).astype(dtype) if is_quantized(x) else x
@@ -43,7 +43,7 @@ def dequantize(tree, dtype):
 
 
 def quantize_params(params: Params, c: ModelConfig, kind: str) -> Params:
-    """Every matrix of the layers, with a scale for each output; norms, routers, embedding and head stay as they are."""
+    """Quantizes all matrices of the layers, one scale per output; norms, routers, embedding and head are kept."""
 
     def one(spec: ParamSpec, w: Array):
         if spec.inputs == 0 or "layers" not in spec.axes or "router" in spec.axes:
@@ -51,4 +51,4 @@ def quantize_params(params: Params, c: ModelConfig, kind: str) -> Params:
         first = sum(axis in STACKED for axis in spec.axes)
         return quantize(w, tuple(range(first, first + spec.inputs)), kind)
 
-    return jax.tree.map(one, param_specs(c), params, is_leaf=is_spec)
+    return jax.tree.map(one, param_specs(c), params)

@@ -1,8 +1,9 @@
-"""Causal softmax attention within segments: one interface, one implementation for each platform.
+"""Causal softmax attention within segments: one interface, one implementation per platform.
 
-None but "full" ever holds a [T, S] matrix of scores, so that memory grows with the sequence and not with its square.
+Only "full" materializes the [T, S] scores; the memory of the others is linear in the sequence length.
 """
 
+import functools
 from typing import Literal
 
 import chex
@@ -11,15 +12,15 @@ import jax.numpy as jnp
 
 from r1jax.types import Array
 
-MASKED = -1e30  # finite, so that a fully masked row (padding) gives numbers and not NaN
-CHUNK = 256  # queries at once in the chunked forms; what is not longer is one chunk
+MASKED = -1e30  # finite, so that fully masked rows (padding) give numbers and not NaN
+CHUNK = 256  # queries per chunk
 BLOCK = 512  # largest block of the TPU kernel
 
 
 def choose_attention(platform: str, dtype: str, head_size: int, capability: float) -> str:
-    """What "auto" means for a program on a `platform` ("cpu", "gpu", "tpu") in `dtype`.
+    """The implementation that "auto" stands for on a `platform` ("cpu", "gpu", "tpu") in `dtype`.
 
-    cuDNN's kernels know no float32, and heads of more than 128 from compute capability 9 (Hopper) on only.
+    cuDNN's kernels have no float32, and heads of more than 128 only from compute capability 9 (Hopper) on.
     """
     if platform == "tpu":
         return "splash"
@@ -37,96 +38,87 @@ def attend(
     implementation: str,
     part: Array | int = 0,
 ) -> Array:
-    """softmax(scale * q k) v over the earlier tokens of the same segment and the token itself, [B, T, H, U].
+    """softmax(scale * q k) v over the same segment's tokens up to the query's own, [B, T, H, U].
 
-    Keys and values are of all S tokens of a row; queries of all, or of one of S / T equal parts, which `part` counts.
-    Keys and values have as many heads as queries, or fewer (Y), each for H / Y neighbouring heads of queries; the head
-    size of values may differ. `implementation` is a value of `ModelConfig.attention`; "auto" is "chunked", which runs
-    on every platform.
+    Queries are the `part`-th T of the S tokens, where T divides S. Y divides H: each head of keys and values serves
+    H / Y consecutive heads of queries. `implementation` is a value of `ModelConfig.attention`; "auto" is "chunked",
+    which runs on every platform.
     """
     B, T, H, M = q_BTHM.shape
     S, Y = k_BSYM.shape[1:3]
-    chex.assert_shape(k_BSYM, (B, S, Y, M))
-    chex.assert_shape(v_BSYU, (B, S, Y, None))
-    chex.assert_shape(segment_ids_BS, (B, S))
+    chex.assert_shape([k_BSYM, v_BSYU, segment_ids_BS], [(B, S, Y, M), (B, S, Y, None), (B, S)])
     chex.assert_is_divisible(H, Y)
     chex.assert_is_divisible(S, T)
     if implementation == "splash":
         return attend_splash(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale, part)
-    if implementation == "cudnn":
-        return attend_chunked(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale, fused_chunk, part=part)
-    if implementation == "full":
-        return attend_chunked(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale, einsum_chunk, T, part)
-    return attend_chunked(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale, einsum_chunk, part=part)
+    attend_chunk = functools.partial(fused_chunk if implementation == "cudnn" else einsum_chunk, scale=scale)
+    size = T if implementation == "full" else CHUNK
+    return attend_chunked(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, attend_chunk, size, part)
 
 
 def causal_mask(q_segments_BT: Array, k_segments_BS: Array, first: Array | int) -> Array:
-    """[B, T, S]: whether query first + t may see key s: it stands no later, and in the same segment."""
+    """[B, T, S]: whether query `first` + t may attend to key s, which is not later and in the same segment."""
     T, S = q_segments_BT.shape[1], k_segments_BS.shape[1]
     same_BTS = q_segments_BT[:, :, None] == k_segments_BS[:, None, :]
     return same_BTS & (jnp.arange(S) <= first + jnp.arange(T)[:, None])
 
 
 def einsum_chunk(q_BTHM: Array, k_BSYM: Array, v_BSYU: Array, mask_BTS: Array, scale: float) -> Array:
-    """The definition; scores and softmax in float32.
+    """The definition, with scores and softmax in float32.
 
-    A token's queries that share a head of keys are rows (t = T Z) of one product: nothing is repeated but the mask.
+    The z = T * H / Y queries that share a head of keys are rows of one matmul, so that only the mask is repeated.
     """
     B, T, H, M = q_BTHM.shape
     Y, U = v_BSYU.shape[2:]
-    q_BtYM = q_BTHM.reshape(B, T, Y, H // Y, M).swapaxes(2, 3).reshape(B, -1, Y, M)
-    mask_BtS = jnp.repeat(mask_BTS, H // Y, axis=1)
-    scores_BYtS = jnp.einsum("BtYM,BSYM->BYtS", q_BtYM, k_BSYM, preferred_element_type=jnp.float32)
-    weights_BYtS = jax.nn.softmax(jnp.where(mask_BtS[:, None], scores_BYtS * scale, MASKED))
-    out_BtYU = jnp.einsum("BYtS,BSYU->BtYU", weights_BYtS.astype(v_BSYU.dtype), v_BSYU)
-    return out_BtYU.reshape(B, T, H // Y, Y, U).swapaxes(2, 3).reshape(B, T, H, U)
+    q_BzYM = q_BTHM.reshape(B, T, Y, H // Y, M).swapaxes(2, 3).reshape(B, -1, Y, M)
+    mask_BzS = jnp.repeat(mask_BTS, H // Y, axis=1)
+    scores_BYzS = jnp.einsum("BzYM,BSYM->BYzS", q_BzYM, k_BSYM, preferred_element_type=jnp.float32)
+    weights_BYzS = jax.nn.softmax(jnp.where(mask_BzS[:, None], scores_BYzS * scale, MASKED))
+    out_BzYU = jnp.einsum("BYzS,BSYU->BzYU", weights_BYzS.astype(v_BSYU.dtype), v_BSYU)
+    return out_BzYU.reshape(B, T, H // Y, Y, U).swapaxes(2, 3).reshape(B, T, H, U)
 
 
 def fused_chunk(q_BTHM, k_BSYM, v_BSYU, mask_BTS, scale: float, *, kernel: Literal["cudnn", "xla"] = "cudnn") -> Array:
-    """JAX's fused kernels, which want one head size for all, and cuDNN an even number of tokens: zeros are put behind.
+    """JAX's fused kernels, with zero padding to one head size for all and, for cuDNN, even numbers of tokens.
 
-    cuDNN raises where it doesn't know the head size: set ModelConfig.attention = 'chunked'.
+    cuDNN raises an error for head sizes that it does not support: set ModelConfig.attention = 'chunked'.
     """
     T, U, size = q_BTHM.shape[1], v_BSYU.shape[-1], max(q_BTHM.shape[-1], v_BSYU.shape[-1])
 
-    def even(x):
+    def pad(x):
         return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, size - x.shape[-1])))
 
     mask_BTS = jnp.pad(mask_BTS, ((0, 0), (0, T % 2), (0, k_BSYM.shape[1] % 2)))
-    q, k, v = even(q_BTHM), even(k_BSYM), even(v_BSYU)
+    q, k, v = pad(q_BTHM), pad(k_BSYM), pad(v_BSYU)
     out = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], scale=scale, implementation=kernel)
     return out[:, :T, :, :U]
 
 
-def attend_chunked(
-    q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale: float, attend_chunk, size: int = CHUNK, part=0
-) -> Array:
-    """`size` queries at a time over all keys; the backward pass computes each chunk's scores again."""
+def attend_chunked(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, attend_chunk, size: int = CHUNK, part=0) -> Array:
+    """`attend_chunk` of `size` queries at a time over all keys; the backward pass recomputes each chunk's scores."""
     B, T, H, M = q_BTHM.shape
     first = part * T
     q_segments_BT = jax.lax.dynamic_slice_in_dim(segment_ids_BS, first, T, axis=1)
     if size >= T:
-        return attend_chunk(q_BTHM, k_BSYM, v_BSYU, causal_mask(q_segments_BT, segment_ids_BS, first), scale)
+        return attend_chunk(q_BTHM, k_BSYM, v_BSYU, causal_mask(q_segments_BT, segment_ids_BS, first))
     pad = -T % size
     q_BTHM = jnp.pad(q_BTHM, ((0, 0), (0, pad), (0, 0), (0, 0)))
     q_segments_BT = jnp.pad(q_segments_BT, ((0, 0), (0, pad)))
-    chunks = (T + pad) // size
 
     @jax.checkpoint
     def one(chunk):
         i, q_BtHM, q_segments_Bt = chunk
-        mask_BtS = causal_mask(q_segments_Bt, segment_ids_BS, first + i * size)
-        return attend_chunk(q_BtHM, k_BSYM, v_BSYU, mask_BtS, scale)
+        return attend_chunk(q_BtHM, k_BSYM, v_BSYU, causal_mask(q_segments_Bt, segment_ids_BS, first + i * size))
 
-    q_cBtHM = jnp.moveaxis(q_BTHM.reshape(B, chunks, size, H, M), 1, 0)
-    q_segments_cBt = jnp.moveaxis(q_segments_BT.reshape(B, chunks, size), 1, 0)
-    out_cBtHU = jax.lax.map(one, (jnp.arange(chunks), q_cBtHM, q_segments_cBt))
+    q_cBtHM = jnp.moveaxis(q_BTHM.reshape(B, -1, size, H, M), 1, 0)
+    q_segments_cBt = jnp.moveaxis(q_segments_BT.reshape(B, -1, size), 1, 0)
+    out_cBtHU = jax.lax.map(one, (jnp.arange(len(q_cBtHM)), q_cBtHM, q_segments_cBt))
     return jnp.moveaxis(out_cBtHU, 0, 1).reshape(B, T + pad, H, -1)[:, :T]
 
 
 def attend_splash(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale: float, part=0, *, interpret: bool = False) -> Array:
-    """JAX's Pallas kernel for TPU; `interpret` runs it anywhere, slowly. Parts are padded to whole blocks."""
-    # Imported when used: Pallas is of no use to other platforms, and slow to import.
+    """JAX's Pallas kernel for TPU, each part padded to whole blocks; `interpret` runs it anywhere, slowly."""
+    # Imported here: Pallas is slow to import and of no use to other platforms.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -134,18 +126,18 @@ def attend_splash(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale: float, part=0, 
     block = min(BLOCK, -(-T // 128) * 128)
     length = -(-T // block) * block
 
-    def padded(x):
+    def pad(x):
         x = x.reshape(x.shape[0], -1, T, *x.shape[2:])
         x = jnp.pad(x, ((0, 0), (0, 0), (0, length - T), *[(0, 0)] * (x.ndim - 3)))
         return x.reshape(x.shape[0], -1, *x.shape[3:])
 
-    q_BTHM, k_BSYM, v_BSYU, segment_ids_BS = (padded(x) for x in (q_BTHM, k_BSYM, v_BSYU, segment_ids_BS))
+    q_BTHM, k_BSYM, v_BSYU, segment_ids_BS = (pad(x) for x in (q_BTHM, k_BSYM, v_BSYU, segment_ids_BS))
     segment_ids_BT = jax.lax.dynamic_slice_in_dim(segment_ids_BS, part * length, length, axis=1)
     mask = masks.MultiHeadMask([masks.CausalMask((parts * length, parts * length)) for _ in range(H)])
     sizes = splash.BlockSizes(*[block] * 8)
     kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=parts, interpret=interpret)
 
-    def of_part(x):  # what the kernel knows of its blocks, [heads, blocks of queries, …], and the queries' places
+    def of_part(x):  # of the kernel's block metadata, [heads, query blocks, …], and of its query positions
         axis = min(x.ndim - 1, 1)
         size = x.shape[axis] // parts
         return jax.lax.dynamic_slice_in_dim(x, part * size, size, axis)

@@ -1,7 +1,6 @@
-"""The one table of parameters: shapes, logical axes, initialisation, and names in published checkpoints.
+"""The table of parameters: shapes, logical axes, initialization, and names in published checkpoints.
 
-Initial values, shardings, the checkpoint's restore target, counts, the weight-decay mask and the Hugging Face name map
-all derive from it.
+Initial values, shardings, restore targets, counts, the weight-decay mask and Hugging Face names all derive from it.
 """
 
 import math
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from r1jax.config import ModelConfig
 from r1jax.types import Array, Params
 
-STACKED = ("layers", "experts")  # axes whose entries are tensors of their own in published checkpoints
+STACKED = ("layers", "experts")  # axes along which published checkpoints have separate tensors
 
 
 @dataclass(frozen=True)
@@ -23,17 +22,10 @@ class ParamSpec:
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
-    fan_in: int  # numbers that each output sums over; 0 marks a norm's weight, which starts at 1, or a bias, at 0
-    published: str  # its name in published checkpoints; within a layer, what follows "model.layers.N."
-    inputs: int = 0  # leading dimensions that are a matrix's inputs: published as [outputs, inputs]; 0: as it is
-    zeros: bool = False  # starts at zero instead of being drawn
-
-    def stacked(self, layers: int) -> "ParamSpec":
-        return replace(self, shape=(layers, *self.shape), axes=("layers", *self.axes))
-
-
-def is_spec(x) -> bool:
-    return isinstance(x, ParamSpec)
+    fan_in: int  # of a matrix; 0: a norm's weight or a bias
+    published: str  # name in published checkpoints; in a layer, what follows "model.layers.N."
+    inputs: int = 0  # leading dimensions that are inputs, published transposed as [outputs, inputs]; 0: published as is
+    zeros: bool = False  # initialized to 0; other norms to 1, matrices at random
 
 
 def _norm(width: int, published: str) -> ParamSpec:
@@ -105,18 +97,18 @@ def _block(c: ModelConfig, feed_forward: dict) -> dict:
 
 
 def _stack(block: dict, layers: int) -> dict:
-    return jax.tree.map(lambda s: s.stacked(layers), block, is_leaf=is_spec)
+    return jax.tree.map(lambda s: replace(s, shape=(layers, *s.shape), axes=("layers", *s.axes)), block)
 
 
 def stack_layers(c: ModelConfig) -> dict[str, range]:
-    """The stacks that this model has, and which layers are in each; MTP modules are numbered after the last layer."""
+    """The layers of each stack of this model; MTP modules are numbered after the last layer."""
     L, dense, modules = c.num_hidden_layers, c.first_k_dense_replace, c.num_nextn_predict_layers
     layers = {"dense": range(dense), "moe": range(dense, L), "mtp": range(L, L + modules)}
     return {name: numbers for name, numbers in layers.items() if numbers}
 
 
 def param_specs(c: ModelConfig) -> dict:
-    """The tree of `ParamSpec`s. Layers of one kind are stacked on a leading axis, so that they can be scanned."""
+    """The tree of `ParamSpec`s. Layers of one kind are stacked along a leading axis, for `jax.lax.scan`."""
     D, V = c.hidden_size, c.vocab_size
     blocks = {
         "dense": _block(c, _feed_forward(D, c.intermediate_size, "mlp")),
@@ -135,7 +127,7 @@ def param_specs(c: ModelConfig) -> dict:
         **{name: _stack(blocks[name], len(layers)) for name, layers in stack_layers(c).items()},
     }
     if c.scalar_head:
-        # At zero nothing is preferred before a judgement was seen: the loss starts at ln 2, with nothing to unlearn.
+        # At zero the untrained reward model prefers nothing: its loss starts at ln 2.
         specs["score_D1"] = ParamSpec((D, 1), ("embed", "score"), D, "score.weight", 1, zeros=True)
     elif not c.tie_word_embeddings:
         specs["head_DV"] = ParamSpec((D, V), ("embed", "vocab"), D, "lm_head.weight", 1)
@@ -143,7 +135,7 @@ def param_specs(c: ModelConfig) -> dict:
 
 
 def router_bias_specs(c: ModelConfig) -> dict[str, ParamSpec]:
-    """Routing biases, [layers, E] for each stack with experts: state that no gradient moves, always float32."""
+    """Router biases, float32 [layers, E] for each stack with experts: state without a gradient."""
     E, published = c.n_routed_experts, "mlp.gate.e_score_correction_bias"
     return {
         name: ParamSpec((len(layers), E), ("layers", "router"), E, published)
@@ -153,46 +145,41 @@ def router_bias_specs(c: ModelConfig) -> dict[str, ParamSpec]:
 
 
 def init_params(key: Array, config: ModelConfig) -> Params:
-    """Params in `param_dtype`; each tensor's key is a function of its path, so adding a tensor changes no other."""
-    fixed_std = config.initializer_range
+    """Params in `param_dtype`. Each tensor's key depends on its path only: a new tensor does not change the others."""
 
     def init(path, spec: ParamSpec) -> Array:
-        if spec.zeros:
-            return jnp.zeros(spec.shape, config.param_dtype)
-        if spec.fan_in == 0:
-            return jnp.ones(spec.shape, config.param_dtype)
+        if spec.zeros or spec.fan_in == 0:
+            return jnp.full(spec.shape, 0 if spec.zeros else 1, config.param_dtype)
         tensor_key = jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
-        std = spec.fan_in**-0.5 if fixed_std is None else fixed_std
+        std = spec.fan_in**-0.5 if config.initializer_range is None else config.initializer_range
         return (std * jax.random.normal(tensor_key, spec.shape, jnp.float32)).astype(config.param_dtype)
 
-    return jax.tree_util.tree_map_with_path(init, param_specs(config), is_leaf=is_spec)
+    return jax.tree.map_with_path(init, param_specs(config))
 
 
 def init_router_bias(config: ModelConfig) -> dict[str, Array]:
-    """Zero routing biases, [layers, E] for each stack with experts."""
+    """Router biases of zero, see `router_bias_specs`."""
     return {name: jnp.zeros(spec.shape, jnp.float32) for name, spec in router_bias_specs(config).items()}
 
 
 def count_params(config: ModelConfig) -> dict[str, int]:
-    """Numbers of a published checkpoint under each top-level name of the tree, routing biases included."""
+    """Parameters of a published checkpoint, router biases included, for each top-level name of the tree."""
     biases = router_bias_specs(config) if uses_router_bias(config) else {}
     trees = param_specs(config) | {f"router_bias.{name}": spec for name, spec in biases.items()}
-    return {
-        name: sum(math.prod(s.shape) for s in jax.tree.leaves(tree, is_leaf=is_spec)) for name, tree in trees.items()
-    }
+    return {name: sum(math.prod(s.shape) for s in jax.tree.leaves(tree)) for name, tree in trees.items()}
 
 
 def uses_router_bias(c: ModelConfig) -> bool:
-    """Whether experts are chosen by biased affinities (V3); otherwise the biases stay zero, and are not published."""
+    """Whether experts are chosen by biased affinities (V3); otherwise biases stay zero and are not published."""
     return c.topk_method == "noaux_tc"
 
 
 def count_active_params(config: ModelConfig) -> int:
-    """Parameters that take part in predicting one next token: the chosen experts of each layer, and no MTP module."""
+    """Parameters used to predict one next token: only the chosen experts of each layer, and no MTP module."""
 
     def active(spec: ParamSpec) -> int:
         chosen = config.num_experts_per_tok / config.n_routed_experts if "experts" in spec.axes else 1
         return round(math.prod(spec.shape) * chosen)
 
     main = {name: tree for name, tree in param_specs(config).items() if name != "mtp"}
-    return sum(active(spec) for spec in jax.tree.leaves(main, is_leaf=is_spec))
+    return sum(active(spec) for spec in jax.tree.leaves(main))

@@ -1,23 +1,36 @@
-"""Log-probabilities of given tokens."""
+"""Log-probabilities of given tokens, in the distribution that they were drawn from."""
 
 import jax
 import jax.numpy as jnp
 
+from r1jax.config import ModelConfig
 from r1jax.model.ops import ONE_DEVICE, ShardedOps
-from r1jax.model.transformer import head_name, logits
-from r1jax.types import Array, Params
+from r1jax.model.transformer import Hidden, forward, head_name, logits, shift_targets
+from r1jax.types import Array, Batch, Params, Weights
 
-AT_ONCE = 2**26  # logits that exist at once on a device, 256 MiB in float32: [B, T, V] is never larger
+MAX_LOGITS = 2**26  # that a device holds at once, 256 MiB in float32: [B, T, V] is never larger
 
 
-def token_logprobs(logits_BTV: Array, tokens_BT: Array, temperature: Array | float = 1.0) -> tuple[Array, Array]:
+def token_logprobs(
+    logits_BTV: Array, tokens_BT: Array, temperature: Array | float = 1.0, masks_BTI: Array | None = None
+) -> tuple[Array, Array]:
     """log p(token) and the entropy of p in nats, both float32 [B, T], of the distribution at `temperature` > 0.
 
-    It is the distribution that the sampler draws from, so that ratios start at 1 at any temperature.
+    With `masks_BTI` p is normalised over these ids alone (-1 is none), as the sampler drew: DeepSeek-V3.2's "keep
+    sampling mask" (arXiv 2512.02556, section 3.1). Where a token has no ids, the result is finite and undefined.
     """
-    logp_BTV = jax.nn.log_softmax(logits_BTV.astype(jnp.float32) / temperature)
-    logp_BT = jnp.take_along_axis(logp_BTV, tokens_BT[..., None], axis=-1)[..., 0]
-    return logp_BT, -(jnp.exp(logp_BTV) * logp_BTV).sum(axis=-1)
+    # XLA turns a division into this product in some programs and not in others, and the two round differently.
+    logits_BTV = logits_BTV.astype(jnp.float32) * (1 / temperature)
+    if masks_BTI is None:
+        logp_BTV = jax.nn.log_softmax(logits_BTV)
+        logp_BT = jnp.take_along_axis(logp_BTV, tokens_BT[..., None], axis=-1)[..., 0]
+        return logp_BT, -(jnp.exp(logp_BTV) * logp_BTV).sum(axis=-1)
+    is_kept_BTI = (masks_BTI >= 0).at[..., 0].set(True)
+    kept_BTI = jnp.take_along_axis(logits_BTV, jnp.maximum(masks_BTI, 0), axis=-1)
+    normaliser_BT1 = jax.nn.logsumexp(kept_BTI, axis=-1, where=is_kept_BTI, keepdims=True)
+    logp_BTI = jnp.where(is_kept_BTI, kept_BTI - normaliser_BT1, 0.0)
+    entropy_BT = -jnp.where(is_kept_BTI, jnp.exp(logp_BTI) * logp_BTI, 0.0).sum(axis=-1)
+    return (jnp.take_along_axis(logits_BTV, tokens_BT[..., None], axis=-1) - normaliser_BT1)[..., 0], entropy_BT
 
 
 def hidden_logprobs(
@@ -25,25 +38,33 @@ def hidden_logprobs(
     hidden_BTD: Array,
     tokens_BT: Array,
     temperature: Array | float = 1.0,
+    masks_BTI: Array | None = None,
     *,
     tokenizer_size: int | None = None,
     ops: ShardedOps = ONE_DEVICE,
 ) -> tuple[Array, Array]:
-    """`token_logprobs` of the model's head on hidden states, some tokens at a time, computed again for gradients.
+    """`token_logprobs` of the model's head on hidden states, in chunks of tokens that gradients compute again.
 
-    Some of each part of a row, where devices have parts: all of them work on every chunk.
+    Where devices have parts of a row, a chunk has tokens of each part, so that all devices work on every chunk.
     """
     name = head_name(params)
-    params = {name: ops.gather(name, params[name])}  # as stored: its gradient is added up over chunks in that dtype
+    params = {
+        name: ops.gather_weights(name, params[name])
+    }  # as stored: its gradient is added up over chunks in that dtype
 
+    # Exponentials that are kept for gradients come from another XLA kernel than those that are only summed, and round
+    # differently. Recomputed, they leave the forward pass as it is without gradients: the first ratio is exactly 1.
+    @jax.checkpoint
     def one(chunk):
-        hidden_BptD, tokens_Bpt = chunk
-        return token_logprobs(ops.vocab(logits(params, hidden_BptD, tokenizer_size)), tokens_Bpt, temperature)
+        hidden_BptD, tokens_Bpt, masks_BptI = chunk
+        logits_BptV = ops.logits(logits(params, hidden_BptD, tokenizer_size))
+        return token_logprobs(logits_BptV, tokens_Bpt, temperature, masks_BptI)
 
-    (B, T), parts = tokens_BT.shape, ops.parts
-    size = max(AT_ONCE * ops.shards // (B * parts * max(params[name].shape)), 1)  # of each part
+    (B, T), parts = tokens_BT.shape, ops.sequence_shards
+    size = max(MAX_LOGITS * ops.token_shards // (B * parts * max(params[name].shape)), 1)  # of each part
+    inputs = (ops.matmul_input(hidden_BTD), tokens_BT, masks_BTI)
     if size * parts >= T:
-        return one((ops.inner(hidden_BTD), tokens_BT))
+        return one(inputs)
     pad = -(T // parts) % size
 
     def in_chunks(x_BT):
@@ -51,7 +72,33 @@ def hidden_logprobs(
         x_Bpt = jnp.pad(x_Bpt, ((0, 0), (0, 0), (0, pad), *[(0, 0)] * (x_BT.ndim - 2)))
         return jnp.moveaxis(x_Bpt.reshape(B, parts, -1, size, *x_BT.shape[2:]), 2, 0)
 
-    chunks = jax.lax.map(jax.checkpoint(one), (in_chunks(ops.inner(hidden_BTD)), in_chunks(tokens_BT)))
+    chunks = jax.lax.map(one, jax.tree.map(in_chunks, inputs))
     whole_Bpt = (jnp.moveaxis(x_cBpt, 0, 2).reshape(B, parts, -1)[:, :, : T // parts] for x_cBpt in chunks)
     logp_BT, entropy_BT = (x_Bpt.reshape(B, T) for x_Bpt in whole_Bpt)
     return logp_BT, entropy_BT
+
+
+def sample_logprobs(
+    weights: Weights,
+    batch: Batch,
+    temperature: Array | float,
+    model: ModelConfig,
+    ops: ShardedOps = ONE_DEVICE,
+    *,
+    replays_routes: bool = True,
+) -> tuple[Array, Array, Hidden]:
+    """log p and entropy of each token given those before it, float32 [B, T], and the hidden states behind them.
+
+    This is the trainer's view of a rollout: undefined where `batch.loss_mask_BT` is False. `replays_routes` sends
+    tokens to the experts that the rollout chose, where the batch has them.
+    """
+    hidden = forward(*weights, batch, model, batch.routes_BTLK if replays_routes else None, ops)
+    next_BT, _ = shift_targets(batch, 1)
+    masks_BTI = batch.sampling_masks_BTI
+    if masks_BTI is not None:
+        masks_BTI = jnp.roll(masks_BTI, -1, axis=1)
+    predicted_BT = hidden_logprobs(
+        weights.params, hidden.hidden_BTD, next_BT, temperature, masks_BTI, tokenizer_size=model.tokenizer_size, ops=ops
+    )
+    logp_BT, entropy_BT = (jnp.roll(x_BT, 1, axis=1) for x_BT in predicted_BT)
+    return logp_BT, entropy_BT, hidden

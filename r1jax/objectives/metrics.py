@@ -1,5 +1,8 @@
 """Typed metrics: parts of a batch add up to exactly the metric of the whole."""
 
+import functools
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import struct
 
@@ -25,32 +28,22 @@ class Mean:
 
 
 @struct.dataclass
-class Max:
-    """Stays the largest value seen; one that is not a number stays that."""
+class Extreme:
+    """Stays the largest or smallest value seen; NaN stays NaN."""
 
-    largest: Array
+    extreme: Array
+    choose: Callable[[Array, Array], Array] = struct.field(pytree_node=False)
 
-    def merge(self, other: "Max") -> "Max":
-        return Max(jnp.maximum(self.largest, other.largest))
-
-    def value(self) -> float:
-        return float(self.largest)
-
-
-@struct.dataclass
-class Min:
-    """Stays the smallest value seen; one that is not a number stays that."""
-
-    smallest: Array
-
-    def merge(self, other: "Min") -> "Min":
-        return Min(jnp.minimum(self.smallest, other.smallest))
+    def merge(self, other: "Extreme") -> "Extreme":
+        return Extreme(self.choose(self.extreme, other.extreme), self.choose)
 
     def value(self) -> float:
-        return float(self.smallest)
+        return float(self.extreme)
 
 
-Metrics = dict[str, Mean | Max | Min]
+Max = functools.partial(Extreme, choose=jnp.maximum)
+Min = functools.partial(Extreme, choose=jnp.minimum)
+Metrics = dict[str, Mean | Extreme]
 
 
 def merge_metrics(a: Metrics, b: Metrics) -> Metrics:

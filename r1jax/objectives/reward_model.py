@@ -1,4 +1,4 @@
-"""Reward models (R1, supplement): the policy's trunk with a scalar head, on pairs or on single judged responses."""
+"""Reward models (R1, supplement): the policy's trunk with a scalar head, on preference pairs or rated responses."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def response_scores(
     return scores_B1[:, 0], hidden.load
 
 
-# Margins: of each judgement, how far the scores agree with it; and 1 where it counts, 0 on padding.
+# Margins of judged pairs or responses: how far the scores agree with the label, and 1 where it is valid, 0 on padding.
 
 
 def pairwise_margins(scores_B: Array, batch: PreferenceBatch) -> tuple[Array, Array]:
@@ -50,24 +50,25 @@ def pointwise_margins(scores_B: Array, batch: PreferenceBatch) -> tuple[Array, A
 MARGINS = {"pairwise": pairwise_margins, "pointwise": pointwise_margins}
 
 
-def judgement_loss(scores_B: Array, batch: PreferenceBatch, kind: str) -> tuple[Mean, Metrics]:
-    """-log sigmoid(margin); its sum and weight, so that parts of a batch add up exactly.
+def preference_loss(scores_B: Array, batch: PreferenceBatch, kind: str) -> tuple[Mean, Metrics]:
+    """-log sigmoid(margin), as a sum and its weight, so that parts of a batch add up exactly.
 
-    For pairs that is InstructGPT's equation 1 (arXiv 2203.02155), for single responses binary cross entropy. A margin
-    of 0 counts as half right. `score_good` and `score_bad` are the mean scores of chosen or safe, and of rejected or
-    unsafe responses.
+    On pairs that is InstructGPT's equation 1 (arXiv 2203.02155), on single responses binary cross entropy. A margin of
+    0 is half right. `score_good` and `score_bad` are mean scores of chosen or safe, of rejected or unsafe responses.
     """
-    margin_J, counts_J = MARGINS[kind](scores_B, batch)
-    weight_J = counts_J.astype(jnp.float32)
-    good_B = batch.is_good_B * (batch.length_B > 0)
-    bad_B = (1 - batch.is_good_B) * (batch.length_B > 0)
-    loss = Mean((-jax.nn.log_sigmoid(margin_J) * weight_J).sum(), weight_J.sum())
+    margin_J, valid_J = MARGINS[kind](scores_B, batch)
+    weight_J, is_row_B = valid_J.astype(jnp.float32), batch.length_B > 0
+
+    def mean(values: Array, weights: Array) -> Mean:
+        return Mean((values * weights).sum(), weights.sum())
+
+    loss = mean(-jax.nn.log_sigmoid(margin_J), weight_J)
     return loss, {
         "loss": loss,
-        "accuracy": Mean((jnp.heaviside(margin_J, 0.5) * weight_J).sum(), weight_J.sum()),
-        "score_good": Mean((scores_B * good_B).sum(), good_B.sum()),
-        "score_bad": Mean((scores_B * bad_B).sum(), bad_B.sum()),
-        "counted": Mean(weight_J.sum(), jnp.float32(weight_J.size)),  # the others are padding, or were too long
+        "accuracy": mean(jnp.heaviside(margin_J, 0.5), weight_J),
+        "score_good": mean(scores_B, batch.is_good_B * is_row_B),
+        "score_bad": mean(scores_B, (1 - batch.is_good_B) * is_row_B),
+        "valid": Mean(weight_J.sum(), jnp.float32(weight_J.size)),  # the others are padding, or were too long
     }
 
 
@@ -81,5 +82,5 @@ def reward_model_loss(
 ) -> tuple[Array, tuple[Metrics, dict[str, Array]]]:
     """The scalar loss, and (metrics, expert loads by stack)."""
     scores_B, load = response_scores(params, router_bias, batch.tokens_BT, batch.length_B, config, ops)
-    loss, metrics = judgement_loss(scores_B, batch, kind)
+    loss, metrics = preference_loss(scores_B, batch, kind)
     return loss.mean(), (metrics, load)

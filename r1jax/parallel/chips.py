@@ -1,4 +1,4 @@
-"""What one TPU chip can do, by generation."""
+"""Capabilities of a TPU chip, by generation."""
 
 from dataclasses import dataclass
 
@@ -7,32 +7,32 @@ import jax
 
 @dataclass(frozen=True)
 class Chip:
-    """One device. Bytes and bytes a second; products in bfloat16."""
+    """One JAX device. Memory in bytes, bandwidths in bytes per second, compute in bfloat16."""
 
     generation: str
-    kind: str  # `device_kind` of JAX's device
-    hbm: int  # what the compiler lets programs have, as it says when it refuses one
-    flops: float  # a second
-    flops_per_cycle: int  # of all matrix units: the clock follows, and with it the compiler's cycles in seconds
+    kind: str  # `jax.Device.device_kind`
+    hbm: int  # usable by programs, as the compiler reports when it refuses one
+    flops: float  # per second
+    flops_per_cycle: int  # of all matrix units; gives the clock, by which the compiler's cycles become seconds
     hbm_bandwidth: float
-    ici: float  # received a second, over all links to other chips of the slice
-    dcn: float  # received a second from other slices, over the data center's network
+    ici: float  # received over all links to other chips of the slice
+    dcn: float  # received from other slices over the data center network
     dimensions: int  # of the torus
-    example: str
+    example: str  # a topology
 
     @property
     def clock(self) -> float:
-        """Cycles a second.
+        """Cycles per second.
 
-        A product of two 4096 x 4096 matrices is estimated at 127k (v5e), 252k (v5p) and 456k (v6e) FLOPs a cycle: just
-        under 4 units of 128 x 128, twice as many, and 4 of 256 x 256.
+        The compiler estimates a matmul of 4096 x 4096 matrices at 127k (v5e), 252k (v5p) and 456k (v6e) FLOPs per
+        cycle, just below the peaks of 4 units of 128 x 128, 8 of them, and 4 of 256 x 256.
         """
         return self.flops / self.flops_per_cycle
 
 
-# Peak compute, HBM bandwidth and interconnect of a chip are of docs.cloud.google.com/tpu/docs/v5e, v5p and v6e, "System
-# architecture". The interconnect's figure here is what a chip receives: there v5e has 1600 Gbit/s, and v5p 1200 and v6e
-# 800 GB/s both ways. Data center's network: v5p 50 Gbit/s a chip, v5e 6.4 and v6e 25.6 Tbit/s a pod of 256 chips.
+# Peak compute, HBM bandwidth and interconnect: docs.cloud.google.com/tpu/docs/v5e, v5p and v6e, "System architecture".
+# `ici` is one direction; the source has 1600 Gbit/s for v5e, and for both directions 1200 (v5p) and 800 GB/s (v6e).
+# Data center network: 50 Gbit/s per chip (v5p), 6.4 (v5e) and 25.6 Tbit/s (v6e) per pod of 256 chips.
 CHIPS = {
     chip.generation: chip
     for chip in (
@@ -44,5 +44,5 @@ CHIPS = {
 
 
 def chip_of(device: jax.Device) -> Chip | None:
-    """Of a device that is there or not; None: none of these."""
+    """The chip of a real or described device, or None if it is not in `CHIPS`."""
     return next((chip for chip in CHIPS.values() if chip.kind == device.device_kind), None)

@@ -1,86 +1,90 @@
-"""From outputs to graded samples. Each process grades the groups that are its share, and learns the others' rewards."""
+"""Samples get their rewards. Each process grades its share of the groups, and receives the others' rewards."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from itertools import chain, islice
+from contextlib import AbstractContextManager
+from itertools import chain
 
 from r1jax.parallel.hosts import gather_values, owns
-from r1jax.rewards.rules import Reward, failure_counts, grade
-from r1jax.rollout.engine import Output
-from r1jax.types import Problem, Sample
+from r1jax.rewards.rules import ROUNDING, Reward, failure_counts, grade, totals, unverified
+from r1jax.types import Sample
+
+Groups = Sequence[Sequence[Sample]]  # the samples of each prompt
 
 
-def ungraded(problem: Problem, outputs: Sequence[Output]) -> list[Sample]:
-    """A `Sample` of each output, without rewards."""
-    return [Sample(problem, output.text, output.tokens, output.finished, rewards={}) for output in outputs]
-
-
-def grade_outputs(
-    problems: Sequence[Problem], outputs: Sequence[Sequence[Output]], rewards: Mapping[str, Reward]
-) -> list[list[Sample]]:
-    """One `Sample` for each output, grouped by problem."""
-    groups = [ungraded(problem, group) for problem, group in zip(problems, outputs, strict=True)]
-    mine = [place for place in range(len(groups)) if owns(place)]
-    graded = iter(grade(beside(rewards), [sample for place in mine for sample in groups[place]]))
-    return finish(rewards, groups, {place: list(islice(graded, len(groups[place]))) for place in mine})
-
-
-def beside(rewards: Mapping[str, Reward]) -> dict[str, Reward]:
-    """Those that may grade while the devices draw; the others need the devices, and all processes."""
-    return {name: reward for name, reward in rewards.items() if reward.overlaps}
-
-
-def finish(
-    rewards: Mapping[str, Reward], groups: Sequence[Sequence[Sample]], mine: Mapping[int, Sequence[Sample]]
-) -> list[list[Sample]]:
-    """All groups with all rewards, of this process's share, graded by what runs `beside`, by place."""
-    shares = gather_values("rewards", {place: [s.rewards for s in group] for place, group in mine.items()})
-    early = {int(place): group for share in shares for place, group in share.items()}
-    afterwards = {name: reward for name, reward in rewards.items() if not reward.overlaps}
-    late = iter(grade(afterwards, [sample for group in groups for sample in group]))
-
-    def both(sample: Sample, values: Mapping[str, float | None]) -> Sample:
-        values = {**values, **next(late).rewards}
-        return replace(sample, rewards={name: values[name] for name in rewards})  # in their own order
-
-    return [[both(s, v) for s, v in zip(group, early[i], strict=True)] for i, group in enumerate(groups)]
-
-
-def failures_since(before: Mapping[str, float], rewards: Mapping[str, Reward]) -> dict[str, float]:
-    """What verifiers failed on, in all processes, since this one's `failure_counts` were `before`."""
-    mine = {kind: n - before.get(kind, 0.0) for kind, n in failure_counts(rewards).items()}
-    shares = gather_values("what verifiers failed on", mine)
-    return {kind: sum(share.get(kind, 0.0) for share in shares) for kind in dict.fromkeys(chain(*shares))}
-
-
-class Grading:
-    """Grades groups in a thread, while others are still drawn; rewards that need the devices wait for `collect`."""
+class Grading(AbstractContextManager):
+    """Rule-based rewards are graded in a thread while other groups are drawn; others wait for `collect`."""
 
     def __init__(self, rewards: Mapping[str, Reward]):
-        self.rewards, self.beside = rewards, beside(rewards)
+        self.rewards = rewards
+        self.overlapping = {name: reward for name, reward in rewards.items() if reward.overlaps}
         self.thread = ThreadPoolExecutor(1, "grading")
-        self.groups: dict[int, list[Sample]] = {}
-        self.mine: dict[int, Future[list[Sample]]] = {}
+        self.groups: list[Sequence[Sample]] = []
+        self.pending: list[Future[None]] = []
+        self.failures_before = failure_counts(rewards)
 
-    def submit(self, problems: Sequence[Problem], place: int, outputs: Sequence[Output]) -> None:
-        """Takes on the outputs for the problem at `place`."""
-        self.groups[place] = ungraded(problems[place], outputs)
-        if owns(place):
-            self.mine[place] = self.thread.submit(grade, self.beside, self.groups[place])
+    def submit(self, samples: Sequence[Sample]) -> None:
+        """Takes on a group that is complete."""
+        self.groups.append(samples)
+        if owns(samples[0].group):
+            self.pending.append(self.thread.submit(grade, self.overlapping, samples))
 
-    def collect(self) -> list[list[Sample]]:
-        """All groups taken on since the last call, by place. Raises what a reward raised."""
-        groups = [self.groups[place] for place in sorted(self.groups)]
-        graded = finish(self.rewards, groups, {place: mine.result() for place, mine in self.mine.items()})
-        self.groups, self.mine = {}, {}
-        return graded
+    def collect(self) -> None:
+        """Finishes the rewards of all groups taken on since the last call. Raises what a reward raised."""
+        for future in self.pending:
+            future.result()
+        finish(self.rewards, sorted(self.groups, key=lambda samples: samples[0].group))
+        self.groups, self.pending = [], []
 
-    def close(self) -> None:
-        self.thread.shutdown(cancel_futures=True)
-
-    def __enter__(self) -> "Grading":
-        return self
+    def failures(self) -> dict[str, float]:
+        """How often verifiers failed, in all processes, since the last call."""
+        before, self.failures_before = self.failures_before, failure_counts(self.rewards)
+        mine = {kind: n - before.get(kind, 0.0) for kind, n in self.failures_before.items()}
+        shares = gather_values("what verifiers failed on", mine)
+        return {kind: sum(share.get(kind, 0.0) for share in shares) for kind in dict.fromkeys(chain(*shares))}
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        self.thread.shutdown(cancel_futures=True)
+
+
+def finish(rewards: Mapping[str, Reward], groups: Groups) -> None:
+    """Exchanges the rewards that processes graded by themselves, and grades those that need the devices."""
+    mine = {i: [s.rewards for s in group] for i, group in enumerate(groups) if owns(group[0].group)}
+    for share in gather_values("rewards", mine):
+        for i, values in share.items():
+            for sample, its in zip(groups[int(i)], values, strict=True):
+                sample.rewards = its
+    grade({name: reward for name, reward in rewards.items() if not reward.overlaps}, list(chain(*groups)))
+    for sample in chain(*groups):
+        sample.rewards = {name: sample.rewards[name] for name in rewards}  # in their own order
+
+
+def grade_groups(rewards: Mapping[str, Reward], groups: Groups) -> None:
+    """All rewards of all groups, at once."""
+    with Grading(rewards) as grading:
+        for samples in groups:
+            grading.submit(samples)
+        grading.collect()
+
+
+def score_group(rewards: Mapping[str, Reward], samples: Sequence[Sample], *, mask_truncated: bool) -> None:
+    """Sets `Sample.reward` and `Sample.valid` of a graded group.
+
+    Invalid are samples that a verifier failed on, neither right nor wrong, and, with `mask_truncated`, those that the
+    limit cut off.
+    """
+    failed = unverified(rewards, samples)
+    for sample, fails in zip(samples, failed, strict=True):
+        sample.valid = (sample.finished or not mask_truncated) and not fails
+    for sample, total in zip(samples, totals(rewards, samples, [s.valid for s in samples]), strict=True):
+        sample.reward = total
+
+
+def has_signal(samples: Sequence[Sample]) -> bool:
+    """Whether the valid samples of a scored group differ: in their outcome, or, without one, in their reward.
+
+    A penalty is no signal: the outcome is the reward named "accuracy", unweighted.
+    """
+    valid = [s for s in samples if s.valid]
+    values = [x for s in valid if (x := s.rewards.get("accuracy")) is not None] or [s.reward for s in valid]
+    return len(values) > 1 and max(values) - min(values) > ROUNDING

@@ -1,7 +1,7 @@
-"""The rollout engine: prompts in, outputs out, by continuous batching over a fixed number of slots.
+"""The rollout engine: prompts in, samples out, by continuous batching over a fixed number of slots.
 
-Prompts are run once, whatever the group size, and copied on the device into a slot for each output. A slot that is done
-is refilled from the queue between rounds of decoding, so that the cost follows the tokens that are really generated.
+Each prompt is run once, whatever the group size, and copied on the device into a slot for each sample. Between rounds
+of decoding, slots whose sample is done are refilled from the queue: the cost follows the tokens that are drawn.
 """
 
 import time
@@ -9,14 +9,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from r1jax.config import ModelConfig, RolloutConfig
+from r1jax.config import EngineConfig, ModelConfig, SamplingConfig
 from r1jax.errors import RunError, UsageError
-from r1jax.parallel import programs
+from r1jax.parallel import rollout_programs as programs
 from r1jax.parallel.hosts import stop_if_preempted
 from r1jax.parallel.layout import Layout, rollout_layout
 from r1jax.parallel.memory import (
@@ -27,15 +27,19 @@ from r1jax.parallel.memory import (
     rollout_memory,
     weights_memory,
 )
+from r1jax.rollout.async_rollout import AsyncRollout
 from r1jax.sampling.decode import Emitted, Prefilled, Slots, places
-from r1jax.sampling.draw import DrawSettings
-from r1jax.types import Params
+from r1jax.sampling.draw import DrawSettings, Truncation
+from r1jax.types import Problem, Sample, Weights
 
-T = TypeVar("T")
-SMALLEST_BUCKET = 128  # prompts are padded to powers of two from here on, and so is what is looked at of the cache
+SMALLEST_BUCKET = 128  # prompts, and the part of the cache that is read, are padded to powers of two from here on
+SPECIALS = 16  # tokens without text, that a stop string may be interrupted by
+
+Prompt = tuple[Problem, list[int]]  # and its ids
+Groups = list[list[Sample]]  # the samples of each prompt
 
 
-class Decoder(Protocol):
+class Tokenizer(Protocol):
     """What the engine needs of a tokenizer."""
 
     @property
@@ -44,69 +48,54 @@ class Decoder(Protocol):
 
 
 @dataclass
-class Output:
-    """One answer; it grows while it is in a slot."""
-
-    prompt: int  # which of the prompts it answers
-    sample: int  # which of the prompt's answers it is
-    text: str = ""  # without the end token or what follows a stop string
-    tokens: list[int] = field(default_factory=list)  # the end token, if it was drawn, is the last
-    logprobs: list[float] = field(default_factory=list)  # under the policy at the sampling temperature
-    drawn_logprobs: list[float] = field(default_factory=list)  # the same where top-k, top-p and min-p are off
-    finished: bool = False  # ended by the end token or a stop string, not by the limit
-    routes: list[np.ndarray] = field(default_factory=list)  # int16 [tokens, L, K], in pieces
-
-    @property
-    def finish_reason(self) -> str:
-        return "stop" if self.finished else "length"
-
-
-@dataclass
 class Counts:
     """What the engine has done so far."""
 
     prompts: int = 0  # run, each once
-    tokens: int = 0  # generated
+    tokens: int = 0  # drawn
     rounds: int = 0  # trips to the device and back
-    steps: int = 0  # model steps of all slots at once
+    model_steps: int = 0  # of all slots at once
     drafted: int = 0  # tokens that the multi-token-prediction module proposed
     accepted: int = 0  # of them, those that the model drew as well
 
 
 @dataclass
 class RolloutEngine:
-    """Every call uses the same few compiled programs: see `max_programs`."""
+    """Draws `group_size` samples for each prompt. All calls use the same few compiled programs (`max_programs`).
 
-    layout: Layout  # the trainer's; RolloutConfig.mesh makes another one of it
+    Attributes:
+      layout: the trainer's; EngineConfig.mesh makes another one of it.
+      tokenizer: None: samples are ids without text, and nothing but the limit ends them.
+      keeps_sampling_masks: samples come with the ids that each token was drawn from, where not all could be.
+      checks_memory: refuse what the devices have no room for; a dry run allocates nothing on them.
+      device_seconds: so far, in calls to the devices and waiting for them.
+    """
+
+    layout: Layout
     model: ModelConfig
-    tokenizer: Decoder | None  # None: outputs are ids without text, and nothing ends them but the limit
-    config: RolloutConfig
+    tokenizer: Tokenizer | None
+    config: EngineConfig
+    sampling: SamplingConfig
     group_size: int
-    max_prompt_tokens: int
-    max_new_tokens: int
-    checks_memory: bool = True  # refuses what the devices have no room for; a dry run makes nothing on them
+    keeps_sampling_masks: bool = False
+    checks_memory: bool = True
     counts: Counts = field(default_factory=Counts)
-    device_seconds: float = 0.0  # so far, in calls to the devices and waiting for them
+    device_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        require_possible(self.model, self.config, self.max_prompt_tokens, self.max_new_tokens)
+        require_possible(self.model, self.config, self.sampling)
         weights = weights_memory(self.layout, self.model)
-        self.layout = rollout_layout(self.layout, self.config)
-        lengths = (self.max_prompt_tokens, self.max_new_tokens)
-        self.memory = rollout_memory(self.layout, self.model, self.config, *lengths)
+        mask_ids = self.sampling.sampling_mask_ids if self.keeps_sampling_masks and self.sampling.needs_mask else 0
+        truncation = Truncation(self.sampling.truncates or mask_ids > 0, mask_ids)
+        self.spec = programs.RolloutSpec(rollout_layout(self.layout, self.config), self.model, self.config, truncation)
+        self.memory = rollout_memory(self.spec, self.sampling)
         if self.checks_memory:
-            require_memory(self.layout, {"weights": weights} | self.memory)
+            require_memory(self.spec.layout, {"weights": weights} | self.memory)
 
     @property
     def slots(self) -> int:
         """As configured, rounded up so that devices share them evenly."""
-        return self.layout.round_up(self.config.slots)
-
-    @property
-    def routes_shape(self) -> tuple[int, int] | None:
-        """Layers with experts, and experts of a token, where outputs come with their routes."""
-        layers = self.model.num_hidden_layers - self.model.first_k_dense_replace
-        return (layers, self.model.num_experts_per_tok) if self.config.routing_replay else None
+        return self.spec.layout.round_up(self.config.slots)
 
     @property
     def max_programs(self) -> int:
@@ -114,87 +103,83 @@ class RolloutEngine:
 
         Two more make the slots, and the weights that rollouts read where these are not the trainer's.
         """
-        return 2 + 2 * len(buckets(self.max_prompt_tokens)) + len(buckets(self.width))
+        return 2 + 2 * len(buckets(self.sampling.max_prompt_tokens)) + len(buckets(self.width))
 
     @property
     def width(self) -> int:
-        """Places of a slot in the cache: the longest output, and one round more."""
-        return self.max_prompt_tokens + self.max_new_tokens + self.config.steps_per_round * places(self.config)
+        """Places of a slot in the cache: the longest sample, and one round more."""
+        return self.sampling.max_tokens + self.config.steps_per_round * places(self.config)
 
     def generate(
         self,
-        params: Params,
-        router_bias: dict,
-        prompts: Sequence[tuple[int, list[int]]],
+        weights: Weights,
+        prompts: Sequence[Prompt],
         key: Any,
-        temperature: float,
         *,
         ignore_eos: bool = False,
-        watch: Callable[[Output], None] | None = None,
-    ) -> list[list[Output]]:
-        """`group_size` outputs for each (id, tokens); after each round `watch` sees every output that grew.
+        watch: Callable[[Sample], None] | None = None,
+    ) -> Groups:
+        """`group_size` samples for each prompt; after each round `watch` gets every sample that grew.
 
-        The same key, id and sample index give the same tokens whatever is generated beside them. Raises UsageError for
-        a prompt that is empty or too long, RunError when the policy's logits are not finite or memory runs out.
+        The same key, problem id and sample index give the same tokens whatever is drawn beside them. Raises UsageError
+        for a prompt that is empty or too long, RunError when the logits are not finite or memory runs out.
         """
-        rounds = self.rounds(params, router_bias, prompts, key, temperature, ignore_eos=ignore_eos, watch=watch)
-        return Pending(rounds).finish(stop_if_preempted)
+        rounds = self.rounds(weights, prompts, key, ignore_eos=ignore_eos, watch=watch)
+        return AsyncRollout(rounds).finish(stop_if_preempted)
 
     def rounds(
         self,
-        params: Params,
-        router_bias: dict,
-        prompts: Sequence[tuple[int, list[int]]],
+        weights: Weights,
+        prompts: Sequence[Prompt],
         key: Any,
-        temperature: float,
         *,
         ignore_eos: bool = False,
-        watch: Callable[[Output], None] | None = None,
-        done: Callable[[int, list[Output]], None] | None = None,
-    ) -> Generator[None, None, list[list[Output]]]:
-        """`generate`, which stops after giving the devices a round's work: whoever goes on may have given them more.
+        watch: Callable[[Sample], None] | None = None,
+        done: Callable[[list[Sample]], None] | None = None,
+    ) -> Generator[None, None, Groups]:
+        """`generate` as a generator: it yields after it dispatched a round of decoding, before it waits for the round.
 
-        `done` gets each prompt's place and outputs as soon as all of these are complete.
+        `done` gets each prompt's samples as soon as all of them are complete.
         """
         self.check(prompts)
-        settings = self.settings(temperature, ignore_eos)
+        settings = self.settings(ignore_eos)
         queue = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i][1])))  # neighbours share a bucket
-        ready: deque[tuple[Prefilled, int, Output]] = deque()  # prompts that were run, a row for each output
-        with self.naming("the copy of the weights that rollouts read", "copy of the weights"):
-            params, router_bias = programs.sync(self.layout, self.model, self.config.weights)(params, router_bias)
-        with self.naming(f"the cache of {self.slots} slots of {self.width:,} tokens", "cache"):
-            slots = jax.block_until_ready(
-                programs.make_slots(self.layout, self.model, self.config, self.slots, self.width)()
-            )
-        owners: list[Output | None] = [None] * self.slots
-        groups: list[list[Output]] = [[] for _ in prompts]
+        ready: deque[tuple[Prefilled, int, Sample]] = deque()  # prompts that were run, a row for each sample
+        with self.device_call("the copy of the weights that rollouts read", "copy of the weights"):
+            weights = programs.sync(self.spec, weights)
+        with self.device_call(f"the cache of {self.slots} slots of {self.width:,} tokens", "cache"):
+            slots = jax.block_until_ready(programs.make_slots(self.spec, self.slots, self.width)())
+        owners: list[Sample | None] = [None] * self.slots
+        groups: Groups = [[] for _ in prompts]
         while queue or ready or any(owners):
             while (queue or ready) and not all(owners):
                 if not ready:
-                    ready += self.prefill(params, router_bias, prompts, queue)
+                    ready += self.prefill(weights, prompts, queue)
                 slots = self.insert(slots, owners, ready, key, settings)
-            slots, emitted = self.decode(params, router_bias, slots, owners, prompts, settings)
+            slots, emitted = self.decode(weights, slots, owners, settings)
             yield
-            for output in self.collect(self.fetch(emitted), owners, prompts, settings.stop_ids, watch):
-                group = groups[output.prompt]
-                group.append(output)
-                group.sort(key=lambda o: o.sample)
+            for sample in self.collect(self.fetch(emitted), owners, settings.stop_ids, watch):
+                group = groups[sample.group]
+                group.append(sample)
+                group.sort(key=lambda s: s.index)
                 if done and len(group) == self.group_size:
-                    done(output.prompt, group)
+                    done(group)
         return groups
 
-    def check(self, prompts: Sequence[tuple[int, list[int]]]) -> None:
-        for _, ids in prompts:
-            if not 0 < len(ids) <= self.max_prompt_tokens:
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        most = self.sampling.max_prompt_tokens
+        for problem, ids in prompts:
+            if not 0 < len(ids) <= most:
                 raise UsageError(
-                    f"a prompt has {len(ids)} tokens, expected 1 to {self.max_prompt_tokens}: set max_prompt_tokens"
+                    f"the prompt of problem {problem.id} has {len(ids)} tokens, expected 1 to {most}:"
+                    " set SamplingConfig.max_prompt_tokens"
                 )
 
-    def settings(self, temperature: float, ignore_eos: bool) -> DrawSettings:
-        c = self.config
+    def settings(self, ignore_eos: bool = False) -> DrawSettings:
+        c = self.sampling
         eos_id = -1 if ignore_eos or self.tokenizer is None else self.tokenizer.eos_id
         return DrawSettings(
-            temperature=np.float32(temperature),
+            temperature=np.float32(c.temperature),
             top_k=np.int32(c.top_k),
             top_p=np.float32(c.top_p),
             min_p=np.float32(c.min_p),
@@ -204,58 +189,64 @@ class RolloutEngine:
 
     def empty_prompts(self, P: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens [B, P], lengths [B] and ids [B] for the prompts of at most P tokens that are run at once."""
-        rows = prefill_rows(self.layout, self.config, P)
+        rows = prefill_rows(self.spec.layout, self.config, P)
         return np.zeros((rows, P), np.int32), np.ones(rows, np.int32), np.zeros(rows, np.int32)
 
-    def prefill(self, params, router_bias, prompts, queue: deque[int]) -> list[tuple[Prefilled, int, Output]]:
-        """Runs the next prompts of the queue that share a bucket, and says which outputs wait for them."""
-        P = bucket(len(prompts[queue[0]][1]), self.max_prompt_tokens)
+    def prefill(
+        self, weights: Weights, prompts: Sequence[Prompt], queue: deque[int]
+    ) -> list[tuple[Prefilled, int, Sample]]:
+        """Runs the next prompts of the queue that share a bucket; their samples, to be inserted into slots."""
+        P = bucket(len(prompts[queue[0]][1]), self.sampling.max_prompt_tokens)
         tokens_BP, length_B, id_B = self.empty_prompts(P)
         rows, taken = len(id_B), list[int]()
         while queue and len(taken) < rows and len(prompts[queue[0]][1]) <= P:
-            row, index = len(taken), queue.popleft()
-            id_B[row], ids = prompts[index]
-            tokens_BP[row, : len(ids)], length_B[row] = ids, len(ids)
-            taken.append(index)
-        run = programs.make_prefill(self.layout, self.model, self.config)
-        arrays = self.layout.put_batch((tokens_BP, length_B, id_B))
-        with self.naming(f"what running {rows} prompts of {P:,} tokens takes", "attention scores"):
-            prefilled = jax.block_until_ready(run(params, router_bias, *arrays))
+            row, i = len(taken), queue.popleft()
+            problem, ids = prompts[i]
+            tokens_BP[row, : len(ids)], length_B[row], id_B[row] = ids, len(ids), problem.id
+            taken.append(i)
+        run = programs.make_prefill(self.spec)
+        arrays = self.spec.layout.put_batch((tokens_BP, length_B, id_B))
+        with self.device_call(f"running {rows} prompts of {P:,} tokens", "attention scores"):
+            prefilled = jax.block_until_ready(run(weights, *arrays))
         self.counts.prompts += len(taken)
-        outputs = [(prefilled, row, Output(i, g)) for row, i in enumerate(taken) for g in range(self.group_size)]
+        samples = [
+            (prefilled, row, begin(i, g, *prompts[i])) for row, i in enumerate(taken) for g in range(self.group_size)
+        ]
         if self.config.routing_replay:
             routes_BPLK = jax.device_get(prefilled.routes_BPLK)
-            for _, row, output in outputs:
-                output.routes.append(routes_BPLK[row, : length_B[row]])
-        return outputs
+            for _, row, sample in samples:
+                sample.routes = [routes_BPLK[row, : length_B[row]]]
+        if mask_ids := self.spec.truncation.mask_ids:
+            for _, row, sample in samples:
+                sample.sampling_masks = [np.full((length_B[row], mask_ids), -1, np.int32)]
+        return samples
 
     def insert(self, slots: Slots, owners, ready: deque, key, settings: DrawSettings) -> Slots:
-        """Free slots take the outputs that wait for the first prefilled prompts."""
+        """Free slots take the samples that wait for the first prefilled prompts."""
         row_S, sample_S = np.full(self.slots, -1, np.int32), np.zeros(self.slots, np.int32)
         prefilled = ready[0][0]
         for s, owner in enumerate(owners):
             if owner is None and ready and ready[0][0] is prefilled:
                 _, row_S[s], owners[s] = ready.popleft()
-                sample_S[s] = owners[s].sample
-        run = programs.make_insert(self.layout, self.model, self.config)
-        return run(slots, prefilled, row_S, sample_S, key, settings)
+                sample_S[s] = owners[s].index
+        return programs.make_insert(self.spec)(slots, prefilled, row_S, sample_S, key, settings)
 
-    def decode(self, params, router_bias, slots: Slots, owners, prompts, settings) -> tuple[Slots, Emitted]:
-        """One round. Slots without an owner are done, also those whose output met a stop string."""
-        filled = max(len(prompts[o.prompt][1]) + len(o.tokens) for o in owners if o is not None)
-        run = programs.make_decode(self.layout, self.model, self.config, bucket(filled, self.width))
+    def decode(self, weights: Weights, slots: Slots, owners, settings) -> tuple[Slots, Emitted]:
+        """Dispatches one round. Slots without an owner are done: free ones, and those that met a stop string."""
+        filled = max(len(owner.tokens) for owner in owners if owner is not None)
+        run = programs.make_decode(self.spec, bucket(filled, self.width))
         is_free_S = np.asarray([owner is None for owner in owners])
-        with self.naming(f"what a round of {self.slots} slots takes", "attention scores"):
-            return run(params, router_bias, slots, is_free_S, np.int32(self.max_new_tokens), settings)
+        with self.device_call(f"a round of {self.slots} slots", "attention scores"):
+            return run(weights, slots, is_free_S, np.int32(self.sampling.max_new_tokens), settings)
 
     def fetch(self, emitted: Emitted) -> Emitted:
-        """What a round gave, once it is done."""
-        with self.naming(f"what a round of {self.slots} slots takes", "attention scores"):
+        """What a round emitted, once it is done."""
+        with self.device_call(f"a round of {self.slots} slots", "attention scores"):
             return jax.device_get(emitted)
 
     @contextmanager
-    def naming(self, buffer: str, estimate: str) -> Iterator[None]:
-        """Around work of the devices: it is timed, and out of memory becomes an error that says what for."""
+    def device_call(self, what: str, estimate: str) -> Iterator[None]:
+        """Times work of the devices, and turns running out of memory into an error that says what for."""
         start = time.perf_counter()
         try:
             yield
@@ -264,43 +255,82 @@ class RolloutEngine:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise RunError(
-                f"out of memory for {buffer} (estimated at {self.memory[estimate] / GIB:.2f} GiB on each device):"
+                f"out of memory for {what} (estimated at {self.memory[estimate] / GIB:.2f} GiB on each device):"
                 f" {error}. {KNOBS}"
             ) from error
 
-    def collect(self, emitted: Emitted, owners, prompts, stop_ids, watch) -> list[Output]:
-        """Appends what the round gave to its outputs; returns those that ended, and frees their slots."""
+    def collect(self, emitted: Emitted, owners, stop_ids, watch) -> list[Sample]:
+        """Appends what the round emitted to its samples; returns those that ended, and frees their slots."""
         ended = []
-        for s, output in enumerate(owners):
-            if output is None:
+        for s, sample in enumerate(owners):
+            if sample is None:
                 continue
             new_N = emitted.is_token_SN[s]
-            logprobs = emitted.logp_SN[s, new_N]
+            logprobs, length = emitted.logp_SN[s, new_N], len(sample.tokens)
             if not np.isfinite(logprobs).all():
+                bad = length - sample.prompt_length + int(np.argmin(np.isfinite(logprobs)))
                 raise RunError(
-                    f"the policy's logits are not finite: prompt {prompts[output.prompt][0]}, sample {output.sample},"
-                    f" token {len(output.tokens) + int(np.argmin(np.isfinite(logprobs)))}"
+                    f"the policy's logits are not finite: problem {sample.problem.id}, sample {sample.index},"
+                    f" token {bad}"
                 )
-            output.tokens += emitted.tokens_SN[s, new_N].tolist()
-            output.logprobs += logprobs.tolist()
-            output.drawn_logprobs += emitted.drawn_logp_SN[s, new_N].tolist()
+            sample.tokens += emitted.tokens_SN[s, new_N].tolist()
+            sample.loss_mask += [1] * len(logprobs)
+            sample.logprobs += logprobs.tolist()
             if emitted.routes_SNLK is not None:
-                output.routes.append(emitted.routes_SNLK[s, new_N])
-            if self.ends(output, bool(emitted.done_S[s]), len(logprobs), stop_ids):
-                ended.append(output)
+                sample.routes.append(emitted.routes_SNLK[s, new_N])
+            if emitted.masks_SNI is not None:
+                sample.sampling_masks.append(emitted.masks_SNI[s, new_N])
+            if self.finish(sample, bool(emitted.done_S[s]), length, stop_ids):
+                ended.append(sample)
                 owners[s] = None
             elif watch and self.tokenizer:
-                output.text = self.tokenizer.decode(output.tokens)
+                sample.text = self.tokenizer.decode(sample.response_tokens)
             if watch:
-                watch(output)
+                watch(sample)
         self.count(emitted)
         return ended
 
+    def finish(self, sample: Sample, done: bool, length: int, stop_ids) -> bool:
+        """Whether the sample is complete; then it gets its text and arrays. Its tokens from `length` on are new."""
+        text = self.find_stop(sample, length)
+        if text is None and not done:
+            return False
+        ends = sample.tokens[-1] in stop_ids
+        sample.finish_reason = "stop" if text is not None or ends else "length"
+        if text is None and self.tokenizer is not None:
+            text = self.tokenizer.decode(sample.response_tokens[:-1] if ends else sample.response_tokens)
+        sample.text = text or ""
+        n = len(sample.tokens)  # what follows a stop string is cut off
+        sample.routes = None if sample.routes is None else np.concatenate(sample.routes)[:n]
+        sample.sampling_masks = None if sample.sampling_masks is None else np.concatenate(sample.sampling_masks)[:n]
+        return True
+
+    def find_stop(self, sample: Sample, length: int) -> str | None:
+        """Cuts the sample behind the first stop string among its tokens from `length` on; the text before the string.
+
+        Only the last tokens are decoded, so that each token costs a constant: a token that is not special has a byte of
+        text at least. The whole response is decoded when they have a stop string.
+        """
+        stops = self.sampling.stop
+        if self.tokenizer is None or not stops:
+            return None
+        window, first = max(len(stop.encode()) for stop in stops) + SPECIALS, sample.prompt_length
+        for n in range(length + 1, len(sample.tokens) + 1):
+            recent = self.tokenizer.decode(sample.tokens[max(first, n - window) : n])
+            if not any(stop in recent for stop in stops):
+                continue
+            text = self.tokenizer.decode(sample.tokens[first:n])
+            at = min((text.find(stop) for stop in stops if stop in text), default=-1)
+            if at >= 0:
+                del sample.tokens[n:], sample.loss_mask[n:], sample.logprobs[n:]
+                return text[:at]
+        return None
+
     def count(self, emitted: Emitted) -> None:
         self.counts.rounds += 1
-        self.counts.steps += int(emitted.steps)
+        self.counts.model_steps += int(emitted.steps)
         self.counts.tokens += int(emitted.is_token_SN.sum())
-        if self.config.speculative:  # a step's second place is its draft; behind an output's last token it is none
+        if self.config.speculative:  # a step's second place is its draft; there is none behind a last token
             first_SN, second_SN = emitted.is_token_SN[:, ::2], emitted.is_token_SN[:, 1::2]
             ended_first_S = (
                 emitted.done_S
@@ -310,76 +340,38 @@ class RolloutEngine:
             self.counts.drafted += int(first_SN.sum() - ended_first_S.sum())
             self.counts.accepted += int(second_SN.sum())
 
-    def figures(self) -> dict[str, float]:
-        """What a training log says of the rollouts since `counts` was made."""
+    def metrics(self) -> dict[str, float]:
+        """For the training log: rollouts since `counts` was made."""
         c = self.counts
-        figures = {
+        metrics = {
             "prompts_run": float(c.prompts),
             "rollout_tokens": float(c.tokens),
-            "slots_in_use": (c.tokens - c.accepted) / (c.steps * self.slots),
+            "slots_in_use": (c.tokens - c.accepted) / (c.model_steps * self.slots),
         }
-        return figures | ({"draft_acceptance": c.accepted / c.drafted} if c.drafted else {})
-
-    def ends(self, output: Output, done: bool, new: int, stop_ids) -> bool:
-        """Whether the output is complete, with its text; a stop string among its `new` tokens cuts it there."""
-        if done:
-            output.finished = output.tokens[-1] in stop_ids
-        if self.tokenizer is None:
-            return done
-        for n in range(len(output.tokens) - new + 1, len(output.tokens) + 1) if self.config.stop else ():
-            text = self.tokenizer.decode(output.tokens[:n])
-            at = min((text.find(stop) for stop in self.config.stop if stop in text), default=-1)
-            if at >= 0:
-                output.text, output.finished = text[:at], True
-                output.tokens, output.logprobs = output.tokens[:n], output.logprobs[:n]
-                output.drawn_logprobs = output.drawn_logprobs[:n]
-                return True
-        if done:
-            output.text = self.tokenizer.decode(output.tokens[:-1] if output.finished else output.tokens)
-        return done
+        return metrics | ({"draft_acceptance": c.accepted / c.drafted} if c.drafted else {})
 
 
-class Pending(Generic[T]):
-    """Work that is done round by round, when somebody asks for a round or for the end."""
-
-    def __init__(self, work: Generator[None, None, T]):
-        self.work: Generator[None, None, T] | None = work
-
-    def advance(self) -> None:
-        """One round; what it raises is raised by `finish`."""
-        if self.work is None:
-            return
-        try:
-            next(self.work)
-        except StopIteration as end:
-            self.work, self.result = None, end.value
-        except RunError as error:
-            self.work, self.result = None, error
-
-    def finish(self, before_each: Callable[[], None] = lambda: None) -> T:
-        """What comes out at the end; `before_each` round may raise what ends the work."""
-        while self.work is not None:
-            before_each()
-            self.advance()
-        if isinstance(self.result, RunError):
-            raise self.result
-        return self.result
+def begin(group: int, index: int, problem: Problem, ids: list[int]) -> Sample:
+    """A sample with its prompt alone."""
+    n = len(ids)
+    return Sample(problem, group, index, tokens=list(ids), loss_mask=[0] * n, logprobs=[0.0] * n)
 
 
-def require_possible(model: ModelConfig, config: RolloutConfig, P: int, N: int) -> None:
-    """Raises UsageError for prompts of P and outputs of N tokens, or options, that the model can't have."""
-    if model.max_position_embeddings < P + N:
+def require_possible(model: ModelConfig, config: EngineConfig, sampling: SamplingConfig) -> None:
+    """Raises UsageError for lengths or options that the model can't have."""
+    if model.max_position_embeddings < sampling.max_tokens:
         raise UsageError(
-            f"max_prompt_tokens + max_new_tokens is {P + N}, more than the model's max_position_embeddings"
-            f" ({model.max_position_embeddings}): set them lower, or stretch it by RopeScalingConfig"
+            f"SamplingConfig.max_prompt_tokens + max_new_tokens is {sampling.max_tokens}, more than the model's"
+            f" max_position_embeddings ({model.max_position_embeddings}): set them lower, or extend the model's context"
+            " by RopeScalingConfig"
         )
     if config.speculative and not model.num_nextn_predict_layers:
         raise UsageError(
-            "RolloutConfig.speculative needs a model with a multi-token-prediction module:"
+            "EngineConfig.speculative needs a model with a multi-token-prediction module:"
             " ModelConfig.num_nextn_predict_layers is 0"
         )
     if config.routing_replay and model.first_k_dense_replace == model.num_hidden_layers:
-        raise UsageError("RolloutConfig.routing_replay needs a model with experts: all its layers are dense")
+        raise UsageError("EngineConfig.routing_replay needs a model with experts: all its layers are dense")
 
 
 def buckets(longest: int) -> list[int]:

@@ -1,98 +1,114 @@
-"""Outputs into rows, so that training costs what the tokens do that are there (R1 supplement: best-fit packing)."""
+"""Samples into rows, so that training costs what their tokens do (R1, supplement: best-fit packing)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from r1jax.config import RLConfig
-from r1jax.rollout.engine import Output
-from r1jax.types import PackedOutputs, TokenBatch
+from r1jax.config import ModelConfig, RLConfig
+from r1jax.objectives.metrics import Mean
+from r1jax.types import Batch, Sample
 
 
 @dataclass(frozen=True)
-class Taught:
-    """An output that is trained on."""
+class BatchShape:
+    """The shape of every microbatch of a stage, so that one compiled program runs them all.
 
-    prompt: list[int]
-    output: Output
-    advantage: float
-
-    @property
-    def size(self) -> int:
-        return len(self.prompt) + len(self.output.tokens)
-
-
-def row_shape(config: RLConfig) -> tuple[int, int, int]:
-    """Rows of a microbatch, tokens of a row, and outputs that a row can hold."""
-    outputs = -(-config.questions * config.group_size // config.minibatches)
-    if config.row_tokens is None:
-        return config.microbatch_rows or outputs, config.longest, 1
-    T = max(config.row_tokens, config.longest)
-    rows = config.microbatch_rows or -(-outputs * config.longest // T)
-    return rows, T, 8 * T // config.longest  # 8 short ones in the place of a longest
-
-
-def microbatches(
-    outputs: Sequence[Taught], shape: tuple[int, int, int], routes: tuple[int, int] | None = None
-) -> list[PackedOutputs]:
-    """All outputs, in as few microbatches as best fit needs; one, if only an empty one, where there are none.
-
-    `shape` is (rows, tokens of a row, outputs that a row can hold); `routes` (layers with experts, experts of a token),
-    where the outputs' routes are replayed.
+    Attributes:
+      rows: rows of a microbatch.
+      tokens: tokens of a row.
+      samples: samples that a row can hold.
+      routes: (layers with experts, experts of a token), with routing replay.
+      mask_ids: ids of a sampling mask; 0: there are none.
     """
-    rows, T, J = shape
-    by_row = [[outputs[i] for i in row] for row in best_fit([o.size for o in outputs], T, J)]
-    return [fill(by_row[i : i + rows], shape, routes) for i in range(0, max(len(by_row), 1), rows)]
+
+    rows: int
+    tokens: int
+    samples: int
+    routes: tuple[int, int] | None = None
+    mask_ids: int = 0
 
 
-def best_fit(sizes: Sequence[int], room: int, most: int) -> list[list[int]]:
+def batch_shape(config: RLConfig, model: ModelConfig, multiple: int = 1) -> BatchShape:
+    """Of the microbatches of an RL stage; rows are rounded up to a `multiple` that the devices divide."""
+    longest = config.sampling.max_tokens
+    samples = -(-config.prompts_per_step * config.group_size // config.minibatches_per_rollout)
+    T, samples_per_row = longest, 1
+    if config.row_tokens is not None:
+        T = max(config.row_tokens, longest)
+        samples_per_row = 8 * T // longest  # 8 short ones in the place of a longest
+    rows = config.microbatch_rows or -(-samples * longest // T)
+    mask_ids = config.sampling.sampling_mask_ids if config.sampling.needs_mask else 0
+    layers = model.num_hidden_layers - model.first_k_dense_replace
+    routes = (layers, model.num_experts_per_tok) if config.engine.routing_replay else None
+    return BatchShape(-(-rows // multiple) * multiple, T, samples_per_row, routes, mask_ids)
+
+
+def pack_microbatches(samples: Sequence[Sample], shape: BatchShape) -> list[Batch]:
+    """All samples, in as few microbatches as best fit needs; one empty one where there are no samples."""
+    rows = [
+        [samples[i] for i in row] for row in best_fit([len(s.tokens) for s in samples], shape.tokens, shape.samples)
+    ]
+    return [fill_rows(rows[i : i + shape.rows], shape) for i in range(0, max(len(rows), 1), shape.rows)]
+
+
+def best_fit(sizes: Sequence[int], capacity: int, max_items: int) -> list[list[int]]:
     """Which items share a row: the largest first, each into the fullest row that still has room for it.
 
-    No row holds more than `room` altogether, or more than `most` items.
+    No row holds more than `capacity` in all, or more than `max_items` items.
     """
     rows: list[list[int]] = []
-    left = np.zeros(len(sizes), np.int64)  # of each row; rows that are not begun have none
+    left = np.zeros(len(sizes), np.int64)  # of each row
     for item in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         fitting = np.flatnonzero(left[: len(rows)] >= sizes[item])
         row = int(fitting[left[fitting].argmin()]) if len(fitting) else len(rows)
         if row == len(rows):
             rows.append([])
-            left[row] = room
+            left[row] = capacity
         rows[row].append(item)
-        left[row] = left[row] - sizes[item] if len(rows[row]) < most else 0
+        left[row] = left[row] - sizes[item] if len(rows[row]) < max_items else 0
     return rows
 
 
-def fill(
-    by_row: Sequence[Sequence[Taught]], shape: tuple[int, int, int], routes: tuple[int, int] | None
-) -> PackedOutputs:
-    """The rows as arrays; rows and places that are not taken hold nothing that counts."""
-    rows, T, J = shape
-    tokens_BT, positions_BT, segment_ids_BT = (np.zeros((rows, T), np.int32) for _ in range(3))
-    is_new_BT, logp_sampler_BT = np.zeros((rows, T), bool), np.zeros((rows, T), np.float32)
-    start_BJ, length_BJ = np.ones((rows, J), np.int32), np.zeros((rows, J), np.int32)
-    advantage_BJ = np.zeros((rows, J), np.float32)
-    routes_BTLK = None if routes is None else np.full((rows, T, *routes), -1, np.int16)
-    for b, outputs in enumerate(by_row):
+def fill_rows(rows: Sequence[Sequence[Sample]], shape: BatchShape) -> Batch:
+    """The rows as arrays; what no sample takes is padding."""
+    B, T = shape.rows, shape.tokens
+    batch = Batch(
+        tokens_BT=np.zeros((B, T), np.int32),
+        positions_BT=np.zeros((B, T), np.int32),
+        segment_ids_BT=np.zeros((B, T), np.int32),
+        loss_mask_BT=np.zeros((B, T), bool),
+        logprobs_sampler_BT=np.zeros((B, T), np.float32),
+        advantages_BT=np.zeros((B, T), np.float32),
+        routes_BTLK=None if shape.routes is None else np.full((B, T, *shape.routes), -1, np.int16),
+        sampling_masks_BTI=np.full((B, T, shape.mask_ids), -1, np.int32) if shape.mask_ids else None,
+        max_segments=shape.samples,
+    )
+    for b, samples in enumerate(rows):
         begin = 0
-        for j, taught in enumerate(outputs):
-            output = taught.output
-            start, end = begin + len(taught.prompt), begin + taught.size
-            tokens_BT[b, begin:end] = taught.prompt + output.tokens
-            positions_BT[b, begin:end] = np.arange(taught.size)
-            segment_ids_BT[b, begin:end] = j + 1
-            is_new_BT[b, start:end] = True
-            logp_sampler_BT[b, start:end] = output.logprobs
-            start_BJ[b, j], length_BJ[b, j], advantage_BJ[b, j] = start, len(output.tokens), taught.advantage
-            if routes_BTLK is not None:
-                # What follows a stop string has routes, but is cut off.
-                routes_BTLK[b, begin:end] = np.concatenate(output.routes)[: taught.size]
-            begin = end
-    tokens = TokenBatch(tokens_BT, positions_BT, segment_ids_BT)
-    return PackedOutputs(tokens, is_new_BT, logp_sampler_BT, start_BJ, length_BJ, advantage_BJ, routes_BTLK)
+        for j, sample in enumerate(samples):
+            place = (b, slice(begin, begin + len(sample.tokens)))
+            batch.tokens_BT[place] = sample.tokens
+            batch.positions_BT[place] = np.arange(len(sample.tokens))
+            batch.segment_ids_BT[place] = j + 1
+            batch.loss_mask_BT[place] = sample.loss_mask
+            batch.logprobs_sampler_BT[place] = sample.logprobs
+            batch.advantages_BT[place] = sample.advantages
+            if batch.routes_BTLK is not None:
+                batch.routes_BTLK[b, begin : begin + len(sample.routes)] = sample.routes
+            if batch.sampling_masks_BTI is not None:
+                batch.sampling_masks_BTI[place] = sample.sampling_masks
+            begin += len(sample.tokens)
+    return batch
 
 
-def filled(batches: Sequence[PackedOutputs]) -> float:
+def packing_efficiency(batch: Batch) -> Mean:
     """The share of the rows' places that hold a token."""
-    return float(np.mean([batch.tokens.segment_ids_BT > 0 for batch in batches]))
+    is_token_BT = batch.segment_ids_BT > 0
+    return Mean(is_token_BT.sum(), is_token_BT.size)
+
+
+def make_minibatches(samples: Sequence[Sample], count: int, seed: Sequence[int]) -> list[list[Sample]]:
+    """Shuffles the samples and splits them evenly; `seed` is any number of integers."""
+    order = np.random.default_rng(seed).permutation(len(samples))
+    return [[samples[i] for i in part] for part in np.array_split(order, count)]

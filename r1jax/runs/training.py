@@ -1,55 +1,85 @@
-"""The loop of the stages that learn from records: resume, step, log, save."""
+"""The loop of the stages that train on records: resume, update, log, save."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import grain
+import numpy as np
+from grain import DatasetIterator
 
-from r1jax.checkpoint.store import CheckpointStore
+from r1jax.checkpoint.store import CheckpointStore, make_metadata
 from r1jax.config import PretrainConfig, RewardModelConfig, SFTConfig
 from r1jax.errors import Preempted
-from r1jax.parallel import hosts
-from r1jax.runs.run import Run, Stage
-from r1jax.runs.state import finite_values, restore_onto, split
+from r1jax.objectives.language_model import LossTerms
+from r1jax.objectives.optimizer import learning_rate
+from r1jax.parallel import hosts, programs
+from r1jax.runs.run import Stage
+from r1jax.runs.state import finite_values, policy_hash, restore_onto, split_policy
 from r1jax.telemetry.metrics import MetricsWriter
-from r1jax.types import TrainState
+from r1jax.types import TrainState, Weights
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a stage brings to `train`.
+
+    Attributes:
+      steps: updates in all.
+      feed: batches of records; its position is saved with the state.
+      make_batch: from what the feed gives to host arrays.
+      program: (TrainState, batch, learning rate) -> (TrainState, metrics).
+      metadata: of the checkpoint.
+      shown: metrics on the terminal.
+      derive: adds metrics to those of a step.
+    """
+
+    steps: int
+    feed: DatasetIterator
+    make_batch: Callable[[Any], Any]
+    program: Callable[[TrainState, Any, np.float32], tuple[TrainState, Any]]
+    metadata: dict
+    shown: tuple[str, ...] = ("loss",)
+    derive: Callable[[dict[str, float]], dict[str, float]] = dict
+
+
+def train_language_model(
+    stage: Stage, config: PretrainConfig | SFTConfig, weights: Weights, steps: int, feed: DatasetIterator, make_batch
+) -> str:
+    """Trains the stage's model from `weights` on next tokens; returns the hash of the resulting policy.
+
+    `steps`, `feed` and `make_batch` are those of Training.
+    """
+    layout, model, task = stage.run.layout, stage.model, stage.task
+    task.save_tokenizer(stage.directory)
+    step = programs.make_language_model_step(layout, model, config.optimizer, LossTerms.of(config))
+    training = Training(steps, feed, make_batch, step, make_metadata(model, task.name))
+    state = programs.make_start_training(layout, model, config.optimizer)(weights)
+    return policy_hash(layout, train(stage, config, state, training))
 
 
 def train(
-    run: Run,
-    stage: Stage,
-    config: PretrainConfig | SFTConfig | RewardModelConfig,
-    steps: int,
-    state: TrainState,
-    feed: grain.DatasetIterator,
-    make_batch: Callable[[Any], Any],
-    step_program: Callable[[TrainState, Any], tuple[TrainState, Any]],
-    about: dict,
-    *,
-    shown: tuple[str, ...] = ("loss",),
-    derive: Callable[[dict[str, float]], dict[str, float]] = dict,
+    stage: Stage, config: PretrainConfig | SFTConfig | RewardModelConfig, state: TrainState, training: Training
 ) -> TrainState:
-    """The state after `steps`, from `state` or from the stage's latest checkpoint.
-
-    `make_batch` makes a batch of what the feed gives, `derive` adds to the metrics, `shown` are those on the terminal.
-    """
-    store = CheckpointStore(stage.checkpoints)
+    """The state after all steps, from `state` or from the stage's latest checkpoint."""
+    store, steps, feed = CheckpointStore(stage.checkpoints), training.steps, training.feed
     first = hosts.broadcast_from_main(f"{stage.name}: its latest checkpoint", store.latest_step) or 0
     if first:
         state, position = restore_onto(store, first, state)
         feed.set_state(position)
     metrics_writer = MetricsWriter(stage.directory, first + 1)
-    with run.progress.start(stage.name, first, steps) as progress:
+    with stage.run.progress.start(stage.name, first, steps) as progress:
         for step in range(first + 1, steps + 1):
-            state, metrics = step_program(state, run.layout.put_batch(make_batch(next(feed))))
+            batch = stage.run.layout.put_batch(training.make_batch(next(feed)))
+            rate = np.float32(learning_rate(config.optimizer, step - 1, steps))
+            state, metrics = training.program(state, batch, rate)
             stops = hosts.preempted()
             saves = step % config.save_every == 0 or step == steps or stops
-            if step % config.log_every == 0 or saves:  # nothing is saved that was not looked at
-                values = derive(finite_values(metrics, stage.name, step))
+            if step % config.log_every == 0 or saves:  # a state is saved only when its metrics are finite
+                values = training.derive(finite_values(metrics, stage.name, step))
                 metrics_writer.write(step, values)
-                progress.step(step, {name: values[name] for name in shown})
+                progress.step(step, {name: values[name] for name in training.shown})
             if saves:
-                store.save(step, *split(state), feed.get_state(), about)
+                store.save(step, *split_policy(state), feed.get_state(), training.metadata)
             if stops:
                 store.close()
                 raise Preempted(f"{stage.name} is saved at step {step}")

@@ -1,324 +1,363 @@
-"""Reinforcement learning with GRPO and rule-based rewards. To change the loop, copy this file."""
+"""Reinforcement learning with GRPO on rewards (DeepSeekMath, arXiv 2402.03300; R1, section 2.2).
 
-import functools
+To change the loop, copy this file. To change the advantage or the loss alone, pass a function of your own to `rl`.
+"""
+
 import json
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from statistics import fmean
+from typing import Any
 
+import grain
 import jax
 import numpy as np
 from etils import epath
 
-from r1jax.checkpoint.store import CheckpointStore, about
+from r1jax.checkpoint.store import CheckpointStore, make_metadata
 from r1jax.config import ModelConfig, RLConfig
 from r1jax.data.feeds import problem_batches
-from r1jax.data.tasks import Task
 from r1jax.errors import Preempted, RunError
-from r1jax.objectives.metrics import Metrics, merge_metrics
+from r1jax.objectives.grpo import LossFunction, LossSpec, grpo_loss
+from r1jax.objectives.metrics import Mean, Metrics, merge_metrics
+from r1jax.objectives.optimizer import learning_rate
 from r1jax.parallel import programs
 from r1jax.parallel.hosts import broadcast_from_main, stop_if_preempted
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import GIB, memory_in_use
-from r1jax.rewards.grading import Grading, failures_since
-from r1jax.rewards.rules import Reward, failure_counts, learned_inputs, totals, unverified
-from r1jax.rollout.engine import Counts, Output, Pending, RolloutEngine
-from r1jax.rollout.packing import Taught, filled, microbatches, row_shape
+from r1jax.parallel.transfers import on_device, on_host, snapshot
+from r1jax.rewards.grading import Grading, has_signal, score_group
+from r1jax.rewards.rules import Reward, learned_inputs
+from r1jax.rollout.advantages import AdvantageFunction, broadcast_advantages, compute_advantages
+from r1jax.rollout.async_rollout import AsyncRollout
+from r1jax.rollout.engine import Counts, RolloutEngine
+from r1jax.rollout.packing import batch_shape, make_minibatches, pack_microbatches, packing_efficiency
 from r1jax.runs.policy import load_policy
-from r1jax.runs.run import Run, Stage
-from r1jax.runs.state import finite_values, policy_hash, restore_onto, split
-from r1jax.telemetry.files import write_whole
-from r1jax.telemetry.metrics import MetricsWriter, RowWriter
-from r1jax.telemetry.progress import Stopwatch
-from r1jax.telemetry.statistics import has_signal, spread, summarize
-from r1jax.types import GRPOBatch, Params, Problem, RLState, Sample
+from r1jax.runs.run import Stage
+from r1jax.runs.state import finite_values, policy_hash, restore_onto, split_policy
+from r1jax.telemetry.files import write_atomically
+from r1jax.telemetry.metrics import MetricsWriter, RowWriter, sample_row
+from r1jax.telemetry.progress import Progress, Stopwatch
+from r1jax.telemetry.statistics import spread, summarize
+from r1jax.types import Batch, RLState, Sample, Weights
 
 
 def rl(
-    run: Run,
-    name: str,
+    stage: Stage,
     config: RLConfig,
-    model: ModelConfig,
     base: epath.Path,
-    task: Task,
     problems: epath.Path,
     rewards: Mapping[str, Reward],
+    *,
+    advantage: AdvantageFunction = broadcast_advantages,
+    loss: LossFunction = grpo_loss,
 ) -> epath.Path:
-    """Trains the policy in `base` on `problems` (an ArrayRecord); returns the stage's directory."""
-    terms = {reward: r.terms_of for reward, r in rewards.items()}
-    inputs = {"base": base, "problems": problems} | learned_inputs(rewards)
-    stage = run.stage(name, "rl", inputs, rl=config, model=model, task=task.name, rewards=terms)
+    """Trains the policy in `base` on `problems` (an ArrayRecord); returns the stage's directory.
+
+    A fork's own functions, which have to have names: advantage(samples, rewards_G, valid_G, c) -> an array [tokens] for
+    each sample of a group (rollout/advantages.py); loss(logp_BT, batch, c, max_new_tokens) -> (Mean(sum, weight),
+    metrics) (`grpo_loss` in objectives/grpo.py).
+    """
+    run = stage.run
+    open_stage(stage, config, {"base": base, "problems": problems}, rewards, (advantage, loss))
     if stage.result() is not None:
         return stage.directory
+    stage.task.save_tokenizer(stage.directory)
+    announce(stage, rewards)
 
-    task.save_tokenizer(stage.directory)
-    announce(run, stage, rewards)
-    lengths = (config.max_prompt_tokens, config.max_new_tokens)
-    engine = RolloutEngine(run.layout, model, task.tokenizer, config.rollout, config.group_size, *lengths)
-    learner = Learner(run.layout, model, config, engine.routes_shape)
-    feed = problem_batches(problems, config.questions, run.seed)
-    state = start(run, config, model, base)
-    store = CheckpointStore(stage.checkpoints)
-    first = broadcast_from_main(f"{name}: its latest checkpoint", store.latest_step) or 0
-    if first:
-        state, position = restore_onto(store, first, state)
-        feed.set_state(position)
-    state = offloaded(state, config)
-
-    metrics_writer = MetricsWriter(stage.directory, first + 1)
-    sample_log = RowWriter(stage.directory / "samples.jsonl", first + 1)
-    clock, ahead = Stopwatch(), None
-    with run.progress.start(name, first, config.steps) as progress, Grading(rewards) as grading:
-
-        def draw(step: int, params: Params, router_bias: dict) -> Pending[Drawn]:
-            key = stage.key(step)
-            return Pending(draw_groups(engine, params, router_bias, feed, task, grading, config, key, clock))
-
-        for step in range(first + 1, config.steps + 1):
+    clock = Stopwatch()
+    feed = problem_batches(problems, config.prompts_per_step, run.seed)
+    trainer = Trainer(run.layout, stage.model, config, loss)
+    saves = Checkpoints(stage, config, feed)
+    state, done = saves.resume(trainer.start(base))
+    with Grading(rewards) as grading, RLLog(stage, config, done, clock) as log:
+        rollouts = Rollouts(stage, config, feed, grading)
+        for step in range(done + 1, config.steps + 1):
             clock.restart()
-            position, is_stale, failed = feed.get_state(), ahead is not None, failure_counts(rewards)
-            try:
-                with clock("rollout"):
-                    busy = engine.device_seconds
-                    drawn = (ahead or draw(step, state.train.params, state.train.router_bias)).finish(stop_if_preempted)
-                    busy = engine.device_seconds - busy
-            except (RunError, Preempted) as error:
-                agreed = isinstance(error, Preempted) or jax.process_count() == 1  # all save, or none
-                if agreed and not config.staleness and step - 1 > (store.latest_step() or 0):
-                    store.save(step - 1, *split(state), position, about(model, task.name))
-                goes_on = (store.latest_step() or 0) + 1
-                store.close()
-                if isinstance(error, Preempted):
-                    raise Preempted(f"{name} is saved at step {goes_on - 1}") from error
-                raise RunError(
-                    f"{name}, rollout of step {step}: {error}. Started again, it goes on with step {goes_on}"
-                ) from error
-            values = engine.figures() | {"stale": float(is_stale)}
-            # Nothing is pending in what is saved: the step after it draws with the policy that was saved.
-            saves = step % config.save_every == 0 or step == config.steps
-            ahead = None
-            if config.staleness and not saves:
-                ahead = draw(step + 1, *programs.snapshot((state.train.params, state.train.router_bias)))
+            # Rollout: groups of samples, a group for each prompt. Rules grade complete groups in a thread meanwhile.
+            with clock("rollout"), saves.save_on_failure(step, state):
+                rollout = rollouts.draw(step, state.train.weights)
+
+            # Rewards: those that the thread has not finished, and those of reward models, which need the devices.
+            with clock("rewards"):
+                rollout.compute_rewards(grading, config)
+
+            # Advantages: of each token, from the rewards of its group. Invalid samples drop out here.
+            samples = compute_advantages(rollout.groups, config.loss, config.sampling, advantage)
+            minibatches = make_minibatches(samples, config.minibatches_per_rollout, (run.seed, stage.number, step))
 
             with clock("update"):
-                advantage_BG = weigh(drawn.chosen, config)
-                minibatches = deal(drawn.chosen, advantage_BG, config, (run.seed, stage.number, step))
-                state, metrics, values["filled"] = learner.learn(state, minibatches, ahead)
-                state = offloaded(refresh_reference(state, config, step), config)
-                values |= finite_values(metrics, name, step)
+                # Old and reference log-probabilities of what was drawn, by the trainer's own forward pass.
+                packed, metrics = trainer.add_logprobs(state, minibatches)
 
-            values |= figures(drawn) | times(values["rollout_tokens"], busy, clock)
-            values |= failures_since(failed, rewards)
-            values["memory_gib"] = memory_in_use(run.layout) / GIB
-            metrics_writer.write(step, values)
-            if step % config.log_samples_every == 0:
-                sample_log.append(step, sample_rows(drawn.chosen, advantage_BG))
-            progress.step(step, {shown: values[shown] for shown in SHOWN if shown in values})
-            if saves:
-                store.save(step, *split(state), feed.get_state(), about(model, task.name))
-    store.close()
-    metrics_writer.close()
+                # Updates: one on each minibatch, in each epoch. With max_staleness 1 the next rollout decodes a round
+                # after each microbatch.
+                state, updates = trainer.update(state, packed, step, rollouts.advance)
+                state = trainer.refresh_reference(state, step)
+
+            # Metrics and checkpoint.
+            log.write(step, rollout, metrics | updates, grading.failures())
+            if saves.is_due(step):
+                saves.save(step, state)
+    saves.store.close()
     stage.complete({"steps": config.steps}, output=policy_hash(run.layout, state))
     return stage.directory
 
 
-def announce(run: Run, stage: Stage, rewards: Mapping[str, Reward]) -> None:
-    """Prints and keeps what rewards have to say at the start, such as how far programs are locked in."""
-    notices = {name: reward.notice for name, reward in rewards.items() if reward.notice}
-    write_whole(stage.directory / "notices.json", json.dumps(notices, indent=1))
-    for name, notice in notices.items():
-        run.progress.say(f"{stage.name}, {name}: {notice}")
-
-
-SHOWN = ("reward", "accuracy", "response_tokens", "tokens_per_second")
-
-
-@dataclass(frozen=True)
-class Group:
-    """A question, its outputs, and what they are worth."""
-
-    prompt: list[int]
-    outputs: list[Output]
-    samples: list[Sample]
-    totals: list[float]  # weighted sums of the rewards
-    counts: list[bool]  # whether an output is trained on, and part of the group's mean
-    teaches: bool  # not all of those that count are as right as the others
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A step's rollout."""
-
-    chosen: list[Group]  # to train on, as many as a step has questions
-    all: list[Group]  # with those that gave way
-
-
-def draw_groups(
-    engine: RolloutEngine,
-    params: Params,
-    router_bias: dict,
-    feed: Iterator[list[Problem]],
-    task: Task,
-    grading: Grading,
+def open_stage(
+    stage: Stage,
     config: RLConfig,
-    key: jax.Array,
-    clock: Stopwatch,
-) -> Generator[None, None, Drawn]:
-    """A step's rollout, graded. With several sampling rounds, groups without signal give way to other questions'."""
-    engine.counts = Counts()
-    kept: list[Group] = []
-    spare: list[Group] = []
-    for _ in range(config.sampling_rounds):
-        questions = next(feed)
-        prompts = [task.tokenizer.encode(task.prompt(p.question)) for p in questions]
-        outputs = yield from engine.rounds(
-            params,
-            router_bias,
-            [(p.id, prompt) for p, prompt in zip(questions, prompts, strict=True)],
-            key,
-            config.temperature,
-            done=functools.partial(grading.submit, questions),
-        )
-        with clock("rewards"):  # what is left of them
-            graded = grading.collect()
-        for prompt, group, samples in zip(prompts, outputs, graded, strict=True):
-            judged = judge(prompt, group, samples, grading.rewards, config)
-            (kept if judged.teaches or config.sampling_rounds == 1 else spare).append(judged)
-        if len(kept) >= config.questions:
-            break
-    dropped = [replace(group, counts=[False] * len(group.counts)) for group in spare]
-    return Drawn((kept + dropped)[: config.questions], kept + spare)
+    inputs: Mapping[str, epath.Path],
+    rewards: Mapping[str, Reward],
+    functions: Sequence[Callable],
+) -> None:
+    """Writes or checks the stage's config, which names the functions that a fork brings."""
+    settings: dict[str, Any] = {name: reward.settings for name, reward in rewards.items()}
+    own = [getattr(f, "__qualname__", repr(f)) for f in functions if f not in (broadcast_advantages, grpo_loss)]
+    extra = {"functions": own} if own else {}
+    inputs = {**inputs, **learned_inputs(rewards)}
+    stage.open("rl", inputs, rl=config, model=stage.model, task=stage.task.name, rewards=settings, **extra)
 
 
-def judge(
-    prompt: list[int], outputs: list[Output], samples: list[Sample], rewards: Mapping[str, Reward], config: RLConfig
-) -> Group:
-    """A graded group. Outputs that a verifier failed on don't count: neither right nor wrong, they pay nothing."""
-    failed = unverified(rewards, samples)
-    counts = [(s.finished or config.truncated == "keep") and not f for s, f in zip(samples, failed, strict=True)]
-    worth = totals(rewards, samples, counts)
-    outcomes = [s.rewards.get("accuracy") for s in samples]
-    raw = [x for x, c in zip(outcomes, counts, strict=True) if x is not None and c]  # no penalty makes a lesson
-    teaches = has_signal(raw or [t for t, c in zip(worth, counts, strict=True) if c])
-    return Group(prompt, outputs, samples, worth, counts, teaches)
+def announce(stage: Stage, rewards: Mapping[str, Reward]) -> None:
+    """Prints and keeps what rewards have to say at the start, such as how a sandbox isolates programs."""
+    notices = {name: reward.notice for name, reward in rewards.items() if reward.notice}
+    write_atomically(stage.directory / "notices.json", json.dumps(notices, indent=1))
+    for name, notice in notices.items():
+        stage.run.progress.say(f"{stage.name}, {name}: {notice}")
 
 
-def weigh(groups: list[Group], config: RLConfig) -> np.ndarray:
-    """Each output's advantage, [B, G]; 0 where it does not count."""
-    rewards_BG = np.asarray([g.totals for g in groups], np.float32)
-    length_BG = np.asarray([[len(o.tokens) for o in g.outputs] for g in groups], np.float32)
-    counts_BG = np.asarray([g.counts for g in groups], np.float32)
-    return np.asarray(programs.advantages(config)(rewards_BG, length_BG, counts_BG))
+@dataclass
+class Rollout:
+    """The samples of a step, by prompt.
 
+    Attributes:
+      drawn: all groups.
+      groups: those that are trained on; set by `compute_rewards`.
+      staleness: steps by which the policy that drew is older than the one that is trained: 0 or 1.
+      metrics: the engine's, of this rollout.
+      device_seconds: time in which the devices drew it, without that which was hidden behind the update before.
+    """
 
-def deal(
-    groups: list[Group], advantage_BG: np.ndarray, config: RLConfig, position: tuple[int, ...]
-) -> list[list[Taught]]:
-    """The rollout's outputs, shuffled and dealt out to the updates; without those that don't count."""
-    outputs = [
-        Taught(group.prompt, output, float(advantage))
-        for group, advantage_G in zip(groups, advantage_BG, strict=True)
-        for output, advantage, counts in zip(group.outputs, advantage_G, group.counts, strict=True)
-        if counts
-    ]
-    order = np.random.default_rng(position).permutation(len(outputs))
-    return [[outputs[i] for i in hand] for hand in np.array_split(order, config.minibatches)]
+    drawn: list[list[Sample]]
+    groups: Sequence[Sequence[Sample]] = ()
+    staleness: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    device_seconds: float = 0.0
 
+    def compute_rewards(self, grading: Grading, config: RLConfig) -> None:
+        """Sets rewards, their sum and the validity of all samples, and chooses the groups to train on.
 
-class Learner:
-    """Updates of the policy on a rollout."""
-
-    def __init__(self, layout: Layout, model: ModelConfig, config: RLConfig, routes: tuple[int, int] | None):
-        rows, T, J = row_shape(config)
-        self.layout, self.config, self.routes = layout, config, routes
-        self.shape = layout.round_up(rows), T, J
-        self.prepare = programs.prepare_batch(layout, model, config)
-        self.gradients = programs.grpo_gradients(layout, model, config)
-        self.update = programs.grpo_update(layout, model, config)
-
-    def learn(
-        self, state: RLState, minibatches: list[list[Taught]], ahead: Pending | None = None
-    ) -> tuple[RLState, Metrics, float]:
-        """One update on each minibatch that is not empty, in each inner epoch.
-
-        `ahead` goes on by a round with each microbatch.
-
-        Returns the next state, metrics, and the share of the rows' places that hold a token.
+        With dynamic sampling these are the first `prompts_per_step` groups with a signal.
         """
-        temperature = np.float32(self.config.temperature)
-        metrics: Metrics = {}
-        packed = [microbatches(outputs, self.shape, self.routes) for outputs in minibatches if outputs]
-        batches: list[list[GRPOBatch]] = [[] for _ in packed]
-        with_reference = replace(state, reference=programs.on_device(state.reference))
-        for minibatch, parts in zip(batches, packed, strict=True):
-            for part in parts:
-                batch, gap = self.prepare(with_reference, self.layout.put_batch(part), temperature)
-                minibatch.append(batch)
-                metrics = merge_metrics(metrics, gap)
-        del with_reference
-        for minibatch in batches * self.config.inner_epochs:
+        grading.collect()
+        for samples in self.drawn:
+            score_group(grading.rewards, samples, mask_truncated=config.loss.mask_truncated)
+        kept = [g for g in self.drawn if config.max_generation_batches == 1 or has_signal(g)]
+        self.groups = kept[: config.prompts_per_step]
+
+
+class Rollouts:
+    """Draws rollouts; with max_staleness 1 the next one is under way while a rollout is trained on."""
+
+    def __init__(self, stage: Stage, config: RLConfig, feed: grain.DatasetIterator, grading: Grading):
+        self.stage, self.config, self.feed, self.grading = stage, config, feed, grading
+        self.engine = RolloutEngine(
+            stage.run.layout,
+            stage.model,
+            stage.task.tokenizer,
+            config.engine,
+            config.sampling,
+            config.group_size,
+            keeps_sampling_masks=True,
+        )
+        self.next: AsyncRollout[Rollout] | None = None
+
+    def draw(self, step: int, weights: Weights) -> Rollout:
+        """The rollout of `step`; by `weights`, unless it was begun with those before."""
+        under_way, self.next, before = self.next, None, self.engine.device_seconds
+        rollout = (under_way or AsyncRollout(self.draw_groups(step, weights))).finish(stop_if_preempted)
+        rollout.staleness = int(under_way is not None)
+        # Taken now: the engine counts anew for the rollout that is drawn during the update.
+        rollout.metrics, rollout.device_seconds = self.engine.metrics(), self.engine.device_seconds - before
+        # Nothing is under way when a checkpoint is saved: the step after it draws with the policy that was saved.
+        if self.config.max_staleness and not is_due(step, self.config):
+            self.next = AsyncRollout(self.draw_groups(step + 1, snapshot(weights)))
+        return rollout
+
+    def advance(self) -> None:
+        """Gives the devices a round of the rollout that is under way."""
+        if self.next:
+            self.next.advance()
+
+    def draw_groups(self, step: int, weights: Weights) -> Generator[None, None, Rollout]:
+        """Draws batches of groups until enough groups have a signal (DAPO, section 3.2: dynamic sampling)."""
+        config, task, rollout = self.config, self.stage.task, Rollout([])
+        self.engine.counts = Counts()
+        for _ in range(config.max_generation_batches):
+            asked = [(p, task.tokenizer.encode(task.prompt(p.question))) for p in next(self.feed)]
+            key = self.stage.key(step)  # problem ids make it another one for each prompt
+            rollout.drawn += yield from self.engine.rounds(weights, asked, key, done=self.grading.submit)
+            if config.max_generation_batches > 1:
+                rollout.compute_rewards(self.grading, config)
+                if len(rollout.groups) == config.prompts_per_step:
+                    break
+        return rollout
+
+
+class Trainer:
+    """The compiled programs of RL on this stage's shapes."""
+
+    def __init__(self, layout: Layout, model: ModelConfig, config: RLConfig, loss: LossFunction = grpo_loss):
+        self.layout, self.model, self.config = layout, model, config
+        self.temperature = np.float32(config.sampling.temperature)
+        self.shape = batch_shape(config, model, layout.round_up(1))
+        spec = LossSpec(config.loss, config.sampling.max_new_tokens, config.optimizer.mtp, loss)
+        self.logprobs_program = programs.make_add_logprobs(layout, model, spec)
+        self.gradients_program = programs.make_rl_gradients(layout, model, spec)
+        self.update_program = programs.make_rl_update(layout, model, config.optimizer)
+
+    def start(self, base: epath.Path) -> RLState:
+        """A fresh optimizer on the base policy, which is also the first reference."""
+        weights = load_policy(base, self.layout, self.model).weights
+        train = programs.make_start_training(self.layout, self.model, self.config.optimizer)(weights)
+        reference = snapshot(train.weights) if self.config.has_reference else None
+        return RLState(train, reference, jax.device_put(np.int32(0), self.layout.replicated()))
+
+    def add_logprobs(
+        self, state: RLState, minibatches: Sequence[Sequence[Sample]]
+    ) -> tuple[list[list[Batch]], Metrics]:
+        """Packs each minibatch that is not empty into microbatches with old and reference log-probabilities."""
+        metrics: Metrics = {"packing_efficiency": Mean(0.0, 0.0)}
+        packed: list[list[Batch]] = []
+        reference = on_device(state.reference)
+        for samples in filter(len, minibatches):
+            packed.append([])
+            for batch in pack_microbatches(samples, self.shape):
+                efficiency = packing_efficiency(batch)
+                batch, gap = self.logprobs_program(
+                    state.train.weights, reference, self.layout.put_batch(batch), self.temperature
+                )
+                packed[-1].append(batch)
+                metrics = merge_metrics(metrics, gap | {"packing_efficiency": efficiency})
+        return packed, metrics
+
+    def update(
+        self, state: RLState, packed: Sequence[Sequence[Batch]], step: int, between: Callable[[], None]
+    ) -> tuple[RLState, Metrics]:
+        """One update on each minibatch, in each epoch; `between` runs after each microbatch."""
+        config, metrics = self.config, dict[str, Any]()
+        updates_before = (step - 1) * config.updates_per_rollout
+        for i, minibatch in enumerate(list(packed) * config.epochs_per_rollout):
             total = None
             for batch in minibatch:
-                gradients = self.gradients(state.train.params, state.train.router_bias, batch, temperature)
+                gradients = self.gradients_program(state.train.weights, batch, self.temperature)
                 total = gradients if total is None else programs.add_gradients(total, gradients)
-                del gradients  # two trees of them at once are enough
-                if ahead:
-                    ahead.advance()
-            train = replace(state.train, opt_state=programs.on_device(state.train.opt_state))
-            train, update_metrics = self.update(train, total)
+                del gradients  # the devices hold two trees of them at most
+                between()
+            rate = learning_rate(config.optimizer, updates_before + i, config.steps * config.updates_per_rollout)
+            train = replace(state.train, opt_state=on_device(state.train.opt_state))
+            train, update_metrics = self.update_program(train, total, np.float32(rate))
             state, metrics = replace(state, train=train), merge_metrics(metrics, update_metrics)
-            state = offloaded(state, self.config)
-            del train, total  # or what was offloaded would stay, and the sum of gradients
-        return state, metrics, fmean([filled(parts) for parts in packed] or [0.0])
+            state = offload(state, config)
+            del train, total  # or the sum of gradients, and what was offloaded, would stay on the devices
+        return state, metrics
+
+    def refresh_reference(self, state: RLState, step: int) -> RLState:
+        """Every `reference_refresh_updates` updates the reference becomes the latest policy (R1 supplement)."""
+        updates, every = step * self.config.updates_per_rollout, self.config.reference_refresh_updates
+        if not self.config.has_reference or updates // every == (updates - self.config.updates_per_rollout) // every:
+            return state
+        weights, updates_done = snapshot((state.train.weights, state.train.step))
+        return offload(replace(state, reference=weights, reference_update=updates_done), self.config)
 
 
-def figures(drawn: Drawn) -> dict[str, float]:
-    """What the host knows of a step: rewards and lengths of all that was drawn, and how much of it teaches."""
-    samples = [g.samples for g in drawn.all]
-    return (
-        summarize(samples)
-        | spread(samples, [g.totals for g in drawn.all])
-        | {
-            "groups_with_signal": fmean(g.teaches for g in drawn.all),
-            "outputs_trained": float(sum(sum(g.counts) for g in drawn.chosen)),
-        }
-    )
-
-
-def times(tokens: float, busy: float, clock: Stopwatch) -> dict[str, float]:
-    """Seconds by phase, and the share of them in which the devices, `busy` in rollouts, had nothing to do."""
-    idle = 1 - (busy + clock.seconds["update"]) / clock.total
-    return clock.figures() | {"tokens_per_second": tokens / clock.total, "device_idle": max(0.0, idle)}
-
-
-def sample_rows(groups: list[Group], advantage_BG: np.ndarray) -> list[dict]:
-    """What the sample log has of a step: every output with its rewards and advantage."""
-    samples = [sample for group in groups for sample in group.samples]
-    return [asdict(s) | {"advantage": float(a)} for s, a in zip(samples, advantage_BG.ravel(), strict=True)]
-
-
-def start(run: Run, config: RLConfig, model: ModelConfig, base: epath.Path) -> RLState:
-    """A fresh optimizer on the base policy, which is also the first reference."""
-    policy = load_policy(base, run.layout, model)
-    train = programs.start_training(run.layout, model, config.optimizer)(policy.params, policy.router_bias)
-    reference, reference_router_bias = programs.snapshot((train.params, train.router_bias))
-    reference_step = jax.device_put(np.int32(0), run.layout.replicated())
-    return RLState(train, reference, reference_router_bias, reference_step)
-
-
-def offloaded(state: RLState, config: RLConfig) -> RLState:
+def offload(state: RLState, config: RLConfig) -> RLState:
     """The same, with what `RLConfig.offload` names in the hosts' memory."""
     if "reference" in config.offload:
-        state = replace(state, reference=programs.on_host(state.reference))
+        state = replace(state, reference=on_host(state.reference))
     if "optimizer" in config.offload:
-        state = replace(state, train=replace(state.train, opt_state=programs.on_host(state.train.opt_state)))
+        state = replace(state, train=replace(state.train, opt_state=on_host(state.train.opt_state)))
     return state
 
 
-def refresh_reference(state: RLState, config: RLConfig, step: int) -> RLState:
-    """Every `reference_refresh_updates` updates the reference becomes the latest policy (R1 supplement)."""
-    updates, every = step * config.updates, config.reference_refresh_updates
-    if updates // every == (updates - config.updates) // every:
-        return state
-    params, bias, updates_done = programs.snapshot((state.train.params, state.train.router_bias, state.train.step))
-    return replace(state, reference=params, reference_router_bias=bias, reference_step=updates_done)
+def is_due(step: int, config: RLConfig) -> bool:
+    return step % config.save_every == 0 or step == config.steps
+
+
+class Checkpoints:
+    """Saves and restores the state with the position in the prompts."""
+
+    def __init__(self, stage: Stage, config: RLConfig, feed: grain.DatasetIterator):
+        self.stage, self.config, self.feed = stage, config, feed
+        self.store = CheckpointStore(stage.checkpoints)
+
+    def resume(self, state: RLState) -> tuple[RLState, int]:
+        """The latest checkpoint, or `state`; and the steps that are done."""
+        first = broadcast_from_main(f"{self.stage.name}: its latest checkpoint", self.store.latest_step) or 0
+        if first:
+            state, position = restore_onto(self.store, first, state)
+            self.feed.set_state(position)
+        return offload(state, self.config), first
+
+    def is_due(self, step: int) -> bool:
+        return is_due(step, self.config)
+
+    def save(self, step: int, state: RLState, position: Any = None) -> None:
+        metadata = make_metadata(self.stage.model, self.stage.task.name)
+        self.store.save(step, *split_policy(state), position or self.feed.get_state(), metadata)
+
+    @contextmanager
+    def save_on_failure(self, step: int, state: RLState) -> Iterator[None]:
+        """Around a rollout: saves the step before it when the rollout fails, or the run is told to stop."""
+        name, position = self.stage.name, self.feed.get_state()
+        try:
+            yield
+        except (RunError, Preempted) as error:
+            agreed = isinstance(error, Preempted) or jax.process_count() == 1  # all processes save, or none
+            if agreed and not self.config.max_staleness and step - 1 > (self.store.latest_step() or 0):
+                self.save(step - 1, state, position)
+            resumes = (self.store.latest_step() or 0) + 1
+            self.store.close()
+            if isinstance(error, Preempted):
+                raise Preempted(f"{name} is saved at step {resumes - 1}") from error
+            raise RunError(
+                f"{name}, rollout of step {step}: {error}. Started again, it resumes with step {resumes}"
+            ) from error
+
+
+class RLLog:
+    """Metrics, samples and progress of each step."""
+
+    SHOWN = ("reward", "accuracy", "response_tokens", "tokens_per_second")
+
+    def __init__(self, stage: Stage, config: RLConfig, first: int, clock: Stopwatch):
+        self.stage, self.config, self.clock = stage, config, clock
+        self.metrics = MetricsWriter(stage.directory, first + 1)
+        self.samples = RowWriter(stage.directory / "samples.jsonl", first + 1)
+        self.progress: Progress = stage.run.progress.start(stage.name, first, config.steps)
+
+    def __enter__(self) -> "RLLog":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.progress.__exit__(*exception)
+        self.metrics.close()
+
+    def write(self, step: int, rollout: Rollout, metrics: Metrics, failures: Mapping[str, float]) -> None:
+        """Everything that is known of a step. Raises RunError when a metric is not finite."""
+        values = {**rollout.metrics, "staleness": float(rollout.staleness)}
+        values |= finite_values(metrics, self.stage.name, step)
+        values |= summarize(rollout.drawn) | spread(rollout.drawn)
+        values["groups_with_signal"] = fmean(has_signal(group) for group in rollout.drawn)
+        values["samples_trained"] = float(sum(s.valid for group in rollout.groups for s in group))
+        # The share of the step in which the devices, busy in rollouts and updates, had nothing to do.
+        busy = rollout.device_seconds + self.clock.seconds["update"]
+        values |= self.clock.figures() | {"device_idle": max(0.0, 1 - busy / self.clock.total)}
+        values["tokens_per_second"] = values["rollout_tokens"] / self.clock.total
+        values |= {**failures, "memory_gib": memory_in_use(self.stage.run.layout) / GIB}
+        self.metrics.write(step, values)
+        if step % self.config.log_samples_every == 0:
+            self.samples.append(step, [sample_row(s) for group in rollout.groups for s in group])
+        self.progress.step(step, {name: values[name] for name in self.SHOWN if name in values})

@@ -1,0 +1,188 @@
+"""The model's architecture, and how it is computed."""
+
+from dataclasses import dataclass
+
+from r1jax.config.checks import require_choice, require_positive, require_types, require_unset
+
+# Fields of ModelConfig that one kind of model has, and others must leave as they are.
+LATENT = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+GROUPED = ("num_key_value_heads", "head_dim", "attention_bias", "qk_norm")
+EXPERTS = (
+    "moe_intermediate_size", "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "n_group", "topk_group",
+    "norm_topk_prob", "routed_scaling_factor",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RopeScalingConfig:
+    """YaRN (arXiv 2309.00071) as DeepSeek has it, or Llama 3.1's; names as in `rope_scaling` of config.json."""
+
+    factor: float = 1.0  # of the context's length; 1: plain rotary embedding, and nothing below matters
+    original_max_position_embeddings: int = 4096
+    beta_fast: float = 32.0  # this and the next three are YaRN's
+    beta_slow: float = 1.0
+    mscale: float = 1.0
+    mscale_all_dim: float = 0.0
+    rope_type: str = "yarn"  # or "llama3"
+    low_freq_factor: float = 1.0  # this and the next are Llama's
+    high_freq_factor: float = 4.0
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require_choice(self, "rope_type", ("yarn", "llama3"))
+        require_positive(self, "original_max_position_embeddings", "beta_fast", "beta_slow", "low_freq_factor")
+        if self.factor < 1:
+            raise ValueError(f"factor is {self.factor}, expected 1 (no scaling) or more")
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if high <= low:
+            raise ValueError(f"high_freq_factor is {high}, expected more than low_freq_factor ({low})")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A DeepSeek-V2 or V3 style model, or a dense one with grouped-query attention (Qwen2.5, Qwen3, Llama 3).
+
+    Names are those of the published config.json. A number that only one kind of model has is 0 where it is not set.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    first_k_dense_replace: int  # leading layers with a dense feed-forward; the others have experts
+    intermediate_size: int  # width of the dense feed-forward
+    num_attention_heads: int
+    kv_lora_rank: int | None  # of latent attention; None: grouped-query attention, and all layers are dense
+    num_nextn_predict_layers: int  # multi-token-prediction modules
+    # Latent attention's.
+    q_lora_rank: int | None = 0  # None: queries are projected in one step
+    qk_nope_head_dim: int = 0
+    qk_rope_head_dim: int = 0
+    v_head_dim: int = 0
+    # Grouped-query attention's.
+    num_key_value_heads: int = 0  # each serves num_attention_heads / num_key_value_heads heads of queries
+    head_dim: int = 0
+    attention_bias: bool = False  # of queries, keys and values (Qwen2.5)
+    qk_norm: bool = False  # RMSNorm of each head's queries and keys (Qwen3)
+    # Of models with experts.
+    moe_intermediate_size: int = 0  # width of one expert
+    n_routed_experts: int = 0
+    n_shared_experts: int = 0
+    num_experts_per_tok: int = 0
+    n_group: int = 0  # router groups (V3, section 2.1.2: node-limited routing)
+    topk_group: int = 0  # groups that a token may choose its experts from
+    norm_topk_prob: bool | None = None
+    routed_scaling_factor: float = 0.0
+    rope_scaling: RopeScalingConfig = RopeScalingConfig()
+    scoring_func: str = "sigmoid"  # affinity of a token to an expert: V3; "softmax": V2
+    topk_method: str = "noaux_tc"  # see model/moe.py: V3; "group_limited_greedy": V2; "greedy": V2-Lite
+    tie_word_embeddings: bool = False
+    scalar_head: bool = False  # a reward model: a score for a whole sequence, and no logits
+    tokenizer_size: int | None = None  # ids from here on are padding, which is never drawn; None: there is none
+    max_position_embeddings: int = 4096  # longest sequence that the model may be given
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    initializer_range: float | None = 0.006  # None: 1 / sqrt(fan-in), and embeddings of unit variance
+    param_dtype: str = "float32"  # of stored weights, and of the optimizer's moments
+    dtype: str = "float32"  # of activations, and of weights where they are used
+    experts: str = "grouped"  # "grouped" (ragged_dot) or "dense" (every expert on every token: few, small experts)
+    attention: str = "auto"  # by platform; or one of the implementations in model/softmax_attention.py
+    remat: str = "none"  # what layers keep for the backward pass: all; their "attention"'s output; nothing: "full"
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Numbers of a query's or key's head."""
+        return self.head_dim if self.kv_lora_rank is None else self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def rotary_dim(self) -> int:
+        """Those of them that are rotated."""
+        return self.head_dim if self.kv_lora_rank is None else self.qk_rope_head_dim
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require_positive(self, "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")
+        require_positive(self, "num_attention_heads", "max_position_embeddings", "rms_norm_eps")
+        if self.rope_theta <= 1:
+            raise ValueError(f"rope_theta is {self.rope_theta}, expected more than 1")
+        if self.tokenizer_size is not None and not 0 < self.tokenizer_size <= self.vocab_size:
+            raise ValueError(f"tokenizer_size is {self.tokenizer_size}, expected 1 to vocab_size ({self.vocab_size})")
+        modules = self.num_nextn_predict_layers
+        if modules < 0:
+            raise ValueError(f"num_nextn_predict_layers is {modules}, expected 0 or more")
+        if modules and self.scalar_head:
+            raise ValueError(f"num_nextn_predict_layers is {modules}, expected 0: scalar_head predicts no tokens")
+        require_choice(self, "scoring_func", ("sigmoid", "softmax"))
+        require_choice(self, "topk_method", ("noaux_tc", "group_limited_greedy", "greedy"))
+        require_choice(self, "param_dtype", ("float32", "bfloat16"))
+        require_choice(self, "dtype", ("float32", "bfloat16"))
+        require_choice(self, "experts", ("grouped", "dense"))
+        require_choice(self, "attention", ("auto", "full", "chunked", "splash", "cudnn"))
+        require_choice(self, "remat", ("none", "attention", "full"))
+        dense, layers = self.first_k_dense_replace, self.num_hidden_layers
+        if not 0 <= dense <= layers:
+            raise ValueError(f"first_k_dense_replace is {dense}, expected 0 to num_hidden_layers ({layers})")
+        if self.kv_lora_rank is None:
+            self._require_grouped()
+        else:
+            self._require_latent()
+        if self.rotary_dim % 2:
+            name = "head_dim" if self.kv_lora_rank is None else "qk_rope_head_dim"
+            raise ValueError(f"{name} is {self.rotary_dim}, expected an even number")
+        if dense < layers or modules or any(getattr(self, name) for name in EXPERTS):
+            self._require_experts()
+
+    def _require_latent(self) -> None:
+        require_unset(self, GROUPED, "grouped-query attention's (kv_lora_rank = None)")
+        for name in LATENT:
+            if getattr(self, name) is not None:  # q_lora_rank may be
+                require_positive(self, name, why=": latent attention needs it; kv_lora_rank = None: grouped-query")
+        if self.rope_scaling.rope_type != "yarn":
+            raise ValueError(f"rope_scaling is of type '{self.rope_scaling.rope_type}': latent attention knows 'yarn'")
+
+    def _require_grouped(self) -> None:
+        require_unset(self, LATENT, "latent attention's, which kv_lora_rank = None leaves out")
+        require_unset(self, EXPERTS, "of experts, which a model with grouped-query attention doesn't have")
+        require_positive(self, "num_key_value_heads", "head_dim", why=": grouped-query attention needs it")
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if heads % kv_heads:
+            raise ValueError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+        dense, layers, modules = self.first_k_dense_replace, self.num_hidden_layers, self.num_nextn_predict_layers
+        if dense != layers or modules:
+            raise ValueError(
+                f"with grouped-query attention (kv_lora_rank = None) all layers are dense: first_k_dense_replace is"
+                f" {dense}, expected num_hidden_layers ({layers}), and num_nextn_predict_layers {modules}, expected 0"
+            )
+        mscale, all_dim = self.rope_scaling.mscale, self.rope_scaling.mscale_all_dim
+        if (mscale, all_dim) != (1, 0):
+            raise ValueError(
+                f"rope_scaling has mscale {mscale} and mscale_all_dim {all_dim}, expected 1 and 0 (latent attention's)"
+            )
+
+    def _require_experts(self) -> None:
+        why = f": layers from first_k_dense_replace ({self.first_k_dense_replace}) on, and modules, have experts"
+        if self.norm_topk_prob is None:
+            raise ValueError(f"norm_topk_prob is not set{why}")
+        require_positive(self, *(name for name in EXPERTS if name != "norm_topk_prob"), why=why)
+        if self.n_routed_experts % self.n_group:
+            raise ValueError(f"n_routed_experts {self.n_routed_experts} is not a multiple of n_group {self.n_group}")
+        if not 0 < self.topk_group <= self.n_group:
+            raise ValueError(f"topk_group is {self.topk_group}, expected 1 to n_group ({self.n_group})")
+        choosable = self.n_routed_experts // self.n_group * self.topk_group
+        if not 0 < self.num_experts_per_tok <= choosable:
+            chosen = f"num_experts_per_tok is {self.num_experts_per_tok}"
+            raise ValueError(f"{chosen}, expected 1 to {choosable}, the experts in topk_group groups")
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """A checkpoint that a run starts from, as `import-hf` makes it. Its model is as it says itself."""
+
+    path: str
+    # How the run computes and stores the model; None: as the checkpoint does (ModelConfig has the same names).
+    param_dtype: str | None = None
+    dtype: str | None = None
+    experts: str | None = None
+    remat: str | None = None
+
+    def __post_init__(self) -> None:
+        require_types(self)
