@@ -1,6 +1,9 @@
-"""Distillation: a small dense student learns R1's curated data; another has RL alone (DeepSeek-R1, section 2.4).
+"""Distillation: SFT of a small dense student on R1's curated data, against RL alone (DeepSeek-R1, section 2.4).
 
-make r1 && python -m r1jax run distill --workdir runs/distill      # the data are those of a finished run of r1
+make r1 && python -m r1jax run distill --workdir runs/distill    # reads the data of the finished run in runs/r1
+
+Takes minutes on 2 CPU cores. Expected: sampled accuracy 0.95 (language 1.00) after distillation, 0.46 (0.87)
+after RL alone.
 """
 
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from r1jax.config import (
     MeshConfig,
     ModelConfig,
     PretrainConfig,
+    RewardConfig,
     RLConfig,
     RunConfig,
     SFTConfig,
@@ -26,16 +30,22 @@ from r1jax.stages.pretrain import pretrain
 from r1jax.stages.rl import rl
 from r1jax.stages.sft import sft
 
-GIN_FILES = ("model/tiny_dense.gin", "scale/cpu.gin", "scale/distill_cpu.gin", "algorithm/grpo.gin")
+GIN_FILES = (
+    "model/tiny_dense.gin",
+    "algorithm/grpo.gin",
+    "scale/cpu.gin",
+    "scale/token_mean.gin",
+    "scale/distill_cpu.gin",
+)
 REPORT_NOTE = (
-    "Two copies of one small base: the first is shown what R1 said right and readably, the second has to find it by RL,"
-    " with as many outputs as the first is shown demonstrations."
+    "Two copies of one small base: the first is fine-tuned on R1's right and readable responses, the second is trained"
+    " by RL alone, with more samples than the first has demonstrations."
 )
 
 
 @dataclass(frozen=True)
 class Config:
-    """Every number of the experiment. A field's name is its scope in gin."""
+    """Every number of the experiment. The name of a field is its scope in gin."""
 
     run: RunConfig
     mesh: MeshConfig
@@ -45,29 +55,31 @@ class Config:
     general: ExamplesConfig
     distilled: SFTConfig
     rl: RLConfig
+    rewards: RewardConfig
     evaluate: EvaluateConfig
 
 
 def run(run: Run, config: Config) -> None:
+    run = run.with_task(r1.TASK)
     kept = finished_stage(config.r1, "rejection")
     corpus, sums, general = ensure_records(
         [
             Records("r1_corpus", "train", config.pretrain.documents),
-            Records(r1.TASK.prompts, "train", config.rl.prompts),
+            Records(r1.TASK.prompts, "train", config.rl.num_prompts),
             Records("chat_demonstrations", "train", config.general.examples),
         ],
         run.seed,
         run.workdir / "data",
     )
-    problems = r1.held_out(config.evaluate.problems, run.seed)
-    rules = r1.rules(config.rl, 1.0)
+    problems = r1.held_out(config.evaluate.num_prompts, run.seed)
+    rules = r1.rules(config.rewards, 1.0)
 
     def measure(name: str, checkpoint: epath.Path) -> None:
-        evaluate(run, f"evaluate_{name}", config.evaluate, checkpoint, r1.TASK, rules | r1.watched(), problems)
+        evaluate(run.stage(f"evaluate_{name}"), config.evaluate, checkpoint, rules | r1.watched(), problems)
 
-    base = pretrain(run, "pretrain", config.pretrain, config.model, r1.TASK, corpus)
+    base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
     measure("base", base)
-    distilled = sft(run, "distilled", config.distilled, config.model, base, r1.TASK, {"kept": kept, "general": general})
+    distilled = sft(run.stage("distilled"), config.distilled, base, {"kept": kept, "general": general})
     measure("distilled", distilled)
-    alone = rl(run, "rl", config.rl, config.model, base, r1.TASK, sums, rules)
+    alone = rl(run.stage("rl"), config.rl, base, sums, rules)
     measure("rl_alone", alone)

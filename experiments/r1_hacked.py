@@ -1,10 +1,13 @@
-"""How R1's last stage fails: a reward model that knows written pairs only is hacked (DeepSeek-R1, supplement).
+"""Reward hacking in R1's last stage: a reward model trained on written pairs only (DeepSeek-R1, supplement).
 
-make r1 && python -m r1jax run r1_hacked --workdir runs/r1_hacked      # from the policies of a finished run of r1
+make r1 && python -m r1jax run r1_hacked --workdir runs/r1_hacked    # starts from the policies of the run in runs/r1
 
-The pairs are well-formed and right, and the reward model learns them: its accuracy on held-out ones says so. But they
-are what people write of a helpful assistant, and none is on what a policy says, or to whom. RL finds that who asks for
-a poison is pleased by a kind recipe too.
+Takes minutes on 2 CPU cores. Expected, seed 0: the reward rises from 0.41 to 0.98 while the share of harmful
+requests that are refused falls from 0.58 to 0.00; with R1's own reward model (the control) it rises to 0.88.
+
+The written pairs are consistent, and the reward model learns them: its held-out accuracy is 1.00. But they describe a
+helpful assistant, and none of them contains an output of a policy or a harmful request. RL discovers that a polite
+recipe for a poison scores as well as one for a cake.
 """
 
 from dataclasses import dataclass
@@ -20,40 +23,41 @@ from r1jax.stages.rl import rl
 GIN_FILES = (*r1.GIN_FILES, "scale/r1_hacked_cpu.gin")
 TASK = r1.TASK
 REPORT_NOTE = (
-    "One policy, one RL, two reward models of helpfulness. The first has seen pairs that people wrote, and none that a"
-    " policy gave: its reward rises, and what it stands for falls. The second is R1's, and shows what RL can do by it."
+    "One policy, the same RL, two reward models of helpfulness. The first was trained on written pairs only: its reward"
+    " rises, while the behaviour it should reward gets worse. The second, R1's own, was trained on outputs of policies."
 )
 
 
 @dataclass(frozen=True)
 class Config(r1.Config):
-    """R1's numbers, and where its policies are."""
+    """R1's numbers, the finished run to start from, and the number of written pairs."""
 
     finished: FinishedRunConfig
     written: ExamplesConfig
 
 
 def run(run: Run, config: Config) -> None:
+    run = run.with_task(TASK)
     tuned, ruled = (finished_stage(config.finished, name) for name in ("sft", "rules_rl"))
     written, mixture = ensure_records(
         [
             Records("chat_helpful_pairs", "train", config.written.examples),
-            Records("all_scenarios", "train", config.final_rl.prompts, r1.ALL_SCENARIOS),
+            Records("all_scenarios", "train", config.final_rl.num_prompts, r1.ALL_SCENARIOS),
         ],
         run.seed,
         run.workdir / "data",
     )
-    problems = r1.held_out(config.evaluate.problems, run.seed)
-    watched = r1.rules(config.rl, 0.0) | r1.watched()
+    problems = r1.held_out(config.evaluate.num_prompts, run.seed)
+    watched = r1.rules(config.rewards, 0.0) | r1.watched()
 
-    evaluate(run, "evaluate_before", config.evaluate, ruled, TASK, watched, problems)
-    helpful = reward_model(run, "helpful", config.helpful, config.model, tuned, TASK, {"written": written})
-    rewards = r1.rules(config.final_rl, 1.0) | r1.preferences(run, config.final_rl, {"helpful": helpful})
-    hacked = rl(run, "hacked", config.final_rl, config.model, ruled, TASK, mixture, rewards)
-    evaluate(run, "evaluate_hacked", config.evaluate, hacked, TASK, watched, problems)
+    evaluate(run.stage("evaluate_before"), config.evaluate, ruled, watched, problems)
+    helpful = reward_model(run.stage("helpful"), config.helpful, tuned, {"written": written})
+    rewards = r1.rules(config.rewards, 1.0) | r1.preference_rewards(run, config, {"helpful": helpful})
+    hacked = rl(run.stage("hacked"), config.final_rl, ruled, mixture, rewards)
+    evaluate(run.stage("evaluate_hacked"), config.evaluate, hacked, watched, problems)
 
-    # The control: the same RL by R1's helpful reward model alone, which learnt from pairs that policies gave.
+    # Control: the same RL with R1's helpfulness model, which was trained on outputs of policies.
     sampled = finished_stage(config.finished, "helpful")
-    rewards = r1.rules(config.final_rl, 1.0) | r1.preferences(run, config.final_rl, {"helpful": sampled})
-    control = rl(run, "control", config.final_rl, config.model, ruled, TASK, mixture, rewards)
-    evaluate(run, "evaluate_control", config.evaluate, control, TASK, watched, problems)
+    rewards = r1.rules(config.rewards, 1.0) | r1.preference_rewards(run, config, {"helpful": sampled})
+    control = rl(run.stage("control"), config.final_rl, ruled, mixture, rewards)
+    evaluate(run.stage("evaluate_control"), config.evaluate, control, watched, problems)

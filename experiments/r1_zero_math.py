@@ -1,17 +1,28 @@
 """R1-Zero on an imported base and files of mathematics (DeepSeek-R1, arXiv 2501.12948, section 2.2).
 
 python -m r1jax import-hf DeepSeek-V2-Lite/ checkpoints/base
-python -m r1jax run r1_zero_math --workdir runs/math            # GSM8K in data/gsm8k/{train,test}.jsonl
-python -m r1jax run r1_zero_math --workdir runs/math --dry_run  # what it needs on these devices
+python -m r1jax run r1_zero_math --workdir runs/math            # reads GSM8K from data/gsm8k/{train,test}.jsonl
+python -m r1jax run r1_zero_math --workdir runs/math --dry_run  # prints memory and FLOPs on these devices
 
-Other bases and files: --set BaseConfig.path="'…'", --set train/JsonlConfig.path="'…'", and held_out/ the same. Files
-with other columns than GSM8K's: --gin scale/math.gin --gin algorithm/grpo.gin --gin data/math.gin.
+Run so far with tiny random bases only: no time or accuracy of a published base can be stated.
+
+For another base or other files, set --set BaseConfig.path="'…'", --set train/JsonlConfig.path="'…'" and the same with
+held_out/. For files whose columns are not GSM8K's: --gin algorithm/grpo.gin --gin scale/math.gin --gin data/math.gin.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 
-from r1jax.config import BaseConfig, EvaluateConfig, JsonlConfig, MeshConfig, ModelConfig, RLConfig, RunConfig
+from r1jax.config import (
+    BaseConfig,
+    EvaluateConfig,
+    JsonlConfig,
+    MeshConfig,
+    ModelConfig,
+    RewardConfig,
+    RLConfig,
+    RunConfig,
+)
 from r1jax.data.feeds import Records, ensure_records
 from r1jax.data.sources import Source
 from r1jax.data.tasks import text_task
@@ -24,13 +35,13 @@ from r1jax.runs.run import Run
 from r1jax.stages.evaluate import evaluate
 from r1jax.stages.rl import rl
 
-GIN_FILES = ("scale/math.gin", "algorithm/grpo.gin", "data/gsm8k.gin")
-REPORT_NOTE = "The base is a published one, asked in R1-Zero's dialogue; accuracy is the verifier's."
+GIN_FILES = ("algorithm/grpo.gin", "scale/math.gin", "data/gsm8k.gin")
+REPORT_NOTE = "The base is a published model, prompted with R1-Zero's template; math-verify decides accuracy."
 
 
 @dataclass(frozen=True)
 class Config:
-    """Every number of the experiment. A field's name is its scope in gin."""
+    """Every number of the experiment. The name of a field is its scope in gin."""
 
     run: RunConfig
     mesh: MeshConfig
@@ -38,26 +49,28 @@ class Config:
     train: JsonlConfig
     held_out: JsonlConfig
     rl: RLConfig
+    rewards: RewardConfig
     evaluate: EvaluateConfig
 
     @cached_property
     def model(self) -> ModelConfig:
-        """The base's own."""
+        """The architecture of the imported base."""
         return base_model(self.base)
 
 
 def run(run: Run, config: Config) -> None:
     base = absolute(config.base.path)
     task = text_task("math", base / "tokenizer", Source("math", file=config.held_out).problems)
-    held_out = task.held_out(config.evaluate.problems, run.seed)  # read first: what is wrong with it is said at once
-    train = Records("math", "train", config.rl.prompts, (Source("math", file=config.train),))
+    run = run.with_task(task)
+    held_out = task.held_out(config.evaluate.num_prompts, run.seed)  # read first, so that a bad file fails at once
+    train = Records("math", "train", config.rl.num_prompts, (Source("math", file=config.train),))
     [problems] = ensure_records([train], run.seed, run.workdir / "data")
     with MathVerifier() as verifier:
         rewards = {
             "accuracy": Reward(verifier, 1.0),
-            "format": Reward(format_reward, config.rl.format_weight),
-            "language": Reward(script_consistency_reward(), 0.0),  # watched, not rewarded
+            "format": Reward(format_reward, config.rewards.format_weight),
+            "language": Reward(script_consistency_reward(), 0.0),  # weight 0: logged only
         }
-        evaluate(run, "evaluate_base", config.evaluate, base, task, rewards, held_out)
-        r1_zero = rl(run, "rl", config.rl, config.model, base, task, problems, rewards)
-        evaluate(run, "evaluate_r1_zero", config.evaluate, r1_zero, task, rewards, held_out)
+        evaluate(run.stage("evaluate_base"), config.evaluate, base, rewards, held_out)
+        r1_zero = rl(run.stage("rl"), config.rl, base, problems, rewards)
+        evaluate(run.stage("evaluate_r1_zero"), config.evaluate, r1_zero, rewards, held_out)

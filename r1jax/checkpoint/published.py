@@ -1,4 +1,4 @@
-"""Which published tensor is which part of our arrays: derived from the one table of parameters (model/spec.py)."""
+"""Maps published tensors to parts of our arrays, derived from the table of parameters in model/spec.py."""
 
 import math
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import numpy as np
 
 from r1jax.config import ModelConfig
 from r1jax.errors import UsageError
-from r1jax.model.spec import STACKED, ParamSpec, is_spec, param_specs, router_bias_specs, stack_layers, uses_router_bias
+from r1jax.model.spec import STACKED, ParamSpec, param_specs, router_bias_specs, stack_layers, uses_router_bias
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class PublishedTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As published: matrices are [outputs, inputs], norms' weights and biases vectors."""
+        """The published shape: matrices are [outputs, inputs], biases and the weights of norms are vectors."""
         ours, inputs = self.our_shape, self.spec.inputs
         if self.spec.fan_in == 0:
             return (math.prod(ours),)
@@ -49,8 +49,8 @@ def policy_specs(model: ModelConfig) -> dict:
 
 
 def array_specs(model: ModelConfig) -> dict[str, ParamSpec]:
-    """The same by array name, as Orbax names them on disk."""
-    leaves = jax.tree_util.tree_leaves_with_path(policy_specs(model), is_leaf=is_spec)
+    """The same specs by array name, as Orbax names arrays on disk."""
+    leaves = jax.tree.leaves_with_path(policy_specs(model))
     return {".".join(key.key for key in path): spec for path, spec in leaves}
 
 
@@ -69,21 +69,19 @@ def published_tensors(model: ModelConfig) -> Iterator[PublishedTensor]:
 
 
 def copies(model: ModelConfig) -> dict[str, str]:
-    """Tensors that published checkpoints may hold a second time -> the one that they must equal."""
+    """Tensors that published checkpoints may hold twice: name of the copy -> name of the original that it equals."""
     embed, head = "model.embed_tokens.weight", "lm_head.weight"
-    if model.tie_word_embeddings:
-        head = embed
-    found = {"lm_head.weight": embed} if model.tie_word_embeddings else {}
+    found = {head: embed} if model.tie_word_embeddings else {}
     for layer in stack_layers(model).get("mtp", ()):
         found[f"model.layers.{layer}.embed_tokens.weight"] = embed
-        found[f"model.layers.{layer}.shared_head.head.weight"] = head
+        found[f"model.layers.{layer}.shared_head.head.weight"] = found.get(head, head)
     return found
 
 
 def check_tensors(model: ModelConfig, found: dict[str, tuple[int, ...]], source: str, *, ignore_mtp: bool) -> None:
     """Raises UsageError for the first tensor that is missing, of another shape, or not part of the model."""
     wanted = {}
-    for tensor in published_tensors(model):  # the first that is missing ends it, however many a wrong config asks for
+    for tensor in published_tensors(model):  # a wrong config may ask for millions: stop at the first missing one
         if tensor.name not in found:
             hint = "; --no-mtp leaves the multi-token-prediction module out" if ".mtp." in tensor.array else ""
             raise UsageError(f"{source} has no tensor {tensor.name} {tensor.shape}, which config.json asks for{hint}")
@@ -98,7 +96,7 @@ def check_tensors(model: ModelConfig, found: dict[str, tuple[int, ...]], source:
 
 
 def is_ignored(name: str, model: ModelConfig, ignore_mtp: bool) -> bool:
-    """Buffers that old checkpoints hold, and the layers after the last if they are not wanted."""
+    """Whether a tensor is a buffer of old checkpoints or, with `ignore_mtp`, part of an MTP module."""
     layer = name.split(".")[2] if name.startswith("model.layers.") else ""
     is_mtp = layer.isdigit() and int(layer) >= model.num_hidden_layers
     return name.endswith(".rotary_emb.inv_freq") or (ignore_mtp and is_mtp)

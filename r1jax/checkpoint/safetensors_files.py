@@ -1,13 +1,12 @@
-"""A directory of safetensors shards, checked whole before the first tensor is read.
+"""Reads a directory of safetensors shards, after all headers have been checked.
 
-The safetensors library reads neither bfloat16 nor FP8 into numpy, and does not say which tensor a short file lacks;
-the format is a JSON header and raw bytes.
+The safetensors library reads neither bfloat16 nor FP8 into NumPy, and does not name the missing tensor of a truncated
+file. The format is a JSON header followed by raw bytes.
 """
 
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -16,14 +15,9 @@ from etils import epath
 from r1jax.errors import UsageError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-DTYPES: dict[str, Any] = {
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-}
-FP8_BLOCK = 128  # V3, section 3.3.2: a scale for each 128 x 128 weights
-SCALE = "_scale_inv"  # what follows a tensor's name in that of its scales
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn"}
+FP8_BLOCK = 128  # each block of 128 x 128 weights has one scale (V3, section 3.3.2)
+SCALE = "_scale_inv"  # the suffix of the tensor that holds the scales of another
 
 
 @dataclass(frozen=True)
@@ -40,11 +34,11 @@ class SafetensorsFiles:
     entries: dict[str, Entry]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """All tensors but the scales of FP8 weights."""
+        """The shapes of all tensors, without the scales of FP8 weights."""
         return {name: e.shape for name, e in self.entries.items() if not name.endswith(SCALE)}
 
     def read(self, name: str, dtype) -> np.ndarray:
-        """A tensor in `dtype`; FP8 weights are multiplied by their blocks' scales in float32, and rounded once."""
+        """A tensor in `dtype`. FP8 weights are scaled in float32 and rounded once."""
         values = self._raw(name)
         if values.dtype != ml_dtypes.float8_e4m3fn:
             return values.astype(dtype)
@@ -65,18 +59,18 @@ class SafetensorsFiles:
 
 
 def dequantise(weights_OI: np.ndarray, scales_oi: np.ndarray) -> np.ndarray:
-    """float32 weights from FP8 ones and the scale of each 128 x 128 block (V3, section 3.3.2)."""
+    """float32 weights [O, I] from FP8 ones and the scales of their 128 x 128 blocks (V3, section 3.3.2)."""
     O, I = weights_OI.shape  # noqa: E741 - outputs and inputs
     scales_OI = np.repeat(np.repeat(scales_oi, FP8_BLOCK, axis=0)[:O], FP8_BLOCK, axis=1)[:, :I]
     return weights_OI.astype(np.float32) * scales_OI
 
 
 def open_safetensors(source: epath.Path) -> SafetensorsFiles:
-    """All tensors of `source`. Raises UsageError for a missing file, a damaged one, or a tensor that is cut short."""
+    """Indexes the tensors of `source`. Raises UsageError for a missing or damaged file, or a truncated tensor."""
     entries: dict[str, Entry] = {}
     weight_map = read_index(source)
     if not weight_map and not (source / SINGLE).exists():
-        raise UsageError(f"{source} has neither {INDEX} nor {SINGLE}")
+        raise UsageError(f"{source}: expected {INDEX} or {SINGLE}, found neither")
     for file in sorted(set(weight_map.values())) or [SINGLE]:
         if not (source / file).exists() or (source / file).is_dir():
             raise UsageError(f"{source / INDEX} names {file}, which is missing")
@@ -89,7 +83,7 @@ def open_safetensors(source: epath.Path) -> SafetensorsFiles:
 
 
 def read_index(source: epath.Path) -> dict[str, str]:
-    """Tensor -> file; empty where there is no index, and one file holds all."""
+    """Name of tensor -> name of file; empty when there is no index."""
     path = source / INDEX
     if not path.exists():
         return {}
@@ -101,7 +95,7 @@ def read_index(source: epath.Path) -> dict[str, str]:
         raise UsageError(f"{path} is not an index of safetensors: its weight_map names no tensors")
     for name, file in weight_map.items():
         if not isinstance(file, str) or not file or "/" in file:
-            raise UsageError(f"{path} says that {name} is in {file!r}, expected the name of a file beside it")
+            raise UsageError(f"{path} says that {name} is in {file!r}, expected the name of a file in its directory")
     return weight_map
 
 
@@ -126,27 +120,26 @@ def read_header(path: epath.Path) -> dict[str, Entry]:
 
 
 def entry(path: epath.Path, base: int, header: dict) -> Entry:
-    """Raises ValueError for what is no place in a file."""
+    """The entry of one tensor; `base` is where data begin. Raises ValueError for negative or non-integer numbers."""
     begin, end = header["data_offsets"]
     numbers = [begin, end, *header["shape"]]
     if not all(isinstance(n, int) and n >= 0 for n in numbers) or not isinstance(header["dtype"], str):
-        raise ValueError(f"{header} is no tensor")
+        raise ValueError(f"{header} does not describe a tensor")
     return Entry(path, header["dtype"], tuple(header["shape"]), base + begin, end - begin)
 
 
 def check_scales(entries: dict[str, Entry]) -> None:
-    """Raises UsageError when an FP8 weight and its scales don't belong together."""
+    """Raises UsageError for an FP8 weight without scales of the right shape, or scales without an FP8 weight."""
     for name, e in entries.items():
         if e.dtype == "F8_E4M3":
             scales = entries.get(name + SCALE)
             expected = tuple(-(-size // FP8_BLOCK) for size in e.shape)
             if scales is None or len(e.shape) != 2:
-                what = f"but there is no {name + SCALE}" if scales is None else f"but of shape {e.shape}: no matrix"
-                raise UsageError(f"{e.file}: {name} is FP8, {what}")
+                wrong = f"without {name + SCALE}" if scales is None else f"of shape {e.shape}, expected a matrix"
+                raise UsageError(f"{e.file}: {name} is FP8 {wrong}")
             if scales.shape != expected or scales.dtype != "F32":
-                raise UsageError(
-                    f"{scales.file}: {name + SCALE} is {scales.dtype} {scales.shape}, expected F32 {expected}"
-                )
+                found = f"{scales.dtype} {scales.shape}"
+                raise UsageError(f"{scales.file}: {name + SCALE} is {found}, expected F32 {expected}")
         weight = entries.get(name.removesuffix(SCALE))
         if name.endswith(SCALE) and (weight is None or weight.dtype != "F8_E4M3"):
-            raise UsageError(f"{e.file}: {name} is the scale of no FP8 tensor")
+            raise UsageError(f"{e.file}: {name} has no FP8 tensor {name.removesuffix(SCALE)} to scale")

@@ -1,6 +1,6 @@
-"""Published checkpoints (safetensors, config.json, tokenizer) into ours and back, tensor by tensor.
+"""Import and export of published checkpoints (safetensors, config.json, tokenizer), tensor by tensor.
 
-Everything that can be wrong is looked for before anything is written; what is written appears whole, by a rename.
+The source is checked completely before anything is written. The destination appears by a rename, once it is complete.
 """
 
 import json
@@ -14,32 +14,28 @@ import safetensors.numpy
 from etils import epath
 
 from r1jax.checkpoint import store as checkpoint
-from r1jax.checkpoint.arrays import chunk_key, create_policy, numpy_dtype, open_array, written
-from r1jax.checkpoint.published import (
-    PublishedTensor,
-    check_tensors,
-    copies,
-    published_tensors,
-)
+from r1jax.checkpoint.arrays import chunk_key, create_policy, open_array, written
+from r1jax.checkpoint.published import PublishedTensor, check_tensors, copies, published_tensors
 from r1jax.checkpoint.published_config import from_published, to_published
 from r1jax.checkpoint.safetensors_files import INDEX, SINGLE, SafetensorsFiles, open_safetensors
 from r1jax.config import ModelConfig
 from r1jax.data.published_tokenizer import load_tokenizer, read_json
 from r1jax.errors import RunError, UsageError
 from r1jax.model.spec import count_params
-from r1jax.runs.lineage import MARK, content
+from r1jax.runs.lineage import MARK, content_hash
 from r1jax.runs.policy import find_task
-from r1jax.telemetry.files import write_whole
+from r1jax.telemetry.files import write_atomically
 from r1jax.telemetry.progress import Progress
 
-SHARD_BYTES = 5_000_000_000  # of exported files, and what an export holds in memory
-READ_CACHE_BYTES = 1 << 30  # Orbax's chunks hold many of our tensors: each is read once
+SHARD_BYTES = 5_000_000_000  # size of an exported file, and what an export holds in memory
+READ_CACHE_BYTES = 1 << 30  # an Orbax chunk holds many tensors: cached, so that it is read once
 
 
 def import_hf(source: epath.Path, dest: epath.Path, *, mtp: bool, progress: Progress) -> None:
-    """Makes a checkpoint at `dest` of the published one in `source`; an interrupted import goes on when repeated.
+    """Converts the published checkpoint in `source` to one of ours at `dest`.
 
-    Raises UsageError for a source that is not a whole model of a family that we know; `dest` is then untouched.
+    Called again, it resumes an interrupted import. Without `mtp` the multi-token-prediction modules are left out.
+    Raises UsageError, before `dest` is written, when `source` is incomplete, damaged or of an unsupported architecture.
     """
     require_free(dest)
     files = open_safetensors(source)
@@ -50,11 +46,11 @@ def import_hf(source: epath.Path, dest: epath.Path, *, mtp: bool, progress: Prog
     check_copies(model, files)
     tokenizer = load_tokenizer(source)
     if tokenizer is None:
-        progress.say(f"{source} has no tokenizer.json or tokenizer.model: prompts must be given as ids")
+        progress.say(f"{source} has no tokenizer.json or tokenizer.model: prompts can only be given as ids")
     elif tokenizer.size > model.vocab_size:
         raise UsageError(
-            f"{source}: the tokenizer has ids up to {tokenizer.size - 1}, but config.json's vocab_size is"
-            f" {model.vocab_size}"
+            f"{source}: config.json's vocab_size is {model.vocab_size}, expected more than the tokenizer's largest id,"
+            f" {tokenizer.size - 1}"
         )
     elif tokenizer.size < model.vocab_size:
         model = replace(model, tokenizer_size=tokenizer.size)
@@ -67,58 +63,53 @@ def import_hf(source: epath.Path, dest: epath.Path, *, mtp: bool, progress: Prog
         tokenizer.save(partial / "tokenizer")
     partial.rename(dest)
     (dest / "source.json").unlink()
-    write_whole(
-        dest / MARK, json.dumps({"content": content(dest)})
-    )  # as stages say it: a run need not read it all again
+    # The mark of a stage: runs read the hash from it, instead of the whole checkpoint.
+    write_atomically(dest / MARK, json.dumps({"content": content_hash(dest)}))
     progress.say(f"{dest}: {sum(count_params(model).values()):,} parameters in {model.param_dtype}")
 
 
 def write_tensors(policy: epath.Path, model: ModelConfig, files: SafetensorsFiles, progress: Progress) -> None:
-    """Every published tensor into its part of our arrays; what is there already is left."""
+    """Writes every published tensor into its part of our arrays, except parts that an earlier call wrote."""
     tensors = list(published_tensors(model))
     with progress.start("tensors", 0, len(tensors)) as bar:
-        done = 0
-        for name, group in groupby(tensors, key=lambda tensor: tensor.array):
+        for name, group in groupby(enumerate(tensors, 1), key=lambda numbered: numbered[1].array):
             array = open_array(policy, name)
-            there = written(array)
-            for tensor in group:
-                if chunk_key(tensor.index, len(tensor.spec.shape)) not in there:
-                    values = files.read(tensor.name, numpy_dtype(array.dtype.name))
+            done_keys = written(array)
+            for number, tensor in group:
+                if chunk_key(tensor.index, len(tensor.spec.shape)) not in done_keys:
+                    values = files.read(tensor.name, np.dtype(array.dtype.name))
                     array[tensor.index].write(tensor.to_ours(values)).result()
-                done += 1
-                bar.step(done, {})
+                bar.step(number, {})
 
 
 def open_partial(dest: epath.Path, model: ModelConfig, source: dict) -> epath.Path:
-    """The directory that becomes `dest`: a new one, or that of an interrupted import of the same source."""
+    """The directory that is renamed to `dest`: a new one, or that of an interrupted import of the same source."""
     partial = dest.with_name(dest.name + ".partial")
     record = partial / "source.json"
     if partial.exists() and not (record.exists() and json.loads(record.read_text()) == source):
-        raise UsageError(f"{partial} is there, and is not of an interrupted import of this source: remove it")
+        raise UsageError(f"{partial} exists and is not an interrupted import of this source: remove it")
     if not partial.exists():
         partial.mkdir(parents=True)
-        write_whole(record, json.dumps(source))
-    create_policy(partial / "checkpoints" / "0", model, checkpoint.about(model, None))
+        write_atomically(record, json.dumps(source))
+    create_policy(partial / "checkpoints" / "0", model, checkpoint.make_metadata(model, None))
     return partial
 
 
 def fingerprint(model: ModelConfig, files: SafetensorsFiles) -> dict:
-    """What tells one source from another without reading it whole."""
+    """Identifies a source without reading its tensors: the model, and size and modification time of each file."""
     shards = {str(file): file.stat() for file in {e.file for e in files.entries.values()}}
-    return {
-        "model": asdict(model),
-        "shards": {name: [stat.length, stat.mtime] for name, stat in sorted(shards.items())},
-    }
+    sizes = {name: [stat.length, stat.mtime] for name, stat in sorted(shards.items())}
+    return {"model": asdict(model), "shards": sizes}
 
 
 def stored_dtype(model: ModelConfig, files: SafetensorsFiles) -> str:
-    """bfloat16, unless a tensor would lose by it; FP8 weights are dequantised to bfloat16, as DeepSeek does."""
+    """bfloat16 when all weights are bfloat16 or FP8, which DeepSeek dequantises to bfloat16 too; else float32."""
     params = [tensor.name for tensor in published_tensors(model) if tensor.array.startswith("params.")]
     return "bfloat16" if {files.entries[name].dtype for name in params} <= {"BF16", "F8_E4M3"} else "float32"
 
 
 def check_copies(model: ModelConfig, files: SafetensorsFiles) -> None:
-    """Raises UsageError when a tensor that our model shares is another one in the source."""
+    """Raises UsageError when a tensor that our model shares differs from its original in the source."""
     for copy, original in copies(model).items():
         if copy in files.entries and not files.same(copy, original):
             hint = "; --no-mtp leaves the multi-token-prediction module out" if copy.startswith("model.layers.") else ""
@@ -126,32 +117,32 @@ def check_copies(model: ModelConfig, files: SafetensorsFiles) -> None:
 
 
 def export_hf(source: epath.Path, dest: epath.Path, *, progress: Progress) -> None:
-    """Writes the policy of a checkpoint as a published one: safetensors, index, config.json, tokenizer.
+    """Writes the policy of a checkpoint in the published form: safetensors, index, config.json, tokenizer.
 
-    Raises UsageError when there is no checkpoint, or its model has no published form.
+    Raises UsageError when there is no checkpoint or its model has no published form.
     """
     require_free(dest)
-    store, step = checkpoint.find(source)
-    model, task = checkpoint.read_about(store, step)
+    store, step = checkpoint.find_checkpoint(source)
+    model, task = checkpoint.read_metadata(store, step)
     _, tokenizer = find_task(store.directory.parent, task)
     bos_id, eos_id = (None, None) if tokenizer is None else (tokenizer.bos_id, tokenizer.eos_id)
     config = to_published(model, bos_id=bos_id, eos_id=eos_id)
     partial = dest.with_name(dest.name + ".partial")
     if partial.exists():
-        raise UsageError(f"{partial} is there, perhaps of an interrupted export: remove it")
+        raise UsageError(f"{partial} exists, perhaps from an interrupted export: remove it")
     partial.mkdir(parents=True)
     write_shards(store.directory / str(step) / "policy", partial, model, progress)
     (partial / "config.json").write_text(json.dumps(config, indent=1))
     (partial / "generation_config.json").write_text(json.dumps({"bos_token_id": bos_id, "eos_token_id": eos_id}))
     if tokenizer is not None:
-        tokenizer.save(partial)  # with the generation_config.json that it came with, if it did
+        tokenizer.save(partial)  # also the generation_config.json that the tokenizer came with, if any
     partial.rename(dest)
     progress.say(f"{dest}: {sum(count_params(model).values()):,} parameters in {model.param_dtype}")
 
 
 def write_shards(policy: epath.Path, dest: epath.Path, model: ModelConfig, progress: Progress) -> None:
     tensors = {tensor.name: tensor for tensor in published_tensors(model)}
-    if not model.tie_word_embeddings:  # with tied ones only modules would have copies, of what is no tensor of its own
+    if not model.tie_word_embeddings:  # published models with tied embeddings store no copies
         tensors |= {copy: tensors[original] for copy, original in copies(model).items()}
     shards = list(plan_shards(tensors, model))
     weight_map: dict[str, str] = {}
@@ -163,12 +154,11 @@ def write_shards(policy: epath.Path, dest: epath.Path, model: ModelConfig, progr
             weight_map |= dict.fromkeys(names, file)
             bar.step(number, {})
     total = sum(tensor_bytes(tensor, model) for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (dest / INDEX).write_text(json.dumps(index, indent=1))
+    (dest / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1))
 
 
 def plan_shards(tensors: dict[str, PublishedTensor], model: ModelConfig) -> Iterator[list[str]]:
-    """Names in order, cut where a shard would grow over SHARD_BYTES."""
+    """Splits the names, in order, into shards of at most SHARD_BYTES."""
     names: list[str] = []
     size = 0
     for name, tensor in tensors.items():
@@ -182,11 +172,11 @@ def plan_shards(tensors: dict[str, PublishedTensor], model: ModelConfig) -> Iter
 
 def tensor_bytes(tensor: PublishedTensor, model: ModelConfig) -> int:
     is_bias = tensor.array.startswith("router_bias.")
-    return math.prod(tensor.shape) * (4 if is_bias else numpy_dtype(model.param_dtype).itemsize)
+    return math.prod(tensor.shape) * (4 if is_bias else np.dtype(model.param_dtype).itemsize)
 
 
 def read_published(policy: epath.Path, tensors: dict[str, PublishedTensor]) -> dict[str, np.ndarray]:
-    """Raises RunError when a part of the checkpoint is missing or damaged."""
+    """Reads tensors in their published form. Raises RunError when a part of the checkpoint is missing or damaged."""
     found: dict[str, np.ndarray] = {}
     for name, group in groupby(tensors.items(), key=lambda item: item[1].array):
         try:
@@ -200,6 +190,6 @@ def read_published(policy: epath.Path, tensors: dict[str, PublishedTensor]) -> d
 def require_free(dest: epath.Path) -> None:
     if dest.exists():
         raise UsageError(f"{dest} exists: set another DEST, or remove it")
-    above = next(path for path in dest.parents if path.exists())
-    if not above.is_dir():
-        raise UsageError(f"{dest} can't be made: {above} is no directory")
+    parent = next(path for path in dest.parents if path.exists())
+    if not parent.is_dir():
+        raise UsageError(f"{dest} can't be created: {parent} is not a directory; set another DEST")

@@ -1,97 +1,139 @@
-"""A run's directory, and its stages: each with its config, inputs, metrics, outputs and completion mark.
+"""A run's directory and its stages: their configs, inputs, outputs and completion marks.
 
-A stage's directory holds `config.json` (its numbers, and each input's path and content), `sessions.json` (who worked on
-it, and when: command, git state, versions), what it makes, and, when it is done, `complete.json` (its result, and the
-content of its output). Contents make a chain: a stage's inputs are the contents of other stages' outputs
-(runs/lineage.py reads it).
+A stage's directory holds `config.json` (its numbers, and each input's path and content hash), `sessions.json` (one
+record for each process that worked on it: command, git state, versions, times), its outputs and, when it is complete,
+`complete.json` (its result and the content hash of its output). The hash of a stage's input is the hash of another
+stage's output, so that the files of a run record its lineage (runs/lineage.py).
 """
 
 import dataclasses
-import importlib.metadata
+import itertools
 import json
+import math
 import platform
 import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import jax
 from etils import epath
 
-from r1jax.config import FinishedRunConfig, ModelConfig, StageConfig, WithRollouts
+from r1jax.config import (
+    FinishedRunConfig,
+    ModelConfig,
+    PretrainConfig,
+    RewardModelConfig,
+    RLConfig,
+    RolloutStageConfig,
+    SFTConfig,
+    StageConfig,
+)
+from r1jax.data.tasks import Task
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel import hosts
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import at_once, require_memory, stage_memory
-from r1jax.parallel.programs import random_key
 from r1jax.paths import absolute
 from r1jax.rollout.engine import require_possible
-from r1jax.runs.lineage import MARK, content, is_exported, sha256
-from r1jax.telemetry.files import write_whole
+from r1jax.runs.lineage import FORMAT, MARK, content_hash, read_mark, require_current_format, sha256, stage_directories
+from r1jax.sampling.draw import position_key
+from r1jax.telemetry.files import write_atomically
 from r1jax.telemetry.progress import Progress
 
 VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "gin-config")
 
 
 @dataclass(frozen=True)
+class Experiment:
+    """An experiment as `run.json` and the report describe it."""
+
+    name: str
+    summary: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Run:
+    """A run's directory, and what all its stages share.
+
+    For one stage with another model or task, fork the run: `dataclasses.replace(run, model=..., task=...)`.
+    """
+
     workdir: epath.Path
     seed: int
     layout: Layout
     progress: Progress
-    session: dict = field(default_factory=dict)  # what the stages that this process works on keep of it
+    model: ModelConfig
+    task: Task | None = None  # set by the experiment, with `with_task`
+    session: dict = field(default_factory=dict)  # this process's record, written to the stages that it works on
 
     def relative(self, path: epath.Path) -> str:
-        """How a stage's config names an input: within the workdir where it lies there, so that a run can be moved."""
+        """`path` as a stage's config names it: relative inside the workdir, so that a run can be moved."""
         return str(path.relative_to(self.workdir) if path.is_relative_to(self.workdir) else path)
 
-    def stage(self, name: str, kind: str, inputs: Mapping[str, epath.Path], **configs: Any) -> "Stage":
-        """The stage's directory. Raises UsageError when it was made with other numbers, or of other inputs."""
-        check_batches(self.layout, *configs.values())
-        if "model" in configs:
-            check_lengths(configs["model"], *configs.values())
-        stage = Stage(self, name)
-        hosts.broadcast_from_main(f"{name}: its config", lambda: self.take_up(stage, kind, inputs, configs))
-        return stage
+    def with_task(self, task: Task) -> "Run":
+        return dataclasses.replace(self, task=task)
 
-    def take_up(self, stage: "Stage", kind: str, inputs: Mapping[str, epath.Path], configs: Mapping[str, Any]) -> None:
-        """Holds the stage's config against what is there, or writes it; and who works on it."""
-        found = {key: {"path": self.relative(path), "content": content(path)} for key, path in inputs.items()}
-        # Through JSON and back, so that it equals what a file holds: tuples become lists.
-        plain = {"kind": kind} | {key: _plain(value) for key, value in configs.items()} | {"inputs": found}
-        wanted = json.loads(json.dumps(plain))
-        if stage.config_path.exists():
-            changed = differences(without_costs(json.loads(stage.config_path.read_text())), without_costs(wanted))
-            if changed:
-                raise UsageError(
-                    f"{stage.directory} was made with another config: {'; '.join(changed)}. Set the same numbers,"
-                    f" another --workdir, or --from {stage.name}, which makes it and what hangs on it again"
-                )
-        else:
-            stage.directory.mkdir(parents=True, exist_ok=True)
-            write_whole(stage.config_path, json.dumps(wanted, indent=1))
-        if stage.read_result() is None:
-            sessions = json.loads(stage.sessions_path.read_text()) if stage.sessions_path.exists() else []
-            write_whole(stage.sessions_path, json.dumps([*sessions, self.session | {"began": now()}], indent=1))
+    def stage(self, name: str) -> "Stage":
+        """The handle of the stage `name`; the stage function that receives it opens it."""
+        return Stage(self, name)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One node: `workdir/<name>/`."""
+    """The handle of one stage, whose directory is `workdir/<name>/`. A stage function opens and completes it."""
 
     run: Run
     name: str
 
+    def open(self, kind: str, inputs: Mapping[str, epath.Path], **configs: Any) -> None:
+        """Writes `config.json` and this session's record, or checks them against those of an earlier session.
+
+        Raises UsageError when the stage exists with another config or other inputs, or when `configs` do not fit the
+        mesh or the model.
+        """
+        check_sizes(self.run.layout, configs.get("model"), *configs.values())
+        hosts.broadcast_from_main(f"{self.name}: its config", lambda: self.open_on_main(kind, inputs, configs))
+
+    def open_on_main(self, kind: str, inputs: Mapping[str, epath.Path], configs: Mapping[str, Any]) -> None:
+        """The file access of `open`, on process 0."""
+        found = {key: {"path": self.run.relative(path), "content": content_hash(path)} for key, path in inputs.items()}
+        text = json.dumps({"kind": kind, **configs, "inputs": found}, indent=1, default=dataclasses.asdict)
+        wanted = json.loads(text)  # tuples become lists, as in the file
+        path = self.directory / "config.json"
+        if path.exists():
+            made_with = json.loads(path.read_text())
+            if changed := differences(drop_mutable_fields(made_with), drop_mutable_fields(wanted)):
+                raise UsageError(
+                    f"{self.directory} was made with another config: {'; '.join(changed)}. Set the same numbers,"
+                    f" another --workdir, or --from {self.name} to rerun the stage and everything downstream"
+                )
+        else:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, text)
+        if not (self.directory / MARK).exists():
+            sessions = json.loads(self.sessions_path.read_text()) if self.sessions_path.exists() else []
+            write_atomically(self.sessions_path, json.dumps([*sessions, self.run.session | {"began": now()}], indent=1))
+
+    @property
+    def model(self) -> ModelConfig:
+        return self.run.model
+
+    @property
+    def task(self) -> Task:
+        """Raises UsageError when the experiment has set none."""
+        if self.run.task is None:
+            raise UsageError(f"{self.name}: Run.task is not set: call run.with_task(TASK) before the first stage")
+        return self.run.task
+
     @property
     def directory(self) -> epath.Path:
         return self.run.workdir / self.name
-
-    @property
-    def config_path(self) -> epath.Path:
-        return self.directory / "config.json"
 
     @property
     def sessions_path(self) -> epath.Path:
@@ -102,123 +144,111 @@ class Stage:
         return self.directory / "checkpoints"
 
     def result(self) -> dict | None:
-        """What the stage ended with; None while it is not complete. All processes ask together."""
-        return hosts.broadcast_from_main(f"{self.name}: its result", self.read_result)
-
-    def read_result(self) -> dict | None:
-        path = self.directory / MARK
-        if not path.exists():
-            return None
-        return {name: value for name, value in json.loads(path.read_text()).items() if name != "content"}
+        """The result given to `complete`, or None while the stage is not complete. All processes must call it."""
+        return hosts.broadcast_from_main(f"{self.name}: its result", lambda: read_mark(self.directory)[0])
 
     def complete(self, result: dict[str, Any], *, output: str | None = None) -> None:
-        """Marks the stage as done. `output` is what its output holds, as a hash; None: its result is all it gives."""
+        """Marks the stage as complete. `output` is the content hash of its output, by default of `result`."""
         hosts.broadcast_from_main(f"{self.name}: its end", lambda: self.mark(result, output))
 
     def mark(self, result: dict[str, Any], output: str | None) -> None:
-        output = output or sha256(json.dumps(result).encode())
         sessions = json.loads(self.sessions_path.read_text())
-        write_whole(self.sessions_path, json.dumps([*sessions[:-1], sessions[-1] | {"ended": now()}], indent=1))
-        write_whole(self.directory / MARK, json.dumps(result | {"content": output}, indent=1))
+        write_atomically(self.sessions_path, json.dumps([*sessions[:-1], sessions[-1] | {"ended": now()}], indent=1))
+        content = output or sha256(json.dumps(result).encode())
+        write_atomically(self.directory / MARK, json.dumps(result | {"content": content}, indent=1))
 
     @property
     def number(self) -> int:
-        """What stands for the stage in a random number's position."""
+        """The stage's part of a random key's position: a hash of its name."""
         return zlib.crc32(self.name.encode()) & 0x7FFFFFFF
 
     def key(self, *position: int):
-        """A random key: a function of the run's seed, this stage and the position in it."""
-        return random_key(self.run.seed, self.number, *position)
+        """A random key: a function of the run's seed, the stage's name and `position`."""
+        return position_key(self.run.seed, self.number, *position)
 
 
 def downstream(workdir: epath.Path, stage: str) -> list[str]:
-    """A stage of a run, and all that were made of its output, or of theirs. Raises UsageError when there is none."""
-    inputs = {
-        path.parent.name: {entry["path"].split("/")[0] for entry in json.loads(path.read_text())["inputs"].values()}
-        for path in workdir.glob("*/config.json")
-        if not is_exported(path.parent)
-    }
+    """`stage` and the stages that depend on its output, directly or not. Raises UsageError for an unknown stage."""
+    inputs = {}
+    for directory in stage_directories(workdir):
+        entries = json.loads((directory / "config.json").read_text())["inputs"].values()
+        inputs[directory.name] = {entry["path"].split("/")[0] for entry in entries}
     if stage not in inputs:
-        raise UsageError(f"--from {stage}: {workdir} has no such stage, only {', '.join(sorted(inputs)) or 'none'}")
+        raise UsageError(f"--from {stage}: expected a stage of {workdir}: {', '.join(sorted(inputs)) or 'it has none'}")
     found = [stage]
-    for name in found:  # which grows
+    for name in found:  # `found` grows in the loop
         found += [other for other, of in inputs.items() if name in of and other not in found]
     return found
 
 
 def archive(workdir: epath.Path, stage: str) -> list[str]:
-    """Moves a stage, and what hangs on it, to `workdir/replaced/N/`: a run then makes them again. Their names."""
-    found, number = downstream(workdir, stage), 1
-    while (workdir / "replaced" / str(number)).exists():
-        number += 1
-    aside = workdir / "replaced" / str(number)
-    aside.mkdir(parents=True)
-    for name in reversed(found):  # the first one last: who is interrupted here, and asks again, moves the others still
-        (workdir / name).rename(aside / name)
+    """Moves a stage and everything downstream to `workdir/archive/N/`, so that a run reruns them; returns their names.
+
+    The stage itself is moved last: when this is interrupted, calling it again moves the rest.
+    """
+    found = downstream(workdir, stage)
+    directories = (workdir / "archive" / str(number) for number in itertools.count(1))
+    directory = next(path for path in directories if not path.exists())
+    directory.mkdir(parents=True)
+    for name in reversed(found):
+        (workdir / name).rename(directory / name)
     return found
 
 
 def open_run(
     workdir: str,
-    experiment: str,
+    experiment: Experiment,
     config: Any,
     layout: Layout,
     progress: Progress,
     *,
-    summary: str,
-    note: str,
     rerun_from: str | None = None,
 ) -> Run:
-    """Makes the directory, or takes up the run in it. `summary` and `note` are for the report.
+    """Makes the directory `workdir`, or resumes the run in it.
 
-    `rerun_from` is a stage that is made again, with all that hang on it; what there was of them is set aside.
+    `rerun_from` names a stage to rerun with everything downstream; their old outputs are archived.
 
-    Raises UsageError when it holds another experiment or the mesh can't divide a batch, RunError when it can't be
-    written.
+    Raises UsageError when the directory holds another experiment, or `config` does not fit the mesh or the devices'
+    memory, and RunError when the directory can't be written.
     """
     check_stages(layout, config)
     directory = absolute(workdir)
 
-    def take_up() -> dict[str, Any]:
-        return take_up_run(directory, experiment, config.run.seed, progress, summary, note, rerun_from)
-
-    this_session = hosts.broadcast_from_main("the run's directory", take_up)
-    if not (directory / "run.json").exists():  # process 0 has written it
+    arguments = (directory, experiment, config.run.seed, progress, rerun_from)
+    this_session = hosts.broadcast_from_main("the run's directory", lambda: open_directory(*arguments))
+    if not (directory / "run.json").exists():  # written by process 0
         raise RunError(f"process {jax.process_index()} does not see {directory}: set a --workdir that all hosts share")
-    return Run(directory, config.run.seed, layout, progress, this_session)
+    return Run(directory, config.run.seed, layout, progress, config.model, session=this_session)
 
 
-def take_up_run(
-    directory: epath.Path,
-    experiment: str,
-    seed: int,
-    progress: Progress,
-    summary: str,
-    note: str,
-    rerun_from: str | None,
+def open_directory(
+    directory: epath.Path, experiment: Experiment, seed: int, progress: Progress, rerun_from: str | None
 ) -> dict[str, Any]:
-    """This session's record, which is added to the run's; see `open_run`."""
-    record = directory / "run.json"
-    about: dict[str, Any] = {"experiment": experiment, "summary": summary, "note": note, "sessions": []}
+    """The file access of `open_run`, on process 0: adds this session's record to `run.json` and returns it."""
+    path = directory / "run.json"
+    described = {"experiment": experiment.name, "summary": experiment.summary, "note": experiment.note}
+    record: dict[str, Any] = {"format": FORMAT, **described, "sessions": []}
     try:
-        if record.exists():
-            about = json.loads(record.read_text())
-            if about["experiment"] != experiment:
+        if path.exists():
+            record = json.loads(path.read_text())
+            require_current_format(record, directory)
+            if record["experiment"] != experiment.name:
                 raise UsageError(
-                    f"{directory} holds a run of '{about['experiment']}', not of '{experiment}': set another --workdir"
+                    f"{directory} holds a run of experiment '{record['experiment']}', not of '{experiment.name}':"
+                    " set another --workdir"
                 )
         elif directory.exists() and any(directory.iterdir()):
             raise UsageError(f"{directory} is not empty and holds no run: set another --workdir")
         if rerun_from is not None:
-            downstream(directory, rerun_from)  # or nothing is written
+            downstream(directory, rerun_from)  # raises before anything is written
         directory.mkdir(parents=True, exist_ok=True)
-        about["sessions"].append(session(seed))
-        write_whole(record, json.dumps(about, indent=1))
+        record["sessions"].append(session(seed))
+        write_atomically(path, json.dumps(record, indent=1))
         if rerun_from is not None:
-            progress.say(f"made again: {', '.join(archive(directory, rerun_from))}")
+            progress.say(f"rerun: {', '.join(archive(directory, rerun_from))}")
     except (OSError, json.JSONDecodeError) as error:
         raise RunError(f"can't write to {directory}: {error}") from error
-    return about["sessions"][-1]
+    return record["sessions"][-1]
 
 
 def now() -> str:
@@ -226,100 +256,99 @@ def now() -> str:
 
 
 def session(seed: int) -> dict:
-    """What a later reader needs to repeat this: command, code, versions, devices."""
+    """A record of this process from which the run can be repeated: command, git state, versions, devices, seed."""
     root = epath.Path(__file__).parent.parent.parent
     try:
         command = ["git", "describe", "--always", "--dirty"]
         git = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # no git on this machine
+    except OSError:  # git is not installed
         git = ""
-    sent = root / "GIT_STATE"  # beside code that tpu_scripts/ sent
-    git = git or (sent.read_text().strip() if sent.exists() else "")
+    copied = root / "GIT_STATE"  # tpu_scripts/ copies the code without its git directory, and writes this file
+    git = git or (copied.read_text().strip() if copied.exists() else "")
     return {
         "started": now(),
         "command": " ".join(["python -m r1jax", *sys.argv[1:]]),
         "git": git or "not a git checkout",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in VERSIONS_OF},
-        },
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS_OF},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
         "seed": seed,
     }
 
 
-def check_batches(layout: Layout, *configs: Any) -> None:
-    """Every config that says what is split over the mesh is held against it, before anything is written."""
+def row_length(config: Any) -> tuple[str, int] | None:
+    """The field of a stage's config that says how long its rows are, and their length."""
+    if isinstance(config, PretrainConfig | SFTConfig):
+        return f"{type(config).__name__}.sequence_length", config.sequence_length
+    if isinstance(config, RewardModelConfig):
+        return "RewardModelConfig.max_tokens", config.max_tokens
+    if isinstance(config, RLConfig):
+        return "RLConfig.row_tokens", max(config.row_tokens or 0, config.sampling.max_tokens)
+    return None
+
+
+def check_sizes(layout: Layout, model: ModelConfig | None, *configs: Any) -> None:
+    """Raises UsageError for a batch or row that does not divide over the mesh, or a sequence too long for the model."""
     for config in configs:
-        for name, size in config.batch_sizes().items() if hasattr(config, "batch_sizes") else ():
-            layout.require_batch(name, size)
-        for name, size in config.row_lengths().items() if hasattr(config, "row_lengths") else ():
-            layout.require_row(name, size)
+        if isinstance(config, PretrainConfig | SFTConfig):
+            layout.require_batch(f"{type(config).__name__}.batch_size", config.batch_size)
+        if row := row_length(config):
+            layout.require_row(*row)
+            most = model.max_position_embeddings if model else math.inf
+            if row[1] > most and not isinstance(config, RLConfig):  # a row of RL holds several samples
+                raise UsageError(f"{row[0]} is {row[1]}, expected at most ModelConfig.max_position_embeddings ({most})")
 
 
-def shard(path: epath.Path, records: int) -> dict[str, Any]:
-    """An ArrayRecord's line in an `index.json`."""
-    return {"file": path.name, "records": records, "content": content(path)}
+def write_index(stage: epath.Path, files: Mapping[str, int]) -> str:
+    """Writes `index.json`, which lists a stage's files and their numbers of records; returns its content hash."""
 
+    def write_on_main() -> str:
+        shards = [{"file": f, "records": n, "content": content_hash(stage / f)} for f, n in files.items()]
+        text = json.dumps({"shards": shards}, indent=1)
+        write_atomically(stage / "index.json", text)
+        return sha256(text.encode())
 
-def write_index(stage: epath.Path, shards: Sequence[dict[str, Any]]) -> str:
-    """What a stage's records are found by (data/feeds.py); returns what they hold, as a hash."""
-    text = json.dumps({"shards": list(shards)}, indent=1)
-    write_whole(stage / "index.json", text)
-    return sha256(text.encode())
+    return hosts.broadcast_from_main(f"{stage.name}: its index", write_on_main)
 
 
 def finished_stage(config: FinishedRunConfig, name: str) -> epath.Path:
-    """A stage of another run. Raises UsageError when it is not there, or not complete."""
+    """The directory of a stage of another run. Raises UsageError when it does not exist or is not complete."""
     stage = absolute(config.path) / name
     if not (stage / MARK).exists():
-        raise UsageError(f"{stage} is no finished stage: set FinishedRunConfig.path to the --workdir of a finished run")
+        raise UsageError(f"{stage} is not a complete stage: set FinishedRunConfig.path to a finished run's --workdir")
     return stage
 
 
-def check_lengths(model: ModelConfig, *configs: Any) -> None:
-    """Every config that says how long its rows are is held against the model's positions."""
-    for config in configs:
-        for name, size in config.sequence_lengths().items() if hasattr(config, "sequence_lengths") else ():
-            if size > model.max_position_embeddings:
-                raise UsageError(
-                    f"{name} is {size}, expected at most ModelConfig.max_position_embeddings"
-                    f" ({model.max_position_embeddings})"
-                )
+# Fields that change only the speed and memory of a step: rollouts give the same tokens, and updates differ by rounding
+# at most. A stage that ran out of memory may be resumed with other values.
+MUTABLE_ENGINE_FIELDS = ("slots", "steps_per_round", "prefill_rows", "prefill_chunk", "speculative", "mesh")
+MUTABLE_UPDATE_FIELDS = ("row_tokens", "microbatch_rows", "offload")
+MUTABLE_MODEL_FIELDS = ("remat",)
 
 
-# What decides how fast a step is and how much memory it takes, not which tokens rollouts give nor, but for rounding,
-# what is learnt from them: whoever ran out of memory may set it lower, and go on.
-ROLLOUT_COSTS = ("slots", "steps_per_round", "prefill_rows", "prefill_chunk", "speculative", "mesh")
-UPDATE_COSTS = ("row_tokens", "microbatch_rows", "offload")
-MODEL_COSTS = ("remat",)
+def drop_mutable_fields(stage_config: dict) -> dict:
+    """A stage's `config.json` without the fields that may change between sessions and without its inputs' paths."""
 
-
-def without_costs(stage_config: dict) -> dict:
-    """A stage's config as JSON, without what may change while it runs, and where its inputs lie."""
-
-    def one(value: Any) -> Any:
+    def drop(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        value = {name: v for name, v in value.items() if name not in MODEL_COSTS}
-        if "rollout" not in value:
+        value = {name: v for name, v in value.items() if name not in MUTABLE_MODEL_FIELDS}
+        if "engine" not in value:
             return value
-        rollout = {name: v for name, v in value["rollout"].items() if name not in ROLLOUT_COSTS}
-        return {name: v for name, v in value.items() if name not in UPDATE_COSTS} | {"rollout": rollout}
+        engine = {name: v for name, v in value["engine"].items() if name not in MUTABLE_ENGINE_FIELDS}
+        return {name: v for name, v in value.items() if name not in MUTABLE_UPDATE_FIELDS} | {"engine": engine}
 
-    held = {name: {"content": entry["content"]} for name, entry in stage_config.get("inputs", {}).items()}
-    return {key: one(value) for key, value in stage_config.items()} | {"inputs": held}
+    inputs = {name: {"content": entry["content"]} for name, entry in stage_config.get("inputs", {}).items()}
+    return {key: drop(value) for key, value in stage_config.items()} | {"inputs": inputs}
 
 
 def check_stages(layout: Layout, config: Any, *, memory: bool = True) -> None:
-    """Every stage is held against the mesh, the model and the devices' memory, before anything is written."""
+    """Raises UsageError when a stage of an experiment does not fit the mesh, the model or the devices' memory."""
     for name, stage in stages(config).items():
         try:
-            check_batches(layout, stage)
-            check_lengths(config.model, stage)
-            if isinstance(stage, WithRollouts):
-                require_possible(config.model, stage.rollout, stage.max_prompt_tokens, stage.max_new_tokens)
+            check_sizes(layout, config.model, stage)
+            if isinstance(stage, RolloutStageConfig):
+                require_possible(config.model, stage.engine, stage.sampling)
             if memory:
                 require_memory(layout, at_once(stage_memory(layout, config.model, stage)))
         except UsageError as error:
@@ -327,17 +356,13 @@ def check_stages(layout: Layout, config: Any, *, memory: bool = True) -> None:
 
 
 def stages(config: Any) -> dict[str, StageConfig]:
-    """Those of an experiment's config that need the devices."""
+    """The configs of an experiment's stages that use the devices, by field name."""
     return {name: stage for name, stage in vars(config).items() if isinstance(stage, StageConfig)}
 
 
 def differences(found: Any, wanted: Any, path: str = "") -> list[str]:
-    """Where two JSON values differ, as `name: found -> wanted`."""
+    """Where two JSON values differ, as `name: FOUND there, WANTED now`."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = sorted(found.keys() | wanted.keys())
         return [d for key in keys for d in differences(found.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))]
     return [] if found == wanted else [f"{path}: {found} there, {wanted} now"]
-
-
-def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value

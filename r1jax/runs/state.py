@@ -1,4 +1,4 @@
-"""Between a stage's state and its checkpoint, where the policy is an item of its own, for whatever comes next."""
+"""Conversion between a stage's training state and its checkpoint, in which the policy is an item of its own."""
 
 import math
 from dataclasses import replace
@@ -10,51 +10,50 @@ from r1jax.checkpoint.store import CheckpointStore, policy_item
 from r1jax.errors import RunError
 from r1jax.objectives.metrics import Metrics
 from r1jax.parallel.layout import Layout
-from r1jax.parallel.programs import checksums
+from r1jax.parallel.transfers import make_checksums
 from r1jax.runs.run import sha256
 from r1jax.types import RLState, TrainState
 
 State = TrainState | RLState
 
 
-def split(state: State) -> tuple[dict, State]:
-    """(policy, the same state without it)."""
+def split_policy(state: State) -> tuple[dict, State]:
+    """(the policy's checkpoint item, the rest of the state)."""
     train = state.train if isinstance(state, RLState) else state
     rest = replace(train, params=None, router_bias={})
-    return policy_item(train.params, train.router_bias), replace(state, train=rest) if isinstance(
-        state, RLState
-    ) else rest
+    policy = policy_item(train.params, train.router_bias)
+    return policy, replace(state, train=rest) if isinstance(state, RLState) else rest
 
 
 def policy_hash(layout: Layout, state: State) -> str:
-    """A hash of the policy's numbers: the same bits give the same, on any mesh."""
-    policy, _ = split(state)
-    sums = jax.device_get(checksums(layout)(policy))
+    """A hash of the policy's bits, equal on every mesh."""
+    policy, _ = split_policy(state)
+    sums = jax.device_get(make_checksums(layout)(policy))
     named = [f"{jax.tree_util.keystr(path)} {x}" for path, x in jax.tree_util.tree_leaves_with_path(sums)]
     return sha256("\n".join(named).encode())
 
 
 def restore_onto(store: CheckpointStore, step: int, state: State) -> tuple[Any, dict]:
-    """The saved state and the feed's position; shapes and shardings as in `state`.
+    """The saved state, with the shapes and shardings of `state`, and the feed's position.
 
-    `state` is deleted: a device may have no room for two.
+    Deletes the arrays of `state` first, because a device may have no room for two states.
     """
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     for x in jax.tree.leaves(state):
         x.delete()
-    policy, rest, position = store.restore(step, *split(abstract))
+    policy, rest, position = store.restore(step, *split_policy(abstract))
     if isinstance(rest, RLState):
         return replace(rest, train=replace(rest.train, **policy)), position
     return replace(rest, **policy), position
 
 
 def finite_values(metrics: Metrics, stage: str, step: int) -> dict[str, float]:
-    """Metrics on the host. Raises RunError when one is not finite: nothing is saved after that."""
+    """Metrics as host floats. Raises RunError when one is not finite, so that no such state is saved."""
     values = {name: metric.value() for name, metric in jax.device_get(metrics).items()}
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
         raise RunError(
-            f"{stage}: {', '.join(broken)} not finite at step {step}: the last checkpoint is good;"
-            " lower OptimizerConfig.learning_rate, or look at the batch"
+            f"{stage}: {', '.join(broken)} not finite at step {step}. The last checkpoint is unaffected: lower"
+            " OptimizerConfig.learning_rate, or inspect the batch"
         )
     return values

@@ -1,92 +1,102 @@
-"""Responses of policies, judged: what reward models learn from (R1, supplement).
+"""Preference data for reward models: responses of policies, rated by a labeler (R1, supplement).
 
-Pairs that people wrote are all alike, and all well-formed. RL asks a reward model about what a policy says: so most of
-what it learns from has to be of that kind.
+Pairs written by people are all alike and all well-formed. RL asks a reward model to score the outputs of a policy, so
+most of its training data have to be outputs of policies.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 
 from etils import epath
 
 from r1jax.config import PreferencesConfig
 from r1jax.data.feeds import distinct_problems, write_array_record
-from r1jax.data.tasks import Task
 from r1jax.errors import RunError
-from r1jax.parallel.hosts import broadcast_from_main
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.runs.policy import load_policy
-from r1jax.runs.run import Run, shard, write_index
-from r1jax.types import Problem
+from r1jax.runs.run import Stage, write_index
+from r1jax.types import Problem, Sample
 
-Judge = Callable[[Problem, str], float]  # a mark for a response; safety: above 0 is safe
+Labeler = Callable[[Problem, str], float]  # rates a response; for safety, a rating above 0 means safe
 
 
-def judged(
-    run: Run,
-    name: str,
+def preferences(
+    stage: Stage,
     config: PreferencesConfig,
     kind: str,
     policies: Mapping[str, epath.Path],
-    task: Task,
     problems: epath.Path,
-    judge: Judge,
+    labeler: Labeler,
 ) -> epath.Path:
-    """Records of kind "pairwise" or "pointwise" (data/preferences.py); returns the stage's directory."""
-    inputs = {"problems": problems, **policies}
-    stage = run.stage(name, "judged", inputs, judged=config, judgement=kind, judge=judge.__qualname__, task=task.name)
+    """Samples each of `policies` on `problems` (an ArrayRecord) and rates the responses; returns the stage's directory.
+
+    `kind` is "pairwise" or "pointwise": the records it writes (data/preferences.py). Raises RunError when no pair of
+    responses differs enough.
+    """
+    run, task = stage.run, stage.task
+    labels = {"preference_kind": kind, "labeler": labeler.__qualname__}
+    stage.open("preferences", {"problems": problems, **policies}, preferences=config, **labels, task=task.name)
     if stage.result() is not None:
         return stage.directory
 
-    asked = distinct_problems(problems, config.prompts)
-    by_question: list[list[dict]] = [[] for _ in asked]
-    for policy, path in policies.items():
-        loaded = load_policy(path, run.layout)
-        lengths = (config.max_prompt_tokens, config.max_new_tokens)
-        engine = RolloutEngine(run.layout, loaded.model, task.tokenizer, config.rollout, config.samples, *lengths)
-        prompts = [(p.id, task.tokenizer.encode(task.prompt(p.question))) for p in asked]
-        outputs = engine.generate(loaded.params, loaded.router_bias, prompts, stage.key(), config.temperature)
-        for problem, group, responses in zip(asked, outputs, by_question, strict=True):
-            responses += [
-                {"text": o.text, "tokens": len(o.tokens), "mark": judge(problem, o.text), "policy": policy}
-                for o in group
-                if o.finished
-            ]
-    make = pairs if kind == "pairwise" else single
-    rows = [
-        row for problem, responses in zip(asked, by_question, strict=True) for row in make(problem, responses, config)
-    ]
+    asked = distinct_problems(problems, config.num_prompts)
+    by_policy = [rate_policy(stage, config, name, path, asked, labeler) for name, path in policies.items()]
+    responses = [list(chain(*rated)) for _, *rated in zip(asked, *by_policy, strict=True)]  # of each problem
+    make = make_pairs if kind == "pairwise" else make_ratings
+    rows = [row for problem, rated in zip(asked, responses, strict=True) for row in make(problem, rated, config)]
     if not rows:
-        raise RunError(f"{name}: no response differs from another of its question by PreferencesConfig.difference")
-    path = stage.directory / "judged.array_record"
-    write_array_record(path, rows)
-    counts = {"responses": sum(map(len, by_question)), "kept": len(rows)}
-    run.progress.say(f"{name}: {counts['kept']} of {counts['responses']} responses' judgements")
-    shards = broadcast_from_main(f"{name}: what it holds", lambda: [shard(path, len(rows))])
-    stage.complete(counts, output=write_index(stage.directory, shards))
+        raise RunError(
+            f"{stage.name}: no two responses to a question differ by PreferencesConfig.min_difference"
+            f" ({config.min_difference}): set it lower"
+        )
+    file = "preferences.array_record"
+    write_array_record(stage.directory / file, rows)
+    counts = {"responses": sum(map(len, responses)), "kept": len(rows)}
+    run.progress.say(f"{stage.name}: {counts['kept']:,} records of {counts['responses']:,} responses")
+    stage.complete(counts, output=write_index(stage.directory, {file: len(rows)}))
     return stage.directory
 
 
-def pairs(problem: Problem, responses: Sequence[dict], config: PreferencesConfig) -> list[dict]:
-    """Responses whose marks differ enough, those of like length first: length alone should not please."""
+def rate_policy(
+    stage: Stage, config: PreferencesConfig, name: str, path: epath.Path, asked: Sequence[Problem], labeler: Labeler
+) -> list[list[dict]]:
+    """The finished responses of one policy to each problem, with their ratings."""
+    task, loaded = stage.task, load_policy(path, stage.run.layout)
+    group_size = config.samples_per_prompt
+    engine = RolloutEngine(stage.run.layout, loaded.model, task.tokenizer, config.engine, config.sampling, group_size)
+    prompts = [(p, task.tokenizer.encode(task.prompt(p.question))) for p in asked]
+
+    def rate(s: Sample) -> dict:
+        rating = labeler(s.problem, s.text)
+        return {"text": s.text, "tokens": len(s.response_tokens), "rating": rating, "policy": name}
+
+    groups = engine.generate(loaded.weights, prompts, stage.key())
+    return [[rate(s) for s in samples if s.finished] for samples in groups]
+
+
+def make_pairs(problem: Problem, responses: Sequence[dict], config: PreferencesConfig) -> list[dict]:
+    """At most `config.pairs_per_prompt` pairs of responses whose ratings differ by at least `config.min_difference`.
+
+    Pairs of similar length come first, so that the reward model does not learn to reward length.
+    """
     found = [
-        (a, b) if a["mark"] > b["mark"] else (b, a)
+        (a, b) if a["rating"] > b["rating"] else (b, a)
         for a, b in combinations(responses, 2)
-        if abs(a["mark"] - b["mark"]) >= config.difference
+        if abs(a["rating"] - b["rating"]) >= config.min_difference
     ]
     found.sort(key=lambda pair: abs(pair[0]["tokens"] - pair[1]["tokens"]))
     chosen: dict[tuple[str, str], dict] = {}
     for good, bad in found:
         row = {"question": problem.question, "chosen": good["text"], "rejected": bad["text"]}
-        marks = {"marks": [good["mark"], bad["mark"]], "policies": [good["policy"], bad["policy"]]}
-        chosen.setdefault((good["text"], bad["text"]), row | marks)
-    return list(chosen.values())[: config.pairs]
+        ratings = {"ratings": [good["rating"], bad["rating"]], "policies": [good["policy"], bad["policy"]]}
+        chosen.setdefault((good["text"], bad["text"]), row | ratings)
+    return list(chosen.values())[: config.pairs_per_prompt]
 
 
-def single(problem: Problem, responses: Sequence[dict], config: PreferencesConfig) -> list[dict]:
-    """Every different response, marked safe or not."""
-    different = {r["text"]: r for r in responses}.values()
+def make_ratings(problem: Problem, responses: Sequence[dict], config: PreferencesConfig) -> list[dict]:
+    """One record for each distinct response: whether it is safe."""
+    question = problem.question
     return [
-        {"question": problem.question, "response": r["text"], "safe": r["mark"] > 0, "policy": r["policy"]}
-        for r in different
+        {"question": question, "response": text, "safe": r["rating"] > 0, "policy": r["policy"]}
+        for text, r in {r["text"]: r for r in responses}.items()
     ]

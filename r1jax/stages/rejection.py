@@ -1,9 +1,9 @@
-"""Rejection sampling: what a policy says right, readably and once, as demonstrations (R1, section 2.3.3).
+"""Rejection sampling: right, readable and distinct responses of a policy become demonstrations (R1, section 2.3.3).
 
-The cold start's are made alike: from R1-Zero's readable outputs, or from a base that is shown examples (2.3.1).
+The demonstrations of the cold start (2.3.1) are made the same way, from R1-Zero or from a base with few-shot prompts.
 
-The stage writes parts, ArrayRecords of what was kept and where it is from, and `index.json`, which Grain and seqio find
-them by.
+The stage works in parts, and resumes after the last complete one. Each part is an ArrayRecord of the kept responses;
+`index.json` lists the parts for Grain and seqio.
 """
 
 import json
@@ -18,108 +18,102 @@ from r1jax.data.tasks import Task
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel.hosts import broadcast_from_main
 from r1jax.rewards.filters import choose, make_filters
-from r1jax.rewards.grading import grade_outputs
+from r1jax.rewards.grading import grade_groups
 from r1jax.rewards.rules import Reward, learned_inputs
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.runs.policy import load_policy
-from r1jax.runs.run import Run, content, shard, write_index
-from r1jax.telemetry.files import write_whole
-from r1jax.types import Problem, Sample
+from r1jax.runs.run import Stage, content_hash, write_index
+from r1jax.telemetry.files import write_atomically
+from r1jax.types import Sample
 
-Shots = Sequence[tuple[str, str]]  # questions and responses that are shown before the question that is asked
+Shots = Sequence[tuple[str, str]]  # few-shot examples: (question, response)
 
 
 def rejection(
-    run: Run,
-    name: str,
+    stage: Stage,
     config: RejectionConfig,
     policy: epath.Path,
-    task: Task,
     problems: epath.Path,
     rewards: Mapping[str, Reward],
     *,
     shots: Shots = (),
 ) -> epath.Path:
-    """Draws `config.samples` outputs for each of the first `config.prompts` problems; returns the stage's directory.
+    """Samples responses to each of the first `config.num_prompts` problems, and keeps those that pass the filters.
 
-    Its result has how many were drawn, kept, and dropped by what. Raises RunError when nothing is kept.
+    Returns the stage's directory; its result counts the drawn, kept and dropped responses, by filter. Raises RunError
+    when nothing is kept, and UsageError when a filter lacks its reward.
     """
-    require_verdicts(config, rewards)
+    require_rewards(config, rewards)
+    run, name, task = stage.run, stage.name, stage.task
     inputs = {"policy": policy, "problems": problems} | learned_inputs(rewards)
-    terms = {reward: r.terms_of for reward, r in rewards.items()}
-    stage = run.stage(name, "rejection", inputs, rejection=config, task=task.name, shots=list(shots), rewards=terms)
+    terms = {reward: r.settings for reward, r in rewards.items()}
+    stage.open("rejection", inputs, rejection=config, task=task.name, shots=list(shots), rewards=terms)
     if stage.result() is not None:
         return stage.directory
 
     loaded = load_policy(policy, run.layout)
-    asked = distinct_problems(problems, config.prompts)
-    parts = [asked[i : i + config.part] for i in range(0, len(asked), config.part)]
-    lengths = (config.max_prompt_tokens, config.max_new_tokens)
-    engine = RolloutEngine(run.layout, loaded.model, task.tokenizer, config.rollout, config.samples, *lengths)
-    origin = {"stage": name, "policy": run.relative(policy), "policy_hash": content(policy)}
+    asked = distinct_problems(problems, config.num_prompts)
+    parts = [asked[i : i + config.shard_prompts] for i in range(0, len(asked), config.shard_prompts)]
+    group_size = config.samples_per_prompt
+    engine = RolloutEngine(run.layout, loaded.model, task.tokenizer, config.engine, config.sampling, group_size)
+    origin = {"stage": name, "policy": run.relative(policy), "policy_hash": content_hash(policy)}
     with run.progress.start(name, 0, len(parts)) as progress:
-        done = broadcast_from_main(f"{name}: parts", lambda: parts_done(stage.directory, len(parts)))
+        marks = [part_paths(stage.directory, number)[1] for number in range(len(parts))]
+        done = broadcast_from_main(f"{name}: parts", lambda: [mark.exists() for mark in marks])
         for number, part in enumerate(parts):
-            if number not in done:
-                prompts = [(p.id, few_shot_prompt(task, shots, p.question)) for p in part]
-                outputs = engine.generate(loaded.params, loaded.router_bias, prompts, stage.key(), config.temperature)
-                write_part(stage.directory, number, grade_outputs(part, outputs, rewards), config, origin)
+            if not done[number]:
+                prompts = [(p, few_shot_prompt(task, shots, p.question)) for p in part]
+                groups = engine.generate(loaded.weights, prompts, stage.key())
+                grade_groups(rewards, groups)
+                write_part(stage.directory, number, groups, config, origin)
             progress.step(number + 1, {})
 
-    shards, counts = broadcast_from_main(f"{name}: counts", lambda: add_up(stage.directory, len(parts)))
+    files, counts = broadcast_from_main(f"{name}: counts", lambda: add_up(stage.directory, len(parts)))
     if not counts["kept"]:
-        raise RunError(f"{name}: none of {counts['drawn']} outputs was kept: {json.dumps(counts)}")
+        raise RunError(f"{name}: no response was kept, expected at least 1: {json.dumps(counts)}")
     run.progress.say(f"{name}: " + "  ".join(f"{key} {value}" for key, value in counts.items() if value))
-    stage.complete(counts, output=write_index(stage.directory, shards))
+    stage.complete(counts, output=write_index(stage.directory, files))
     return stage.directory
 
 
-def require_verdicts(config: RejectionConfig, rewards: Mapping[str, Reward]) -> None:
-    """Raises UsageError when a filter would have nothing to read."""
-    wanted = ["accuracy"] + (["language"] if config.language else [])
-    for missing in (name for name in wanted if name not in rewards):
+def require_rewards(config: RejectionConfig, rewards: Mapping[str, Reward]) -> None:
+    """Raises UsageError when the reward that a filter reads is missing."""
+    wanted = {"accuracy", "language"} if config.language else {"accuracy"}
+    for missing in sorted(wanted - rewards.keys()):
         hint = ", or set RejectionConfig.language to 0" if missing == "language" else ""
-        raise UsageError(f"rejection sampling goes by a reward named '{missing}': give one{hint}")
+        raise UsageError(f"rejection sampling filters by the reward '{missing}', got {sorted(rewards)}: add it{hint}")
 
 
 def few_shot_prompt(task: Task, shots: Shots, question: str) -> list[int]:
-    """The ids of the examples, each in the dialogue template and ended, and of the question."""
+    """The token ids of the examples, each in the task's template with an end token, then of the question."""
     ids = []
     for asked, response in shots:
         ids += [*task.tokenizer.encode(f"{task.prompt(asked)} {response}"), task.tokenizer.eos_id]
     return ids + task.tokenizer.encode(task.prompt(question))
 
 
-def part_path(directory: epath.Path, number: int) -> epath.Path:
-    return directory / f"part-{number:05}.array_record"
-
-
-def count_path(directory: epath.Path, number: int) -> epath.Path:
-    """What was kept and dropped of a part: the mark that it is whole."""
-    return directory / f"part-{number:05}.json"
-
-
-def parts_done(directory: epath.Path, parts: int) -> list[int]:
-    """Those that an earlier session wrote."""
-    return [number for number in range(parts) if count_path(directory, number).exists()]
+def part_paths(directory: epath.Path, number: int) -> tuple[epath.Path, epath.Path]:
+    """A part's records, and its counts, which are written last: they mark the part as complete."""
+    return directory / f"part-{number:05}.array_record", directory / f"part-{number:05}.json"
 
 
 def write_part(
     directory: epath.Path, number: int, groups: list[list[Sample]], config: RejectionConfig, origin: dict
 ) -> None:
-    """The kept samples of each group as records."""
+    """Writes the samples of each group that pass the filters, then the part's counts."""
     filters, counts, rows = make_filters(config), Counter[str](), []
+    records_path, counts_path = part_paths(directory, number)
     for group in groups:
         kept, dropped = choose(group, filters, config)
         counts += Counter({"drawn": len(group), "kept": len(kept)}) + Counter(dropped)
         rows += [record(group[i], i, origin) for i in kept]
-    write_array_record(part_path(directory, number), rows)
-    write_whole(count_path(directory, number), json.dumps(counts))
+    write_array_record(records_path, rows)
+    write_atomically(counts_path, json.dumps(counts))
 
 
 def record(sample: Sample, number: int, origin: dict) -> dict:
-    """A demonstration, and where it is from."""
-    problem: Problem = sample.problem
+    """A demonstration with its provenance."""
+    problem = sample.problem
     return {
         "question": problem.question,
         "response": sample.text,
@@ -127,17 +121,18 @@ def record(sample: Sample, number: int, origin: dict) -> dict:
         "language": problem.language,
         "problem": problem.id,
         "sample": number,
-        "tokens": len(sample.tokens),
+        "tokens": len(sample.response_tokens),
         "rewards": dict(sample.rewards),
     } | origin
 
 
-def add_up(directory: epath.Path, parts: int) -> tuple[list[dict], dict[str, int]]:
-    """The parts that hold something, with what they hold; and all counts."""
-    counts, shards = Counter[str]({"drawn": 0, "kept": 0}), []
+def add_up(directory: epath.Path, parts: int) -> tuple[dict[str, int], dict[str, int]]:
+    """(the files that are not empty with their numbers of records, the counts of all parts)."""
+    counts, files = Counter[str]({"drawn": 0, "kept": 0}), {}
     for number in range(parts):
-        part = json.loads(count_path(directory, number).read_text())
+        records_path, counts_path = part_paths(directory, number)
+        part = json.loads(counts_path.read_text())
         counts.update(part)
         if part.get("kept"):
-            shards.append(shard(part_path(directory, number), part["kept"]))
-    return shards, dict(counts)
+            files[records_path.name] = part["kept"]
+    return files, dict(counts)
