@@ -1,9 +1,10 @@
-"""Countdown: reach a target with given numbers, each used once. Many equations are right, so a program has to check.
+"""Countdown: reach a target with the given numbers, each used once. Many equations solve one puzzle.
 
-A target is what a random expression over the numbers comes to. Every step of that expression is a positive integer:
-there is always a solution without fractions, though others may have them.
+The target is the value of a random expression over the numbers, whose intermediate results are all positive integers.
+Every puzzle therefore has a solution without fractions; other solutions may use them.
 """
 
+import itertools
 import json
 import random
 import zlib
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from r1jax.types import Problem
 
-SIZES = (3, 4)  # how many numbers there are
+SIZES = (3, 4)  # numbers in a puzzle
 LARGEST_NUMBER = 99
 LARGEST_TARGET = 100
 QUESTION = (
@@ -28,37 +29,35 @@ class Puzzle:
     target: int
 
     def is_held_out(self) -> bool:
-        """A sixteenth of all puzzles, by hash; the order of the numbers makes no other puzzle."""
+        """Whether the puzzle is in the test split: one in sixteen, by hash, whatever the order of its numbers."""
         return zlib.crc32(str((sorted(self.numbers), self.target)).encode()) % 16 == 0
 
 
-def combine(rng: random.Random, numbers: list[int]) -> int:
-    """What a random expression over all the numbers comes to."""
-    left = list(numbers)
-    while len(left) > 1:
-        a, b = (left.pop(rng.randrange(len(left))) for _ in range(2))
+def draw_target(rng: random.Random, numbers: list[int]) -> int:
+    """The value of a random expression that uses each number once."""
+    remaining = list(numbers)
+    while len(remaining) > 1:
+        a, b = (remaining.pop(rng.randrange(len(remaining))) for _ in range(2))
         results = [a + b, a * b]
         if a > b:
             results.append(a - b)
         if a % b == 0:
             results.append(a // b)
-        left.append(rng.choice(results))
-    return left[0]
+        remaining.append(rng.choice(results))
+    return remaining[0]
 
 
 def draw_puzzle(rng: random.Random, *, held_out: bool) -> Puzzle:
     while True:
         numbers = [rng.randint(1, LARGEST_NUMBER) for _ in range(rng.choice(SIZES))]
-        drawn = Puzzle(numbers, combine(rng, numbers))
+        drawn = Puzzle(numbers, draw_target(rng, numbers))
         if drawn.target <= LARGEST_TARGET and drawn.is_held_out() == held_out:
             return drawn
 
 
 def problems(split: str, seed: int) -> Iterator[Problem]:
-    """An endless stream of puzzles, the answer as JSON. 'test' draws held-out ones only, 'train' none of them."""
+    """An endless stream of puzzles, the answer as JSON. Split 'test' has all the held-out puzzles and no others."""
     rng = random.Random(f"countdown-{split}-{seed}")
-    index = 0
-    while True:
+    for index in itertools.count():
         drawn = asdict(draw_puzzle(rng, held_out=split == "test"))
         yield Problem(index, QUESTION.format(**drawn), json.dumps(drawn), "en", "countdown")
-        index += 1

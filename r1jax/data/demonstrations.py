@@ -1,6 +1,7 @@
-"""Demonstrations: JSON objects with a "question" and a "response"; what else they hold says where they are from.
+"""Demonstrations for supervised fine-tuning: JSON objects with a "question" and a "response".
 
-They are the cold start's, what rejection sampling kept (stages/rejection.py), and general data.
+They come from the cold start's data, from rejection sampling (stages/rejection.py) and from general data; further
+fields, such as the source, are ignored.
 """
 
 from collections.abc import Sequence
@@ -10,58 +11,51 @@ import numpy as np
 from etils import epath
 
 from r1jax.config import SFTConfig
-from r1jax.data.feeds import NO_THREADS, records, token_batch
+from r1jax.data.feeds import pack, records, token_batch
 from r1jax.data.tasks import Task
 from r1jax.errors import UsageError
-from r1jax.types import TaughtBatch
+from r1jax.types import SFTBatch
 
 
 def encode(record: dict, task: Task) -> dict[str, np.ndarray]:
-    """The prompt, the response and the end token, and where the model is taught: on all but the prompt."""
+    """The tokens of prompt, response and end token, int32 [T]; the loss covers all but the prompt."""
     prompt = task.tokenizer.encode(task.prompt(record["question"]))
     response = [*task.tokenizer.encode(record["response"]), task.tokenizer.eos_id]
-    is_taught = [0] * len(prompt) + [1] * len(response)
-    return {"tokens": np.asarray(prompt + response, np.int32), "is_taught": np.asarray(is_taught, np.int32)}
+    loss_mask = [0] * len(prompt) + [1] * len(response)
+    return {"tokens": np.asarray(prompt + response, np.int32), "loss_mask": np.asarray(loss_mask, np.int32)}
 
 
 def demonstration_batches(
     paths: Sequence[epath.Path], task: Task, config: SFTConfig, seed: int
 ) -> tuple[grain.DatasetIterator, dict[str, int]]:
-    """Batches of packed rows, each demonstration once an epoch, every epoch in another order; and what is in them.
+    """Returns batches of packed rows, each demonstration once an epoch in a new order, and {"used", "too_long"}.
 
-    Nothing is cut: what is longer than a row is left out, and counted. Of more than `config.examples` the first ones of
-    the shuffled records are taken. Raises UsageError when none is left.
+    `config.examples` limits the records, after shuffling. Demonstrations longer than a row are dropped and counted, not
+    cut. Raises UsageError when none is left.
     """
-    dataset = records(paths, seed)
-    if config.examples is not None:
-        dataset = dataset[: config.examples]
+    dataset = records(paths, seed)[: config.examples]
     fits = [i for i in range(len(dataset)) if len(encode(dataset[i], task)["tokens"]) <= config.sequence_length]
     if not fits:
         raise UsageError(
-            f"none of the {len(dataset)} demonstrations in {', '.join(str(path) for path in paths)} fits into"
-            f" SFTConfig.sequence_length ({config.sequence_length})"
+            f"none of the {len(dataset)} demonstrations in {', '.join(str(path) for path in paths)} fits into a row:"
+            f" set SFTConfig.sequence_length above {config.sequence_length}"
         )
     rows = grain.MapDataset.source(fits).shuffle(seed=seed).repeat(config.epochs).map(lambda i: dataset[i])
-    packed = grain.experimental.FirstFitPackIterDataset(
-        rows.map(lambda record: encode(record, task)).to_iter_dataset(NO_THREADS),
-        length_struct={"tokens": config.sequence_length, "is_taught": config.sequence_length},
-        num_packing_bins=config.batch_size,
-        shuffle_bins=False,
-    )
-    feed = iter(packed.batch(config.batch_size, drop_remainder=False))
+    lengths = dict.fromkeys(("tokens", "loss_mask"), config.sequence_length)
+    feed = pack(rows.map(lambda record: encode(record, task)), config.batch_size, lengths)
     return feed, {"used": len(fits), "too_long": len(dataset) - len(fits)}
 
 
 def count_batches(feed: grain.DatasetIterator) -> int:
-    """How many there are in all epochs; the feed stands where it stood. It takes one pass over the tokens."""
+    """The number of batches in all epochs, by one pass over the tokens; the feed's position is restored."""
     position = feed.get_state()
     batches = sum(1 for _ in feed)
     feed.set_state(position)
     return batches
 
 
-def taught_batch(packed: dict[str, np.ndarray], config: SFTConfig) -> TaughtBatch:
-    """Grain's packed rows, with empty ones behind the last."""
+def sft_batch(packed: dict[str, np.ndarray], config: SFTConfig) -> SFTBatch:
+    """Converts Grain's packed rows to [batch_size, T], with rows of padding appended to a short batch."""
     missing = config.batch_size - len(packed["tokens"])
     whole = {name: np.pad(x, ((0, missing), (0, 0))) for name, x in packed.items()}
-    return TaughtBatch(token_batch(whole), whole["is_taught"].astype(bool))
+    return SFTBatch(**vars(token_batch(whole)), loss_mask_BT=whole["loss_mask"].astype(bool))

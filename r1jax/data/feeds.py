@@ -26,7 +26,7 @@ NO_THREADS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # records
 
 @dataclass(frozen=True)
 class Records:
-    """A number of examples of one split: of a seqio task, or of a mixture of sources, which `task` is the name of."""
+    """`examples` of one split of the seqio task named `task`, or of a mixture of `sources` that is given this name."""
 
     task: str
     split: str
@@ -34,29 +34,25 @@ class Records:
     sources: tuple[Source, ...] = ()
 
     def file_name(self, seed: int) -> str:
-        """Two that differ in anything have two names. Raises UsageError when a source can't be read."""
-        name = f"{self.task}-{self.split}-seed{seed}-{self.examples}"
-        if self.sources:
-            name += f"-{fingerprint(self.sources):08x}"
-        return f"{name}.array_record"
+        """Unique to the contents: it hashes the sources. Raises UsageError when a source can't be read."""
+        contents = f"-{fingerprint(self.sources):08x}" if self.sources else ""
+        return f"{self.task}-{self.split}-seed{seed}-{self.examples}{contents}.array_record"
 
 
 def ensure_records(wanted: Sequence[Records], seed: int, folder: epath.Path) -> list[epath.Path]:
-    """Paths of ArrayRecords with the wanted examples; what is not there yet is made.
+    """Writes the ArrayRecords that `folder` lacks, and returns the paths of all, in the order of `wanted`.
 
-    It is made in a process of its own, so that TensorFlow's memory and threads don't stay with the run. Raises
-    UsageError, before that, for a file with a line that is no problem.
+    A subprocess writes them, so that TensorFlow's memory and threads end with it. Source files are read before that:
+    raises UsageError for a line that isn't a problem, and RunError when the subprocess fails.
     """
     paths = [folder / r.file_name(seed) for r in wanted]
-    broadcast_from_main("records", lambda: make_records(wanted, paths, seed, folder))
+    broadcast_from_main("records", lambda: write_missing(wanted, paths, seed, folder))
     return paths
 
 
-def make_records(wanted: Sequence[Records], paths: Sequence[epath.Path], seed: int, folder: epath.Path) -> None:
-    """What of `wanted` is not there yet; see `ensure_records`."""
-    missing = [
-        {**asdict(r), "seed": seed, "path": str(p)} for r, p in zip(wanted, paths, strict=True) if not p.exists()
-    ]
+def write_missing(wanted: Sequence[Records], paths: Sequence[epath.Path], seed: int, folder: epath.Path) -> None:
+    pairs = zip(wanted, paths, strict=True)
+    missing = [{**asdict(r), "seed": seed, "path": str(path)} for r, path in pairs if not path.exists()]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "r1jax.data.seqio_tasks", json.dumps(missing)]
@@ -67,18 +63,18 @@ def make_records(wanted: Sequence[Records], paths: Sequence[epath.Path], seed: i
 
 
 def record_files(path: epath.Path) -> list[str]:
-    """The ArrayRecords of a file, or of a stage's directory, by its `index.json`."""
+    """Local paths of one ArrayRecord, or of all that the `index.json` of a stage's directory lists."""
     if not path.is_dir():
-        return [on_this_machine(path)]
-    return [on_this_machine(path / shard["file"]) for shard in json.loads((path / "index.json").read_text())["shards"]]
+        return [local_copy(path)]
+    return [local_copy(path / shard["file"]) for shard in json.loads((path / "index.json").read_text())["shards"]]
 
 
-def on_this_machine(path: epath.Path) -> str:
-    """Where an ArrayRecord can be read, which only local files can: one in a bucket is copied here once."""
+def local_copy(path: epath.Path) -> str:
+    """A local path of an ArrayRecord, which can't be read from a bucket: such a file is downloaded once."""
     if not in_bucket(path):
         return str(path)
-    held = fsspec.filesystem("gcs").checksum(str(path))  # of what the bucket knows of it, its generation too
-    key = hashlib.sha256(f"{path} {held}".encode()).hexdigest()[:16]
+    checksum = fsspec.filesystem("gcs").checksum(str(path))  # covers the object's generation
+    key = hashlib.sha256(f"{path} {checksum}".encode()).hexdigest()[:16]
     local = epath.Path("~/.cache/r1jax/records").expanduser() / key / path.name
     if not local.exists():
         local.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +85,7 @@ def on_this_machine(path: epath.Path) -> str:
 
 
 def records(paths: epath.Path | Sequence[epath.Path], seed: int | None) -> grain.MapDataset:
-    """All records of one epoch, in order, or shuffled with `seed`."""
+    """All records of one epoch: shuffled with `seed`, or in order when it is None."""
     files = [file for path in ([paths] if isinstance(paths, epath.Path) else paths) for file in record_files(path)]
     dataset = grain.MapDataset.source(grain.sources.ArrayRecordDataSource(files))
     if seed is not None:
@@ -98,7 +94,7 @@ def records(paths: epath.Path | Sequence[epath.Path], seed: int | None) -> grain
 
 
 def write_array_record(path: epath.Path, rows: Iterable[Mapping]) -> None:
-    """JSON objects as an ArrayRecord, which appears when it is whole; of several processes the first writes it."""
+    """Writes JSON objects, on the main process only. The file appears once it is complete."""
     if not is_main_process():
         return
     is_local = not in_bucket(path)
@@ -111,53 +107,51 @@ def write_array_record(path: epath.Path, rows: Iterable[Mapping]) -> None:
         if is_local:
             partial.replace(path)
         else:
-            partial.copy(path, overwrite=True)  # an object in a bucket appears when it is whole
+            partial.copy(path, overwrite=True)  # uploads to a bucket are atomic
 
 
 def distinct_problems(path: epath.Path, count: int) -> list[Problem]:
-    """The first `count` problems of an ArrayRecord, each question once. Raises UsageError when there are fewer."""
+    """The first `count` problems without repeated questions. Raises UsageError when the file has fewer than `count`."""
     dataset = records(path, None)
     if len(dataset) < count:
-        raise UsageError(f"{count} problems are asked of {path}, which has {len(dataset)}: set `prompts` lower")
+        raise UsageError(f"{path} has {len(dataset)} problems, expected {count} or more: lower num_prompts")
     found: dict[str, Problem] = {}
     for row in (dataset[i] for i in range(count)):
-        found.setdefault(row["question"], problem(row))
+        found.setdefault(row["question"], Problem(**row))
     return list(found.values())
 
 
 def packed_batches(path: epath.Path, batch_size: int, sequence_length: int, seed: int) -> grain.DatasetIterator:
-    """Endless batches of documents packed whole into rows, first fit; see `token_batch`.
+    """Endless batches of rows [batch_size, sequence_length] with documents packed first fit; see `token_batch`.
 
-    `get_state` and `set_state` of the iterator save and restore its position exactly.
+    A document is never split over rows; one longer than a row is cut. The iterator's `get_state` and `set_state` save
+    and restore its position exactly.
     """
-    dataset = (
-        records(path, seed).repeat().map(lambda r: {"tokens": np.asarray(r["inputs"][:sequence_length], np.int32)})
-    )
+    documents = records(path, seed).repeat()
+    rows = documents.map(lambda r: {"tokens": np.asarray(r["inputs"][:sequence_length], np.int32)})
+    return pack(rows, batch_size, {"tokens": sequence_length})
+
+
+def pack(rows: grain.MapDataset, batch_size: int, lengths: dict[str, int]) -> grain.DatasetIterator:
+    """Batches of rows into which records are packed first fit; `lengths` has the row length of each feature."""
     packed = grain.experimental.FirstFitPackIterDataset(
-        dataset.to_iter_dataset(NO_THREADS),
-        length_struct={"tokens": sequence_length},
-        num_packing_bins=batch_size,
-        shuffle_bins=False,
+        rows.to_iter_dataset(NO_THREADS), length_struct=lengths, num_packing_bins=batch_size, shuffle_bins=False
     )
-    return iter(packed.batch(batch_size, drop_remainder=True))
+    return iter(packed.batch(batch_size, drop_remainder=False))
 
 
 def empty_rows(rows: int, T: int, *others: str) -> dict[str, np.ndarray]:
-    """Rows as Grain packs them, with nothing in them; `others` are packed beside the tokens."""
+    """All-padding rows [rows, T] in Grain's packed form; `others` name further features packed with the tokens."""
     names = ("tokens", "tokens_positions", "tokens_segment_ids", *others)
     return {name: np.zeros((rows, T), np.int32) for name in names}
 
 
 def token_batch(packed: dict[str, np.ndarray]) -> TokenBatch:
-    """Grain's packed rows as the record that the model takes."""
+    """Converts Grain's packed rows, int32 [B, T], to the model's record."""
     return TokenBatch(packed["tokens"], packed["tokens_positions"], packed["tokens_segment_ids"])
 
 
-def problem(record: dict) -> Problem:
-    return Problem(**record)
-
-
-def problem_batches(path: epath.Path, questions: int, seed: int) -> grain.DatasetIterator:
-    """Endless lists of `questions` problems."""
-    dataset = records(path, seed).repeat().map(problem)
-    return iter(dataset.batch(questions, batch_fn=list).to_iter_dataset(NO_THREADS))
+def problem_batches(path: epath.Path, batch_size: int, seed: int) -> grain.DatasetIterator:
+    """Endless lists of `batch_size` problems, each problem once an epoch."""
+    dataset = records(path, seed).repeat().map(lambda record: Problem(**record))
+    return iter(dataset.batch(batch_size, batch_fn=list).to_iter_dataset(NO_THREADS))

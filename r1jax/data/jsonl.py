@@ -1,4 +1,4 @@
-"""Problems and demonstrations from files with a JSON object a line, by their column maps (`JsonlConfig`)."""
+"""Problems and demonstrations from files of JSON lines, whose columns `JsonlConfig` and `DemonstrationsConfig` name."""
 
 import json
 import re
@@ -15,101 +15,98 @@ T = TypeVar("T")
 
 
 def read_problems(config: JsonlConfig, source: str) -> list[Problem]:
-    """All problems of a file, which carry `source`. Raises UsageError for the first line that is none."""
+    """All problems of a file, labelled with `source`. Raises UsageError for the first invalid line."""
     read = read_lines(config.path, lambda line: read_line(line, config), "JsonlConfig")
     return [Problem(i, question, answer, config.language, source) for i, (question, answer) in enumerate(read)]
 
 
 def read_demonstrations(config: DemonstrationsConfig) -> list[dict]:
-    """All demonstrations of a file, in the asked form: the reasoning, and the summary at the end.
-
-    Raises UsageError for the first line that is none.
-    """
+    """All demonstrations of a file, their responses in R1-Zero's tags. Raises UsageError for the first invalid line."""
     return read_lines(config.path, lambda line: read_demonstration(line, config), "DemonstrationsConfig")
 
 
 def read_lines(path: str, read: Callable[[str], T], setting: str) -> list[T]:
-    """What `read` makes of each line. Raises UsageError, with the number of the line that it raises ValueError for."""
+    """`read(line)` of each non-empty line. Raises UsageError with the line's number where `read` raises ValueError."""
     try:
         lines = epath.Path(path).read_bytes().decode().split("\n")  # splitlines would also cut within JSON strings
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} can't be read: {error}. Set {setting}.path to a file of JSON lines") from error
-    found: list[T] = []
+        raise UsageError(f"{path} can't be read: {error}; set {setting}.path to a file of JSON lines") from error
+    parsed: list[T] = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                found.append(read(line))
+                parsed.append(read(line))
             except ValueError as error:
                 raise UsageError(f"{path}, line {number}: {error}") from error
-    if not found:
-        raise UsageError(f"{path} has no lines: set {setting}.path to a file that has some")
-    return found
+    if not parsed:
+        raise UsageError(f"{path} has no lines: set {setting}.path to a file of JSON lines")
+    return parsed
 
 
 def read_demonstration(line: str, config: DemonstrationsConfig) -> dict:
-    """Raises ValueError that says what is wrong, and what to set."""
+    """A line's question and response. Raises ValueError with the field of `DemonstrationsConfig` to set."""
     row = read_row(line)
     columns = {"question": config.question, "reasoning": config.reasoning, "summary": config.summary}
-    held = {field: column_text(row, column, field, "DemonstrationsConfig") for field, column in columns.items()}
-    response = f"<think> {held['reasoning']} </think> <answer> {held['summary']} </answer>"
-    return {"question": held["question"], "response": response}
+    texts = {field: column_text(row, column, field, "DemonstrationsConfig") for field, column in columns.items()}
+    response = f"<think> {texts['reasoning']} </think> <answer> {texts['summary']} </answer>"
+    return {"question": texts["question"], "response": response}
 
 
 def read_row(line: str) -> dict[str, Any]:
-    """The object on a line. Raises ValueError when there is none."""
+    """The JSON object on a line. Raises ValueError for anything else."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"no JSON ({error}): expected one whole object on each line") from error
+        raise ValueError(f"invalid JSON ({error}), expected one object on each line") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{line.strip()[:80]!r} is no JSON object: expected one on each line")
+        raise ValueError(f"got {line.strip()[:80]!r}, expected one JSON object on each line")
     return row
 
 
 def read_line(line: str, config: JsonlConfig) -> tuple[str, str]:
-    """Question and answer. Raises ValueError that says what is wrong, and what to set."""
+    """A line's question and answer. Raises ValueError with the field of `JsonlConfig` to set."""
     row = read_row(line)
     question = column_text(row, config.question, "question")
-    held = column_text(row, config.answer, "answer")
-    answer = ANSWER_FORMS[config.answer_form](held)
+    text = column_text(row, config.answer, "answer")
+    answer = ANSWER_FORMS[config.answer_form](text)
     if not answer:
         raise ValueError(
-            f"column '{config.answer}' has no answer of the form '{config.answer_form}', but {held[-80:]!r}:"
+            f"column '{config.answer}' has {text[-80:]!r}, expected an answer of the form '{config.answer_form}':"
             " set JsonlConfig.answer or JsonlConfig.answer_form"
         )
     return question, answer
 
 
 def column_text(row: dict[str, Any], column: str, field: str, setting: str = "JsonlConfig") -> str:
-    """A column that has to hold text or a number, as text."""
+    """A column's text or number, as non-empty text. Raises ValueError for anything else."""
     if column not in row:
-        there = ", ".join(f"'{name}'" for name in row)
-        raise ValueError(f"no column '{column}' among {there}: set {setting}.{field} to one of them")
+        columns = ", ".join(f"'{name}'" for name in row)
+        raise ValueError(f"no column '{column}' among {columns}: set {setting}.{field} to one of them")
     value = row[column]
     text = str(value).strip() if any(fits(value, kind) for kind in (str, int, float)) else ""
-    text.encode()  # half of a surrogate pair raises ValueError here: it can't be written
+    text.encode()  # raises ValueError for half of a surrogate pair, which no file could hold
     if not text:
         raise ValueError(f"column '{column}' is {value!r}, expected text or a number: set {setting}.{field}")
     return text
 
 
 def after_hashes(text: str) -> str:
-    """GSM8K's (arXiv 2110.14168): the number after the last ####, without commas between thousands."""
+    """GSM8K's form (arXiv 2110.14168): the number after the last ####, without thousands separators; else ""."""
     last = text.rpartition("####")[2] if "####" in text else ""
     return re.sub(r"(?<=[0-9]),(?=[0-9]{3})", "", last.strip())
 
 
 def last_box(text: str) -> str:
-    r"""MATH's (arXiv 2103.03874): what the last \boxed{…} holds, in balanced braces; \{ and \} are signs of a set."""
+    r"""MATH's form (arXiv 2103.03874): the contents of the last \boxed{…}, else ""; \{ and \} are no braces."""
     start = max(text.rfind(r"\boxed"), text.rfind(r"\fbox"))
-    held = re.sub(r"^\\(boxed|fbox)\s*", "", text[start:]) if start >= 0 else ""
-    if not held.startswith("{"):
-        return held.partition("$")[0].strip()  # \boxed 5$: MATH has a few without braces
+    box = re.sub(r"^\\(boxed|fbox)\s*", "", text[start:]) if start >= 0 else ""
+    if not box.startswith("{"):
+        return box.partition("$")[0].strip()  # \boxed 5$: MATH has a few without braces
     depth = 0
-    for mark in re.finditer(r"\\.|[{}]", held, re.DOTALL):
-        depth += {"{": 1, "}": -1}.get(mark[0], 0)
+    for match in re.finditer(r"\\.|[{}]", box, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
         if depth == 0:
-            return held[1 : mark.start()].strip()
+            return box[1 : match.start()].strip()
     return ""
 
 

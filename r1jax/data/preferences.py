@@ -1,11 +1,11 @@
-"""Judged responses: what a reward model reads of them, which are held out, and the batches that it learns from.
+"""Preferences, the training data of reward models: the text that a model scores, the held-out split, the batches.
 
-Records are JSON objects: {"question", "chosen", "rejected"} for pairs, {"question", "response", "safe"} for single
-responses; anything else in them is left alone.
+A preference is a JSON object: a pair {"question", "chosen", "rejected"} of kind "pairwise", or a labelled response
+{"question", "response", "safe"} of kind "pointwise". Further fields are ignored.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
@@ -23,35 +23,31 @@ FIELDS: dict[str, dict[str, type]] = {
 
 
 def summary(response: str) -> str:
-    """What a user reads of a response: what follows the last </think>; all of it, where nothing was thought.
+    """The part of a response that a user sees: the text after the last </think>, or all of an untagged response.
 
-    Thinking that never ended, or began again, leaves nothing. The answer's tags are dropped and the words on both sides
-    of them kept: tags alone should not please, and outside of them nothing should hide.
+    It is empty when the thinking doesn't end or starts again. The <answer> tags are dropped, so that they earn no
+    score; the text around them is kept, so that nothing escapes the score outside them.
     """
-    shown = response.rpartition("</think>")[2]
-    if "<think>" in shown:
+    visible = response.rpartition("</think>")[2]
+    if "<think>" in visible:
         return ""
-    return shown.replace("<answer>", "").replace("</answer>", "").strip()
+    return visible.replace("<answer>", "").replace("</answer>", "").strip()
 
 
-def whole(response: str) -> str:
-    """All of a response, the thinking included: harm may stand anywhere."""
-    return response
-
-
-READS = {"pairwise": summary, "pointwise": whole}  # R1, section 3.4: helpfulness, harmlessness
+# R1, section 3.4: helpfulness is that of the summary, harmlessness that of the whole response.
+SCORED_TEXT: dict[str, Callable[[str], str]] = {"pairwise": summary, "pointwise": str}
 
 
 def response_tokens(task: Task, kind: str, question: str, response: str) -> list[int]:
-    """The prompt, what is read of the response, and the end token."""
+    """The tokens of the prompt, the scored text and the end token."""
     encode = task.tokenizer.encode
-    return [*encode(task.prompt(question)), *encode(READS[kind](response)), task.tokenizer.eos_id]
+    return [*encode(task.prompt(question)), *encode(SCORED_TEXT[kind](response)), task.tokenizer.eos_id]
 
 
 def pad_rows(rows: Sequence[list[int]], size: int, T: int) -> tuple[np.ndarray, np.ndarray]:
-    """int32 [size, T], padded on the right, and lengths [size]; 0 beyond the last row, and where a row is too long.
+    """Returns tokens, int32 [size, T], padded on the right, and lengths, int32 [size].
 
-    Nothing is cut: a response of which the end or the question is missing is another one.
+    The length is 0 for padding rows and for rows longer than T, which are dropped: cutting would change their meaning.
     """
     tokens_BT, length_B = np.zeros((size, T), np.int32), np.zeros(size, np.int32)
     for i, row in enumerate(rows):
@@ -60,59 +56,59 @@ def pad_rows(rows: Sequence[list[int]], size: int, T: int) -> tuple[np.ndarray, 
     return tokens_BT, length_B
 
 
-RESPONSES = {"pairwise": 2, "pointwise": 1}  # in one judgement
+RESPONSES = {"pairwise": 2, "pointwise": 1}  # in one preference
 
 
 def responses(kind: str, record: dict) -> list[tuple[str, bool]]:
-    """A record's responses, and whether each is good: chosen or safe."""
+    """A record's responses, each with whether it is good: chosen or safe."""
     if kind == "pairwise":
         return [(record["chosen"], True), (record["rejected"], False)]
     return [(record["response"], record["safe"])]
 
 
-def judged_batch(task: Task, kind: str, judged: Sequence[dict], size: int, T: int) -> PreferenceBatch:
-    """Records as a batch of `size` judgements. A pair of which one response is too long is left out whole."""
+def preference_batch(task: Task, kind: str, preferences: Sequence[dict], size: int, T: int) -> PreferenceBatch:
+    """A batch of `size` preferences, [B, T]. Both responses of a pair are masked out when one is longer than T."""
     each = RESPONSES[kind]
-    read = [(record["question"], *response) for record in judged for response in responses(kind, record)]
-    rows = [response_tokens(task, kind, question, text) for question, text, _ in read]
+    labeled = [(record["question"], *response) for record in preferences for response in responses(kind, record)]
+    rows = [response_tokens(task, kind, question, text) for question, text, _ in labeled]
     tokens_BT, length_B = pad_rows(rows, size * each, T)
-    is_whole_J = (length_B.reshape(size, each) > 0).all(axis=1)
-    length_B *= is_whole_J.repeat(each)
+    is_valid_J = (length_B.reshape(size, each) > 0).all(axis=1)
+    length_B *= is_valid_J.repeat(each)
     is_good_B = np.zeros(size * each, np.float32)
-    is_good_B[: len(read)] = [is_good for *_, is_good in read]
+    is_good_B[: len(labeled)] = [is_good for *_, is_good in labeled]
     return PreferenceBatch(tokens_BT, length_B, is_good_B)
 
 
-def count_judgements(batch: PreferenceBatch, kind: str) -> int:
-    """How many of the batch's judgements count: are no padding, and were not too long."""
+def count_preferences(batch: PreferenceBatch, kind: str) -> int:
+    """The number of preferences in a batch that are neither padding nor too long."""
     return int(np.count_nonzero(batch.length_B)) // RESPONSES[kind]
 
 
 def split_questions(
     paths: Sequence[epath.Path], kind: str, held_out: float
 ) -> tuple[grain.MapDataset, grain.MapDataset]:
-    """Records to learn from, and those held out: all that are on the same questions, by each question's hash.
+    """Splits records by their question's hash; returns the training records and the share `held_out` of questions.
 
-    The share is one of questions; it depends on no seed, and a question stays where it is when records are added.
-    Raises UsageError for a record that is not one of `kind`, and when one of the two is empty.
+    The split depends on no seed, and adding records moves no question. Raises UsageError for a record that isn't of
+    `kind`, and when either split is empty.
     """
-    every, where = records(paths, None), ", ".join(str(path) for path in paths)
-    places: dict[bool, list[int]] = {False: [], True: []}
-    for i, record in enumerate(every):
+    dataset, source = records(paths, None), ", ".join(str(path) for path in paths)
+    splits: dict[bool, list[int]] = {False: [], True: []}
+    for i, record in enumerate(dataset):
         wrong = [name for name, of in FIELDS[kind].items() if not isinstance(record.get(name), of)]
         if wrong:
             expected = ", ".join(f"{name} ({of.__name__})" for name, of in FIELDS[kind].items())
-            raise UsageError(f"{where}, record {i}: '{wrong[0]}' is {record.get(wrong[0])!r}; {kind} needs {expected}")
-        places[zlib.crc32(record["question"].encode()) < held_out * 2**32].append(i)
-    for is_held_out, found in places.items():
-        if not found:
-            there = "held out" if is_held_out else "left to learn from"
-            raise UsageError(f"{where}: no question is {there} with RewardModelConfig.held_out {held_out}: set another")
-    learnt, held = (grain.MapDataset.source(found).map(lambda i: every[i]) for found in places.values())
-    return learnt, held
+            raise UsageError(f"{source}, record {i}: '{wrong[0]}' is {record.get(wrong[0])!r}; {kind} needs {expected}")
+        splits[zlib.crc32(record["question"].encode()) < held_out * 2**32].append(i)
+    for is_held_out, indices in splits.items():
+        if not indices:
+            split = "held-out" if is_held_out else "training"
+            raise UsageError(f"{source}: no {split} questions with RewardModelConfig.held_out {held_out}: set another")
+    training, held = (grain.MapDataset.source(indices).map(lambda i: dataset[i]) for indices in splits.values())
+    return training, held
 
 
-def judged_records(learnt: grain.MapDataset, batch_size: int, epochs: int, seed: int) -> grain.DatasetIterator:
-    """Lists of at most `batch_size` records, each record once an epoch, every epoch in another order."""
-    batches = learnt.shuffle(seed=seed).batch(batch_size, batch_fn=list).repeat(epochs)
+def preference_records(training: grain.MapDataset, batch_size: int, epochs: int, seed: int) -> grain.DatasetIterator:
+    """Lists of at most `batch_size` records, each record once an epoch in a new order."""
+    batches = training.shuffle(seed=seed).batch(batch_size, batch_fn=list).repeat(epochs)
     return iter(batches.to_iter_dataset(NO_THREADS))

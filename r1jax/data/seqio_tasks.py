@@ -1,13 +1,12 @@
-"""Corpora and problems as seqio tasks and mixtures, their examples on disk, where Grain reads them, and SentencePiece.
+"""seqio tasks and mixtures of corpora, problems and records, written to disk for Grain to read; SentencePiece.
 
-The only file that imports seqio: it brings TensorFlow, many seconds and 0.8 GB. Import it where data has to be made.
+The only file that imports seqio, and so TensorFlow, which takes many seconds and 0.8 GB: import it to write data only.
 """
 
-import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import seqio
 import tensorflow as tf
@@ -15,64 +14,26 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 
 from r1jax.config import JsonlConfig
+from r1jax.data import toy
 from r1jax.data.feeds import record_files, write_array_record
 from r1jax.data.sources import GENERATORS, Source
-from r1jax.data.tokenizer import WordTokenizer
-from r1jax.data.toy import chat, running_sum
+from r1jax.data.toy.running_sum import TOKENIZER
 from r1jax.errors import UsageError
 from r1jax.types import Problem
 
 
-class WordVocabulary(seqio.Vocabulary):
-    """`WordTokenizer` as a seqio vocabulary, in Python and in TensorFlow."""
-
-    def __init__(self, tokenizer: WordTokenizer):
-        super().__init__(extra_ids=0)
-        self.tokenizer = tokenizer
-        words, ids = list(tokenizer.ids), list(tokenizer.ids.values())
-        initializer = tf.lookup.KeyValueTensorInitializer(words, tf.constant(ids, tf.int32))
-        self._table = tf.lookup.StaticHashTable(initializer, default_value=-1)
-
-    @property
-    def _base_vocab_size(self) -> int:
-        return self.tokenizer.size
-
-    @property
-    def eos_id(self) -> int:
-        return self.tokenizer.eos_id
-
-    @property
-    def unk_id(self) -> int | None:
-        return None  # an unknown word is an error
-
-    def _encode(self, s: str) -> list[int]:
-        return self.tokenizer.encode(s)
-
-    def _decode(self, ids) -> str:
-        return self.tokenizer.decode(list(ids))
-
-    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        ids = self._table.lookup(tf.strings.split(s))
-        with tf.control_dependencies([tf.debugging.assert_non_negative(ids, f"unknown word in {s}")]):
-            return tf.identity(ids)
-
-    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-        return tf.strings.reduce_join(tf.gather(tf.constant(self.tokenizer.words), ids), separator=" ", axis=-1)
-
-
 class SentencePieceCodec:
-    """A tokenizer.model, through seqio."""
+    """A tokenizer.model, read by seqio."""
 
     def __init__(self, path: epath.Path):
         try:
             self.vocabulary = seqio.SentencePieceVocabulary(str(path))
             self.model = self.vocabulary.tokenizer
-        except Exception as error:  # protobuf's and SentencePiece's own
+        except Exception as error:  # protobuf and SentencePiece raise their own
             raise UsageError(f"{path} can't be read: {error}") from error
         self.size = self.vocabulary.vocab_size
-        self.bos, self.eos = (
-            self.model.id_to_piece(i) if i >= 0 else "" for i in (self.model.bos_id(), self.model.eos_id())
-        )
+        ids = self.model.bos_id(), self.model.eos_id()
+        self.bos, self.eos = (self.model.id_to_piece(i) if i >= 0 else "" for i in ids)
 
     def token_id(self, token: str) -> int | None:
         found = self.model.piece_to_id(token)
@@ -85,118 +46,89 @@ class SentencePieceCodec:
         return self.vocabulary.decode(ids)
 
 
-VOCABULARY = WordVocabulary(running_sum.TOKENIZER)
+VOCABULARY = seqio.PassThroughVocabulary(TOKENIZER.size, TOKENIZER.eos_id)
 
 
 def add_corpus(name: str, generate: Callable[[int], Iterator[str]]) -> None:
-    """Registers a base model's documents, as tokens."""
+    """Registers a base model's documents, each as ids of `TOKENIZER` with an end token."""
 
     def source(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
         del split, shuffle_files
         # From Python to TensorFlow in blocks: one crossing for each document would take ten times as long.
         blocks = tf.data.Dataset.from_generator(
-            lambda: _blocks(generate(seed or 0)), output_signature=tf.TensorSpec((None,), tf.string)
+            lambda: _blocks(generate(seed or 0)), output_signature=tf.RaggedTensorSpec((None, None), tf.int32)
         )
-        return blocks.unbatch().map(lambda text: {"inputs": text})
+        return blocks.unbatch().map(lambda ids: {"inputs": ids})
 
-    seqio.TaskRegistry.add(
-        name,
-        source=seqio.FunctionDataSource(source, splits=("train",)),
-        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
-        output_features={"inputs": seqio.Feature(VOCABULARY, add_eos=True)},
-    )
+    data_source = seqio.FunctionDataSource(source, splits=("train",))
+    features = {"inputs": seqio.Feature(VOCABULARY, add_eos=False)}
+    seqio.TaskRegistry.add(name, source=data_source, preprocessors=[], output_features=features)
 
 
-add_corpus("running_sum_corpus", running_sum.documents)
-add_corpus("r1_corpus", chat.documents)
+def add_rows(
+    name: str,
+    generate: Callable[..., Iterable[dict]],
+    columns: Mapping[str, tf.DType],
+    splits: Sequence[str] = ("train",),
+) -> None:
+    """Registers the rows of `generate(split, seed)`, untokenised: the stages that read them have the tokenizer."""
 
-# Problems stay text: the stage that asks them knows the tokenizer and the template.
-PROBLEM = {
-    field.name: seqio.Feature(
-        seqio.PassThroughVocabulary(0), add_eos=False, rank=0, dtype=tf.int32 if field.name == "id" else tf.string
-    )
-    for field in dataclasses.fields(Problem)
-}
-
-
-def add_problems(name: str, source: Source, splits: tuple[str, ...]) -> None:
-    """Registers a source of problems as a seqio task."""
-
-    def dataset(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
+    def source(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files
-        return tf.data.Dataset.from_generator(
-            lambda: map(vars, source.problems(split, seed or 0)),
-            output_signature={field: tf.TensorSpec((), feature.dtype) for field, feature in PROBLEM.items()},
-        )
+        signature = {column: tf.TensorSpec((), dtype) for column, dtype in columns.items()}
+        return tf.data.Dataset.from_generator(lambda: generate(split, seed or 0), output_signature=signature)
 
-    seqio.TaskRegistry.add(
-        name,
-        source=seqio.FunctionDataSource(dataset, splits=splits),
-        preprocessors=[],
-        output_features=PROBLEM,
-    )
+    features = {
+        column: seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, rank=0, dtype=dtype)
+        for column, dtype in columns.items()
+    }
+    data_source = seqio.FunctionDataSource(source, splits=splits)
+    seqio.TaskRegistry.add(name, source=data_source, preprocessors=[], output_features=features)
 
 
-for generator in GENERATORS:
-    add_problems(f"{generator}_problems", Source(generator), ("train", "test"))
+def add_problems(name: str, source: Source, splits: Sequence[str]) -> None:
+    """Registers a source of problems."""
+    columns = {field: tf.int32 if field == "id" else tf.string for field in Problem.__annotations__}
+    add_rows(name, lambda split, seed: map(vars, source.problems(split, seed)), columns, splits)
 
 
 def add_mixture(name: str, split: str, sources: Sequence[Source]) -> None:
-    """Registers sources, and a mixture that draws from them by their rates; a file begins again at its end."""
-    names = [f"{name}.{source.name}.{i}" for i, source in enumerate(sources)]  # two files may be of one source
+    """Registers sources, and a mixture that draws from them at their rates. A file repeats when it is exhausted."""
+    names = [f"{name}.{source.name}.{i}" for i, source in enumerate(sources)]  # two files may share a source's name
     for task, source in zip(names, sources, strict=True):
         add_problems(task, source, (split,))
     seqio.MixtureRegistry.add(name, [(task, source.rate) for task, source in zip(names, sources, strict=True)])
 
 
-def add_judged(name: str, generate: Callable[[int], Iterator[dict]], columns: dict[str, tf.DType]) -> None:
-    """A task of judged responses, as text: what is read of them, and so their tokens, is the reward model's choice."""
+def add_records(name: str, path: epath.Path, columns: Mapping[str, tf.DType]) -> None:
+    """Registers columns of an ArrayRecord of JSON objects, or of the output of a stage, given its directory."""
 
-    def source(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
-        del split, shuffle_files
-        signature = {column: tf.TensorSpec((), dtype) for column, dtype in columns.items()}
-        return tf.data.Dataset.from_generator(lambda: generate(seed or 0), output_signature=signature)
+    def rows(split: str, seed: int) -> Iterator[dict]:
+        del split, seed
+        for file in record_files(path):
+            for row in ArrayRecordDataSource(file):
+                yield {column: json.loads(row)[column] for column in columns}
 
-    seqio.TaskRegistry.add(
-        name, source=seqio.FunctionDataSource(source, splits=("train",)), preprocessors=[], output_features={}
-    )
-
-
-add_judged("chat_demonstrations", chat.demonstrations, dict.fromkeys(("question", "response", "source"), tf.string))
-add_judged("chat_preferences", chat.preferences, dict.fromkeys(("question", "chosen", "rejected"), tf.string))
-add_judged("chat_helpful_pairs", chat.helpful_pairs, dict.fromkeys(("question", "chosen", "rejected"), tf.string))
-add_judged("chat_safety", chat.marked_responses, {"question": tf.string, "response": tf.string, "safe": tf.bool})
+    add_rows(name, rows, columns)
 
 
-def add_records(name: str, path: epath.Path, columns: dict[str, tf.DType]) -> None:
-    """Registers what a stage wrote (its directory, with an `index.json`), or an ArrayRecord of JSON objects."""
-
-    def source(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
-        del split, shuffle_files, seed
-
-        def rows() -> Iterator[dict]:
-            for file in record_files(path):
-                for row in ArrayRecordDataSource(file):
-                    yield {column: json.loads(row)[column] for column in columns}
-
-        signature = {column: tf.TensorSpec((), dtype) for column, dtype in columns.items()}
-        return tf.data.Dataset.from_generator(rows, output_signature=signature)
-
-    seqio.TaskRegistry.add(
-        name, source=seqio.FunctionDataSource(source, splits=("train",)), preprocessors=[], output_features={}
-    )
+for name, documents in toy.CORPORA.items():
+    add_corpus(name, documents)
+for name in GENERATORS:
+    add_problems(f"{name}_problems", Source(name), ("train", "test"))
+for name, (generate, columns) in toy.RECORDS.items():
+    dtypes = {column: tf.bool if kind is bool else tf.string for column, kind in columns.items()}
+    add_rows(name, lambda split, seed, generate=generate: generate(seed), dtypes)
 
 
-def write_records(
-    task: str, split: str, examples: int, seed: int, path: epath.Path, sources: Sequence[Source] = ()
-) -> None:
-    """The first `examples` of a task or mixture as an ArrayRecord of JSON objects. The file appears when it is whole.
+def write_records(task: str, split: str, examples: int, seed: int, path: epath.Path, sources: Sequence[Source]) -> None:
+    """Writes the first `examples` of a task or mixture as an ArrayRecord of JSON objects.
 
-    A record's id is its place in the file. Ids key the sampler's randomness, and those of a mixture's sources overlap:
-    two problems of one id would be answered with the same noise, and a problem that comes again in the same words.
+    A record's id becomes its place in the file. Ids key the sampler's randomness, and the ids of a mixture's sources
+    overlap: two problems with one id would share their noise, and a repeated problem would repeat its outputs.
     """
     if sources:
-        task = path.stem.replace("-", "_")  # the mixture as it is here, of this seed and these files
+        task = path.stem.replace("-", "_")  # names the mixture with its seed and the hash of its files
         add_mixture(task, split, sources)
     dataset = seqio.get_mixture_or_task(task).get_dataset(
         sequence_length=None, split=split, shuffle=False, seed=seed, trim_output_features=False
@@ -205,7 +137,7 @@ def write_records(
 
 
 def _examples(dataset: tf.data.Dataset) -> Iterator[dict]:
-    # In blocks, as in the source: one crossing for each example would take most of the time.
+    # In blocks, as in `add_corpus`: one crossing for each example would take most of the time.
     for block in dataset.ragged_batch(1000):
         columns = {name: _rows(column) for name, column in block.items()}
         for values in zip(*columns.values(), strict=True):
@@ -217,17 +149,12 @@ def _rows(column: tf.Tensor | tf.RaggedTensor) -> list:
     return [row.decode() if isinstance(row, bytes) else row for row in rows]
 
 
-def _blocks(texts: Iterator[str], size: int = 1000) -> Iterator[list[str]]:
-    while block := list(itertools.islice(texts, size)):
-        yield block
+def _blocks(documents: Iterator[str], size: int = 1000) -> Iterator[tf.RaggedTensor]:
+    while block := [[*TOKENIZER.encode(text), TOKENIZER.eos_id] for text in itertools.islice(documents, size)]:
+        yield tf.RaggedTensor.from_row_lengths(list(itertools.chain(*block)), [len(ids) for ids in block])
 
 
-def read_source(fields: dict) -> Source:
-    """A source as it came through JSON."""
-    return Source(**fields | {"file": JsonlConfig(**fields["file"]) if fields["file"] else None})
-
-
-if __name__ == "__main__":  # r1jax/data/feeds.py: TensorFlow's memory and threads end with this process
+if __name__ == "__main__":  # started by r1jax/data/feeds.py
     for request in json.loads(sys.argv[1]):
-        sources = [read_source(fields) for fields in request["sources"]]
+        sources = [Source(s["name"], s["rate"], s["file"] and JsonlConfig(**s["file"])) for s in request["sources"]]
         write_records(**request | {"path": epath.Path(request["path"]), "sources": sources})

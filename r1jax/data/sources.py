@@ -1,4 +1,4 @@
-"""Where problems come from: generators of ours, by name, and files."""
+"""Sources of problems: this project's generators, by name, and files."""
 
 import random
 import re
@@ -7,48 +7,47 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from r1jax.config import JsonlConfig, require_positive
-from r1jax.data import countdown
+from r1jax.data import countdown, toy
 from r1jax.data.jsonl import read_problems
-from r1jax.data.toy import chat, running_sum
 from r1jax.errors import UsageError
 from r1jax.types import Problem
 
-GENERATORS = {"running_sum": running_sum.problems, "countdown": countdown.problems, "chat": chat.problems}
+GENERATORS = {"countdown": countdown.problems, **toy.PROBLEMS}
 
 
 @dataclass(frozen=True)
 class Source:
-    """Problems of one kind."""
+    """A stream of problems from one generator or file."""
 
-    name: str  # what they carry as their `source`; without a file, one of GENERATORS
-    rate: float = 1.0  # their share of a mixture, relative to the others'
+    name: str  # the problems' `source`; without a file, one of GENERATORS
+    rate: float = 1.0  # its share of a mixture, relative to the other sources' rates
     file: JsonlConfig | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "rate")
         if not re.fullmatch(r"\w+", self.name):
-            raise UsageError(f"source '{self.name}': expected a name of letters, digits and _")
+            raise UsageError(f"Source.name is '{self.name}', expected letters, digits and _")
 
     def problems(self, split: str, seed: int) -> Iterator[Problem]:
-        """A generator's endless stream, or a file's problems, each once, whatever the split: that is another file.
+        """A generator's endless stream for `split`, or all problems of the file, whatever the split, shuffled.
 
-        Raises UsageError when there is no such generator, or the file can't be read.
+        Raises UsageError for an unknown generator, and when the file can't be read.
         """
         if self.file is not None:
-            found = read_problems(self.file, self.name)
-            random.Random(f"{split}-{seed}").shuffle(found)  # what stands first in a file is often of one kind
-            return iter(found)
+            problems = read_problems(self.file, self.name)
+            random.Random(f"{split}-{seed}").shuffle(problems)  # files are often sorted by kind
+            return iter(problems)
         if self.name not in GENERATORS:
-            there = ", ".join(sorted(GENERATORS))
-            raise UsageError(f"source '{self.name}' has no file, and there is no generator of that name, only {there}")
+            known = ", ".join(sorted(GENERATORS))
+            raise UsageError(f"source '{self.name}': expected one of {known}, or set Source.file")
         return GENERATORS[self.name](split, seed)
 
 
 def fingerprint(sources: Sequence[Source]) -> int:
-    """Of names, rates and what files hold, not where they lie. Raises UsageError when a source can't be read."""
+    """A hash of the names, rates and contents of files, not of their paths. Raises UsageError for an invalid source."""
     crc = 0
     for source in sources:
-        found = source.problems("train", 0)
-        held = [] if source.file is None else list(found)
-        crc = zlib.crc32(repr((source.name, source.rate, held)).encode(), crc)
+        problems = source.problems("train", 0)
+        contents = [] if source.file is None else list(problems)
+        crc = zlib.crc32(repr((source.name, source.rate, contents)).encode(), crc)
     return crc

@@ -1,4 +1,4 @@
-"""What a stage has to know of a task."""
+"""Tasks: a tokenizer, a prompt template and a source of problems, as stages need them."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -20,17 +20,17 @@ class Task:
     name: str
     tokenizer: Tokenizer
     prompt: Callable[[str], str]  # a question in the dialogue template
-    problems: Callable[[str, int], Iterator[Problem]]  # (split, seed) -> a generator's endless stream, or a file's
-    lexicons: Mapping[str, frozenset[str]] = field(default_factory=dict)  # each language's words, where it has a list
-    corpus: str = ""  # seqio task of the base model's documents, where the base is made here
-    prompts: str = ""  # seqio task of the RL problems; others are asked for by their sources (data/feeds.py)
+    problems: Callable[[str, int], Iterator[Problem]]  # (split, seed) -> the problems of `Source.problems`
+    lexicons: Mapping[str, frozenset[str]] = field(default_factory=dict)  # words of each language
+    corpus: str = ""  # seqio task of the base model's documents; "" for a published base
+    prompts: str = ""  # seqio task of the RL problems; "" when they are `Records` of sources (data/feeds.py)
 
     def held_out(self, count: int, seed: int) -> list[Problem]:
-        """`count` problems, or all where a file has fewer."""
+        """The first `count` problems of the test split, or all of a file that has fewer."""
         return list(itertools.islice(self.problems("test", seed), count))
 
     def save_tokenizer(self, stage: epath.Path) -> None:
-        """Puts a published tokenizer beside a stage's checkpoints; one of ours is found by the task's name."""
+        """Saves a published tokenizer with the stage's checkpoints; tasks in TASKS are loaded by name instead."""
         if isinstance(self.tokenizer, PublishedTokenizer) and is_main_process():
             (stage / "tokenizer").mkdir(exist_ok=True)
             self.tokenizer.save(stage / "tokenizer")
@@ -58,28 +58,26 @@ Assistant:"""
 
 
 def r1_zero_prompt(question: str) -> str:
-    """R1-Zero's dialogue (R1, table 1): it asks for a form, and says nothing of how to reason."""
+    """The question in a paraphrase of R1-Zero's template (R1, table 1), which asks for tags, not for a way to reason.
+
+    As in the paper, the text names both roles, the order of thinking and answering, and the tags. The wording differs,
+    each turn has a line of its own, and the example of the form has other placeholders.
+    """
     return R1_ZERO.format(question=question)
 
 
 def text_task(
     name: str, tokenizer_directory: epath.Path, problems: Callable[[str, int], Iterator[Problem]] | None = None
 ) -> Task:
-    """Problems in plain text, asked in R1-Zero's dialogue of a model with a published tokenizer.
+    """A task in plain text: R1-Zero's template and a published tokenizer.
 
-    `problems` is a source's; None: the generator's that is called `name`. Raises UsageError when the directory has no
-    tokenizer, or one whose first token can't be written in a text.
+    `problems` defaults to the generator called `name`. Raises UsageError when the directory has no tokenizer, or one
+    that doesn't encode its begin token from text.
     """
     tokenizer = load_tokenizer(tokenizer_directory)
     if tokenizer is None:
-        raise UsageError(f"{tokenizer_directory} has no tokenizer.json: set the directory of a published tokenizer")
+        raise UsageError(f"{tokenizer_directory} has no tokenizer.json: set tokenizer_directory to one that has")
     begin = tokenizer.bos if tokenizer.begins_with_bos else ""
     if begin and tokenizer.encode(begin + r1_zero_prompt(""))[0] != tokenizer.bos_id:
-        raise UsageError(f"{tokenizer_directory}: '{begin}' in a text is not its token: set one with a tokenizer.json")
+        raise UsageError(f"{tokenizer_directory}: '{begin}' isn't encoded as bos_token: use one with a tokenizer.json")
     return Task(name, tokenizer, lambda question: begin + r1_zero_prompt(question), problems or Source(name).problems)
-
-
-def get_task(name: str) -> Task:
-    if name not in TASKS:
-        raise UsageError(f"no task '{name}': there are {', '.join(sorted(TASKS))}")
-    return TASKS[name]

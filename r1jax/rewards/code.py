@@ -1,7 +1,7 @@
-"""Code rewards: 1 when the program in a response passes every test (R1, section 2.2.2: tests, not opinions).
+"""Code rewards: 1 when the program in a response passes every test (R1, section 2.2.2), else 0.
 
-Programs run in `sandbox.py`. Expected outputs never go there: what a program can see, print or forge doesn't help it to
-know them. They are compared here. Tests are the JSON that coding data sets use (APPS, TACO), in `problem.answer`:
+Programs run in the sandbox (`sandbox/`). Expected outputs stay outside and are compared here, so that no program can
+read or forge them. `problem.answer` has the tests as JSON, in the form of APPS and TACO:
 
     {"inputs": ["1 2\\n", …], "outputs": ["3\\n", …]}                        standard input and output
     {"fn_name": "add", "inputs": [[1, 2], …], "outputs": [3, …]}           calls, of a function or a method of Solution
@@ -11,17 +11,17 @@ import json
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from r1jax.errors import RunError, UsageError
 from r1jax.rewards.sandbox import Sandbox
-from r1jax.types import Problem
+from r1jax.types import Problem, Sample
 
-# What runs inside for calls: the program as a module, then its function on each input; the reply goes to descriptor 3,
-# and nothing runs after it. The nonce says that this code wrote the reply, and not a stray print.
+# Runs inside the sandbox for tests of a function: imports the program as a module, calls the function on each input and
+# writes the results to descriptor 3. The nonce tells this reply from the program's own output; nothing runs after it.
 CALLS = """
 import json, os, sys, types
 job = json.load(sys.stdin)
@@ -37,27 +37,18 @@ os._exit(0)
 """
 
 
-class Answered(Protocol):
-    """What a reward reads of a sample."""
-
-    @property
-    def problem(self) -> Problem: ...
-    @property
-    def text(self) -> str: ...
-
-
 @dataclass(frozen=True)
 class Tests:
-    fn_name: str | None
+    fn_name: str | None  # None: the program reads standard input and prints
     inputs: list[Any]
     outputs: list[Any]
 
 
 class CodeReward:
-    """A reward: call it with a sample, or `grade` with many, which run side by side.
+    """Grades programs, up to `workers` (default: the CPU cores) at once.
 
-    A value is None when the sandbox failed: that is nothing the program did. It is counted in `failures`, and
-    `last_failure` says why.
+    A value is None when the sandbox failed, which says nothing about the program. Such failures are counted in
+    `failures`; `last_failure` has the latest error.
     """
 
     def __init__(self, sandbox: Sandbox, workers: int | None = None) -> None:
@@ -68,36 +59,33 @@ class CodeReward:
 
     @property
     def notice(self) -> str:
-        """What who reads the log should know."""
-        return f"programs run behind {', '.join(sorted(self.sandbox.layers)) or 'nothing: any may do harm'}"
+        """The isolation of this machine, for the run's log."""
+        return f"programs are isolated by {', '.join(sorted(self.sandbox.layers)) or 'nothing: they can do harm'}"
 
-    def __call__(self, sample: Answered) -> float | None:
-        return self.grade([sample])[0]
-
-    def grade(self, samples: Iterable[Answered]) -> list[float | None]:
-        """One value for each sample, in order.
-
-        Raises:
-            UsageError: a problem's tests are not tests.
-        """
+    def grade(self, samples: Sequence[Sample]) -> list[float | None]:
+        """1 for a program that passes, else 0; None where the sandbox failed. Raises UsageError for malformed tests."""
         jobs = [(extract_program(sample.text), parse_tests(sample.problem)) for sample in samples]
         with ThreadPoolExecutor(self.workers) as pool:
-            results = list(pool.map(lambda job: self.judge(*job), jobs))
+            results = list(pool.map(lambda job: self.check(*job), jobs))
         errors = [result for result in results if isinstance(result, str)]
         self.failures["sandbox_failures"] += len(errors)
         self.last_failure = errors[-1] if errors else self.last_failure
         return [None if isinstance(result, str) else float(result) for result in results]
 
-    def judge(self, program: str | None, tests: Tests) -> bool | str:
-        """Whether the program passes, or why the sandbox could not say."""
+    def check(self, program: str | None, tests: Tests) -> bool | str:
+        """Whether the program passes all tests, or the sandbox's error."""
+        if program is None:
+            return False
         try:
-            return program is not None and passes(self.sandbox, program, tests)
+            if tests.fn_name is not None:
+                return returns(self.sandbox, program, tests.fn_name, tests.inputs, tests.outputs)
+            return all(prints(self.sandbox, program, i, o) for i, o in zip(tests.inputs, tests.outputs, strict=True))
         except RunError as error:
             return str(error)
 
 
 def extract_program(response: str) -> str | None:
-    """The last closed ```python block after the thinking; without one, what stands in <answer>; without that, None."""
+    """The last closed ```python block after the thinking, else the contents of <answer>, else None."""
     final = response.rpartition("</think>")[2]
     program: str | None = None
     block: list[str] | None = None
@@ -115,49 +103,40 @@ def extract_program(response: str) -> str | None:
 
 
 def parse_tests(problem: Problem) -> Tests:
-    """Raises UsageError when `problem.answer` has no tests: no program must pass for want of them."""
+    """The tests in `problem.answer`. Raises UsageError for none, since any program would pass."""
     try:
         fields = json.loads(problem.answer)
         tests = Tests(fields.get("fn_name"), fields["inputs"], fields["outputs"])
         pairs = list(zip(tests.inputs, tests.outputs, strict=True)) if isinstance(tests.inputs, list) else []
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"problem {problem.id}: its answer should be tests as JSON, got {error!r}") from error
+        raise UsageError(f"problem {problem.id}: Problem.answer isn't tests as JSON: {error!r}") from error
     kind = str if tests.fn_name is None else list
     if not pairs or not all(isinstance(i, kind) and (tests.fn_name or isinstance(o, str)) for i, o in pairs):
-        raise UsageError(f"problem {problem.id}: expected one or more tests with inputs of type {kind.__name__}")
+        raise UsageError(f"problem {problem.id}: Problem.answer needs one or more tests with {kind.__name__} inputs")
     return tests
 
 
-def passes(sandbox: Sandbox, program: str, tests: Tests) -> bool:
-    if tests.fn_name is None:
-        return all(prints(sandbox, program, i, o) for i, o in zip(tests.inputs, tests.outputs, strict=True))
-    return returns(sandbox, program, tests.fn_name, tests.inputs, tests.outputs)
-
-
 def prints(sandbox: Sandbox, program: str, stdin: str, expected: str) -> bool:
-    """Whether the whole output is the expected one, line by line, but for white space at the ends of lines and text."""
-    ending = sandbox.run(program, stdin)
-    return ending.succeeded and lines(ending.stdout) == lines(expected.encode())
-
-
-def lines(text: bytes) -> list[bytes]:
-    return [line.rstrip() for line in text.rstrip().split(b"\n")]
+    """Whether the program prints exactly the expected lines, up to white space at the ends of lines and text."""
+    result = sandbox.run(program, stdin)
+    printed, wanted = ([x.rstrip() for x in text.rstrip().split(b"\n")] for text in (result.stdout, expected.encode()))
+    return result.succeeded and printed == wanted
 
 
 def returns(sandbox: Sandbox, program: str, fn_name: str, inputs: list[Any], outputs: list[Any]) -> bool:
-    """Whether the function returns the expected values, all calls in one process."""
+    """Whether the function returns the expected values, called in one process."""
     nonce = secrets.token_hex(16)
     job = {"program": program, "fn_name": fn_name, "inputs": inputs, "nonce": nonce}
-    ending = sandbox.run(CALLS, json.dumps(job))
+    result = sandbox.run(CALLS, json.dumps(job))
     try:
-        reply = json.loads(ending.reply)
+        reply = json.loads(result.reply)
     except (ValueError, RecursionError):
         return False
-    return ending.succeeded and same(reply, [nonce, outputs])
+    return result.succeeded and same(reply, [nonce, outputs])
 
 
 def same(value: Any, expected: Any) -> bool:
-    """Equality of JSON values. True is not 1, but 1.0 is; NaN is nothing's equal."""
+    """Equality of JSON values: 1 equals 1.0 but not true, and NaN equals nothing."""
     if isinstance(value, bool) or isinstance(expected, bool):
         return value is expected
     if isinstance(value, int | float) and isinstance(expected, int | float):

@@ -1,4 +1,4 @@
-"""Which outputs are good enough to teach (R1, section 2.3.3). A filter has the name that its drops are counted by."""
+"""Filters of rejection sampling (R1, section 2.3.3). Dropped samples are counted by the filter's name."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,18 +10,15 @@ NGRAM = 4  # tokens
 
 
 def make_filters(config: RejectionConfig) -> dict[str, Callable[[Sample], bool]]:
-    """In the order in which they are asked; the first that is true drops a sample.
-
-    They read the rewards named `accuracy`, `format` and `language`, where a sample has them.
-    """
+    """Filters in order; the first that returns True drops a sample. They read the rewards named here, if present."""
     repeats = repetition_penalty(NGRAM)
-    longest = config.longest or config.max_new_tokens
+    longest = config.longest or config.sampling.max_new_tokens
     return {
         "unfinished": lambda s: not s.finished,
-        "wrong": lambda s: s.rewards.get("accuracy", 1.0) != 1.0,  # nor without a verdict
+        "wrong": lambda s: s.rewards.get("accuracy", 1.0) != 1.0,  # None: the verifier failed
         "malformed": lambda s: below(s.rewards.get("format"), 1.0),
         "mixed_language": lambda s: below(s.rewards.get("language"), config.language),
-        "too_long": lambda s: len(s.tokens) > longest,
+        "too_long": lambda s: len(s.response_tokens) > longest,
         "repetitive": lambda s: -(repeats(s) or 0.0) > config.repetition,
         "long_paragraph": lambda s: any(len(p.split()) > config.paragraph_words for p in s.text.split("\n\n")),
         "code_block": lambda s: not config.code_blocks and "```" in s.text,
@@ -29,16 +26,17 @@ def make_filters(config: RejectionConfig) -> dict[str, Callable[[Sample], bool]]
 
 
 def below(value: float | None, least: float) -> bool:
-    """Whether a reward that applies is less than `least`."""
+    """Whether a reward is less than `least`; False for None."""
     return value is not None and value < least
 
 
 def choose(
     samples: Sequence[Sample], filters: Mapping[str, Callable[[Sample], bool]], config: RejectionConfig
 ) -> tuple[list[int], dict[str, int]]:
-    """Places of the samples of one question that are kept, and how many were dropped by what.
+    """Returns the indices of the samples of one question to keep, and the dropped samples' counts by reason.
 
-    Of those that no filter drops, one of each text is kept, and `config.keep` of them: as drawn, or the shortest.
+    Of the samples that pass the filters, one of each text is kept, and of these the first or the shortest
+    `config.keep`.
     """
     dropped = dict.fromkeys([*filters, "duplicate", "beyond_keep"], 0)
     kept: list[int] = []
@@ -51,6 +49,6 @@ def choose(
         else:
             dropped[reason] += 1
     if config.choose == "shortest":
-        kept.sort(key=lambda i: len(samples[i].tokens))
+        kept.sort(key=lambda i: len(samples[i].response_tokens))
     dropped["beyond_keep"] = max(0, len(kept) - config.keep)
     return sorted(kept[: config.keep]), dropped

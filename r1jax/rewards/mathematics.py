@@ -1,9 +1,9 @@
-r"""Accuracy on problems with one checkable answer (R1, section 2.2.2): what the answer is, and whether it is right.
+r"""Accuracy on problems with one checkable answer (R1, section 2.2.2): extracts the answer and compares it.
 
-Plain numbers are compared exactly, here. Everything else goes to math-verify in a pool of processes that can be killed
-(`equality.py`, `workers.py`); before that, guards drop what could only be there to fool or to stall it. Where in doubt
-an answer is wrong: RL finds every false positive. Known and left: math-verify takes $x^2 - 1$ for $(x - 1)(x + 1)$, and
-compares decimals with roots and fractions of roots to six places.
+Plain numbers are compared exactly in this process. Other answers go to math-verify in a pool of processes that can be
+killed (`equality.py`, `workers.py`), after guards reject those that could fool or stall it. Doubtful answers are wrong,
+since RL finds every false positive. Known limits: math-verify accepts $x^2 - 1$ for $(x - 1)(x + 1)$, and compares
+decimals with roots and fractions of roots to six places.
 """
 
 import math
@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -18,50 +19,47 @@ from r1jax.rewards.workers import Workers
 from r1jax.types import Sample
 
 MAX_LENGTH = 1000  # characters of an answer
-MAX_DEPTH = 12  # of brackets in it
-MAX_EXPONENT = 10**6  # the product of all numbers that stand in exponents
+MAX_DEPTH = 12  # of nested brackets
+MAX_EXPONENT = 10**6  # the product of all numbers in exponents
 
 
-# ---- what the answer is
+# ---- extraction
 
 
 def extract_answer(response: str) -> str | None:
-    r"""The answer of a response, or None when it gives none, or more than one.
+    r"""The answer of a response, or None when it has none or several.
 
-    What stands in its only <answer> … </answer>, and there in its only \boxed{…}, if it has one; without these tags the
-    last \boxed{…}, or else what follows the last #### (GSM8K's form). Thinking never counts, finished or not.
+    It is the contents of the only <answer> … </answer>, or of the only \boxed{…} in it; without tags, of the last
+    \boxed{…}; else the line after the last #### (GSM8K's form). Thinking is ignored, even if it doesn't end.
     """
-    said = response.rpartition("</think>")[2].partition("<think>")[0]
-    tags = [m.span() for m in re.finditer(r"</?answer>", said)]
+    text = response.rpartition("</think>")[2].partition("<think>")[0]
+    tags = list(re.finditer(r"</?answer>", text))
     if tags:
-        return only_box(said[tags[0][1] : tags[1][0]]) if exactly_once(said) else None
-    box = max(said.rfind(r"\boxed"), said.rfind(r"\fbox"))
+        once = [tag[0] for tag in tags] == ["<answer>", "</answer>"]
+        return only_box(text[tags[0].end() : tags[1].start()]) if once else None
+    box = max(text.rfind(r"\boxed"), text.rfind(r"\fbox"))
     if box >= 0:
-        return only_box(said[box:])
-    final = said.rpartition("####")
+        return only_box(text[box:])
+    final = text.rpartition("####")
     return (final[2].strip().split("\n")[0].strip() or None) if final[1] else None
 
 
-def exactly_once(said: str) -> bool:
-    return re.findall(r"</?answer>", said) == ["<answer>", "</answer>"]
-
-
 def only_box(text: str) -> str | None:
-    """What the text's only box holds, or the text when it has none; None when boxes differ or don't end."""
+    """The contents of the text's only box, or the text when it has none; None when boxes differ or don't end."""
     text = text.strip()
     for _ in range(3):  # boxes in boxes
         if not re.search(r"\\(boxed|fbox)", text):
             return text or None
-        held = boxes(text)
-        if held is None or len(set(held)) != 1:
+        contents = boxes(text)
+        if contents is None or len(set(contents)) != 1:
             return None
-        text = held[0].strip()
+        text = contents[0].strip()
     return None
 
 
 def boxes(text: str) -> list[str] | None:
-    """What each outermost box of the text holds; None when a box has no end."""
-    held: list[str] = []
+    """The contents of the outermost boxes; None when a box has no end."""
+    contents: list[str] = []
     end = 0
     for match in re.finditer(r"\\(?:boxed|fbox)\b", text):
         if match.start() >= end:
@@ -69,13 +67,13 @@ def boxes(text: str) -> list[str] | None:
             close = closing_brace(text, brace.end()) if brace else None
             if brace is None or close is None:
                 return None
-            held.append(text[brace.end() : close])
+            contents.append(text[brace.end() : close])
             end = close
-    return held
+    return contents
 
 
 def closing_brace(text: str, start: int) -> int | None:
-    r"""Where the brace closes that was opened before `start`. \{ and \} are signs of a set, not braces."""
+    r"""Position of the brace that closes the one opened before `start`. \{ and \} are set signs, not braces."""
     depth = 1
     for match in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
         depth += {"{": 1, "}": -1}.get(match[0], 0)
@@ -84,7 +82,7 @@ def closing_brace(text: str, start: int) -> int | None:
     return None
 
 
-# ---- how it is read
+# ---- reading
 
 DIGITS = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
 NUMBER = re.compile(
@@ -106,7 +104,7 @@ LATEX_UNIT = re.compile(
 WORD_UNIT = re.compile(
     r"(?P<value>.*[0-9}])(?:\s*(?P<short>[cmk]m|k?g|ft|lbs?|mph|hrs?)|\s+(?P<long>[A-Za-z]{3,}(?: [A-Za-z]{3,}){0,2}))"
 )
-# Words that are no unit: they make another number of the one before them, or take it back.
+# Not units: these words change the number before them, or take it back.
 NOT_UNITS = frozenset(
     """hundred hundreds thousand thousands million millions billion billions trillion trillions dozen dozens score
     half halves third thirds quarter quarters fourth fourths fifth fifths tenth tenths hundredth hundredths thousandth
@@ -118,7 +116,7 @@ NOT_UNITS = frozenset(
 
 @dataclass(frozen=True)
 class Answer:
-    """`x = 5 cm` in its parts."""
+    """The parts of `x = 5 cm`."""
 
     value: str
     name: str = ""
@@ -126,8 +124,8 @@ class Answer:
 
 
 def read(text: str) -> Answer:
-    """An answer without the marks around it, and with its name and its unit apart."""
-    # Digits of other scripts are these digits; other signs that look like digits (², ½, Ⅳ) are not.
+    """An answer without delimiters, with its name and its unit apart."""
+    # Converts digits of other scripts, but not ², ½ or Ⅳ.
     text = "".join(str(unicodedata.decimal(c, c)) for c in text).replace("−", "-")
     text = text.strip().removesuffix(".").rstrip()
     for opens, closes in DELIMITERS:
@@ -143,7 +141,7 @@ def read(text: str) -> Answer:
 
 
 def split_unit(text: str) -> tuple[str, str]:
-    """("5", "cm") of "5 cm". Percent is a unit here."""
+    """Splits "5 cm" into ("5", "cm"); percent is a unit."""
     for pattern, unit in ((PERCENT, "%"), (DEGREES, "degree")):
         if match := pattern.fullmatch(text):
             return match["value"].strip(), unit
@@ -168,26 +166,26 @@ def number(text: str) -> Fraction | None:
     top, bottom = (Fraction((match[part] or "1").replace(",", "")) for part in ("top", "bottom"))
     if bottom == 0:
         return None
-    size = (Fraction(match["whole"] or 0) + top / bottom) * Fraction(10) ** int((match["power"] or "0").strip("{ }"))
-    return -size if match["sign"] == "-" else size
+    value = (Fraction(match["whole"] or 0) + top / bottom) * Fraction(10) ** int((match["power"] or "0").strip("{ }"))
+    return -value if match["sign"] == "-" else value
 
 
-# ---- what must not reach sympy
+# ---- guards before sympy
 
 SEVERAL = re.compile(r"(?<![A-Za-z\\])(?:or|either|maybe|not)(?![A-Za-z])|\\lor|\\vee|\?")
 EXPONENT = re.compile(r"\s*(?:\^|\*\*)\s*")
 EXPONENT_TOKEN = re.compile(r"-?(?:[0-9]+|\\[a-zA-Z]+(?:\s*\{[^{}]*\})*|.)?", re.DOTALL)
-SMALL_POWER = re.compile(r"(?<=[a-z])\s*\^\s*(?:[0-9]|\{\s*[0-9]\s*\})")  # x^2: harmless wherever it stands
+SMALL_POWER = re.compile(r"(?<=[a-z])\s*\^\s*(?:[0-9]|\{\s*[0-9]\s*\})")  # x^2: always harmless
 FACTORIAL = re.compile(r"(?<![0-9])(?:[0-9]{1,3}|[a-z])\s*!")
 UNFINISHED = re.compile(r"\\(?:int|iint|oint|sum|prod|lim|frac\s*\{\s*d\s*\}|binom|dbinom|tbinom)(?![a-z])")
-# With a plain number as gold, arithmetic that is still to be done is the question again.
+# Where the gold answer is a plain number, unevaluated arithmetic restates the question.
 CALCULATION = re.compile(
     r"[*×·÷!=≈_:|]|\\(?:times|cdot|div|approx|sqrt|log|ln)(?![a-z])|[0-9]\s+[0-9]|[\w)}\]+-]\s*[+/-]"
 )
 
 
 def explodes(text: str) -> bool:
-    """Whether an answer is broken, too deep or too large to be computed: no right answer is."""
+    """Whether an answer is malformed, too deep or too large to compute, as no correct answer is."""
     if not balanced(text) or "!" in FACTORIAL.sub("", text):
         return True
     powers = exponents(SMALL_POWER.sub("", text))
@@ -196,25 +194,25 @@ def explodes(text: str) -> bool:
 
 
 def balanced(text: str) -> bool:
-    """Whether braces close, and brackets are not too deep. Brackets need not match: [1, 2) is an interval."""
+    """Whether braces close and brackets aren't too deep. Brackets needn't match: [1, 2) is an interval."""
     braces = brackets = 0
-    for mark in re.findall(r"\\.|[{}()\[\]]", text, re.DOTALL):
-        braces += {"{": 1, "}": -1}.get(mark, 0)
-        brackets += {"(": 1, "[": 1, ")": -1, "]": -1}.get(mark, 0)
+    for sign in re.findall(r"\\.|[{}()\[\]]", text, re.DOTALL):
+        braces += {"{": 1, "}": -1}.get(sign, 0)
+        brackets += {"(": 1, "[": 1, ")": -1, "]": -1}.get(sign, 0)
         if braces < 0 or braces + brackets > MAX_DEPTH:
             return False
     return braces == 0
 
 
 def exponents(text: str) -> list[str]:
-    """What stands after each ^ or **: a group or a token, and one more ^ if it is the base of a tower."""
+    """The group or token after each ^ or **, with a ^ appended if it is the base of a tower."""
     found = []
     for match in EXPONENT.finditer(text):
         start = end = match.end()
         depth = 0
-        for mark in re.findall(r"[{(})]|[^{(})]+", text[start:]) if text[start : start + 1] in ("{", "(") else ():
-            depth += {"{": 1, "(": 1, "}": -1, ")": -1}.get(mark, 0)
-            end += len(mark)
+        for part in re.findall(r"[{(})]|[^{(})]+", text[start:]) if text[start : start + 1] in ("{", "(") else ():
+            depth += {"{": 1, "(": 1, "}": -1, ")": -1}.get(part, 0)
+            end += len(part)
             if depth == 0:
                 break
         if end == start:
@@ -224,11 +222,11 @@ def exponents(text: str) -> list[str]:
     return found
 
 
-# ---- whether it is right
+# ---- comparison
 
 
 def decide(answer: Answer, gold: Answer) -> bool | None:
-    """Right or wrong where that needs no algebra; None where it does."""
+    """Whether the answer is correct, or None when that takes algebra."""
     if any(a and g and a != g for a, g in ((answer.unit, gold.unit), (answer.name, gold.name))):
         return False
     given, wanted = number(answer.value), number(gold.value)
@@ -248,13 +246,13 @@ def decide(answer: Answer, gold: Answer) -> bool | None:
 
 
 def spelling(answer: Answer) -> tuple[str, str]:
-    """The value without the spaces and the sizes of fractions that change nothing: spares most right answers sympy."""
+    """The value without spaces and fraction sizes, and the unit: settles most correct answers without sympy."""
     text = re.sub(r"\\[dt]frac(?![a-z])", r"\\frac", answer.value)
     return re.sub(r"(?<![A-Za-z0-9\\])\s+|\s+(?![A-Za-z0-9])", "", text), answer.unit
 
 
 def same_number(given: Fraction, wanted: Fraction, given_percent: bool, wanted_percent: bool) -> bool:
-    """50% is 1/2, and 50 where one side left the sign out; below 1 a number is what it says."""
+    """Equality of numbers of which either may be a percentage: 50% is 1/2, or 50, but 0.5% is not 0.5."""
     if given_percent == wanted_percent:
         return given == wanted
     if given == wanted and abs(given) > 1:
@@ -262,61 +260,57 @@ def same_number(given: Fraction, wanted: Fraction, given_percent: bool, wanted_p
     return given / (100 if given_percent else 1) == wanted / (100 if wanted_percent else 1)
 
 
-class MathVerifier:
-    """Grades responses; holds the processes that do it."""
+class MathVerifier(AbstractContextManager):
+    """Grades responses by a pool of processes, with `seconds` for each comparison; leaving its context ends them."""
 
     def __init__(self, processes: int = 2, seconds: float = 5.0):
         self.workers = Workers("r1jax.rewards.equality:equal", processes, seconds)
 
     def verify(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
-        """1 or 0 for each (response, gold answer); None where math-verify died or hung, or there is no gold answer.
-
-        Raises RunError when math-verify can't be started.
-        """
+        """1 or 0 for each (response, gold answer); None where math-verify failed, and for an empty gold answer."""
         verdicts: list[bool | None] = []
-        open_questions: dict[int, tuple[str, str]] = {}
-        for place, (response, gold_text) in enumerate(pairs):
-            text, gold = extract_answer(response), read(gold_text)
-            answer = read(text) if text is not None and len(text) <= MAX_LENGTH else None
-            verdict = False if answer is None or not answer.value else decide(answer, gold)
+        undecided: dict[int, tuple[str, str]] = {}
+        for i, (response, gold_text) in enumerate(pairs):
+            answer, gold = read_response(response), read(gold_text)
+            verdict = decide(answer, gold) if answer else False
             verdicts.append(verdict if gold.value else None)
-            if answer is not None and gold.value and verdict is None:
-                open_questions[place] = (latex(answer), latex(gold))
-        different = list(dict.fromkeys(open_questions.values()))  # a group's samples often agree
-        found = dict(zip(different, self.workers.map(different), strict=True))
-        for place, question in open_questions.items():
-            verdicts[place] = found[question]
+            if answer and gold.value and verdict is None:
+                undecided[i] = (latex(answer), latex(gold))
+        distinct = list(dict.fromkeys(undecided.values()))  # a group's samples often agree
+        equal = dict(zip(distinct, self.workers.map(distinct), strict=True))
+        for i, pair in undecided.items():
+            verdicts[i] = equal[pair]
         return [None if verdict is None else float(verdict) for verdict in verdicts]
 
     def answer(self, sample: Sample) -> str | None:
-        """As `verify` reads it: 0.50 and 1/2 are one answer, and so is one text however it is spaced."""
-        text = extract_answer(sample.text)
-        answer = read(text) if text is not None and len(text) <= MAX_LENGTH else None
-        if answer is None or not answer.value:
+        """The normalised answer, None without one: 0.50 and 1/2 are one answer, spaces and sizes don't matter."""
+        answer = read_response(sample.text)
+        if answer is None:
             return None
         value = number(answer.value)
         named = f"{answer.name} = " if answer.name else ""
         return f"{named}{spelling(answer)[0] if value is None else value} {answer.unit}".rstrip()
 
     def grade(self, samples: Sequence[Sample]) -> list[float | None]:
-        """The reward of many samples at once, which keeps all processes busy."""
+        """1 for a correct answer, else 0; None where math-verify failed."""
         return self.verify([(sample.text, sample.problem.answer) for sample in samples])
 
     @property
     def failures(self) -> Counter[str]:
-        """Each of these cost its questions their verdict: None."""
+        """Comparisons that exceeded their time or crashed; their result is None."""
         return Counter(timeouts=self.workers.timeouts, crashes=self.workers.crashes)
 
-    def close(self) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.workers.close()
 
-    def __enter__(self) -> "MathVerifier":
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+def read_response(response: str) -> Answer | None:
+    """A response's answer; None when it has none, or one that is empty or longer than MAX_LENGTH."""
+    text = extract_answer(response)
+    answer = read(text) if text is not None and len(text) <= MAX_LENGTH else None
+    return answer if answer and answer.value else None
 
 
 def latex(answer: Answer) -> str:
-    """The answer for math-verify: names and units have been compared, percent has a value."""
+    """The value for math-verify, after names and units were compared; only percent changes it."""
     return answer.value + (r"\%" if answer.unit == "%" else "")

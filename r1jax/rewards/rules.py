@@ -1,10 +1,10 @@
-"""Rule-based rewards (R1, section 2.2.2). A reward is a plain function of a sample; None: it does not apply to it."""
+"""Rule-based rewards (R1, section 2.2.2). A reward is a function of a sample, and None where it doesn't apply."""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import mean, pstdev
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -13,45 +13,46 @@ from r1jax.types import Sample
 
 RewardFunction = Callable[[Sample], float | None]
 F = TypeVar("F", bound=RewardFunction)
-DEVIATION_EPSILON = 1e-6  # decides only how values that differ by about as much are treated: equal ones give 0
-ROUNDING = 1e-6  # values that differ by less are the same: a model's scores are float32
+DEVIATION_EPSILON = 1e-6  # matters only for deviations of about this size
+ROUNDING = 1e-6  # smaller differences are the rounding of a model's float32 scores
 
 
 @runtime_checkable
 class Grader(Protocol):
-    """A reward that is quicker on many samples at once, such as one with processes of its own."""
+    """A reward that grades many samples at once, such as a verifier with processes of its own; None: it failed."""
 
     def grade(self, samples: Sequence[Sample]) -> list[float | None]: ...
 
 
 @dataclass(frozen=True)
 class Reward:
-    """A term of the total reward. Weight 0 only watches."""
+    """A term of the total reward. With weight 0 it is only logged."""
 
     function: RewardFunction | Grader
     weight: float
-    sources: tuple[str, ...] | None = None  # it sees samples of these sources only; None: of all
-    normalise: bool = False  # each group's values to mean 0 and deviation 1, before they are weighted
+    sources: tuple[str, ...] | None = None  # grades samples of these sources; None: of all
+    normalise: bool = False  # scales each group's values to mean 0 and deviation 1 before weighting
 
     def grade(self, samples: Sequence[Sample]) -> list[float | None]:
-        """Unweighted, as they are logged."""
-        seen = [i for i, s in enumerate(samples) if self.applies(s)]
-        asked = [samples[i] for i in seen]
-        graded = self.function.grade(asked) if isinstance(self.function, Grader) else map(self.function, asked)
-        values = dict(zip(seen, graded, strict=True))
+        """Unweighted values; None for samples of other sources, and where the function returns None."""
+        indices = [i for i, s in enumerate(samples) if self.applies(s)]
+        own = [samples[i] for i in indices]
+        graded = self.function.grade(own) if isinstance(self.function, Grader) else map(self.function, own)
+        values = dict(zip(indices, graded, strict=True))
         return [values.get(i) for i in range(len(samples))]
 
     def applies(self, sample: Sample) -> bool:
-        """Whether the sample is of its sources."""
+        """Whether the sample is from one of `sources`."""
         return self.sources is None or sample.problem.source in self.sources
 
-    def terms(self, values: Sequence[float | None], counts: Sequence[bool]) -> list[float]:
-        """What a group's values add to its totals; what does not apply, or count, adds to no mean.
+    def terms(self, values: Sequence[float | None], valid: Sequence[bool]) -> list[float]:
+        """What a group's values add to its totals: weight * value, 0 for None.
 
-        Normalised: (value - mean) / deviation, so that no term drowns another (GDPO, arXiv 2601.05242, without its
-        second normalisation over the batch; population standard deviation). Rounding is no difference.
+        With `normalise`, value is (value - mean) / standard deviation, so that terms have one scale (GDPO, arXiv
+        2601.05242, without its second normalisation, over the batch). The statistics are of the `valid` samples with a
+        value, and differences within `ROUNDING` give 0.
         """
-        applicable = [value for value, counted in zip(values, counts, strict=True) if value is not None and counted]
+        applicable = [value for value, is_valid in zip(values, valid, strict=True) if value is not None and is_valid]
         centre, scale = 0.0, 1.0
         if self.normalise and applicable:
             differ = max(applicable) - min(applicable) > ROUNDING
@@ -59,98 +60,87 @@ class Reward:
         return [0.0 if value is None else self.weight * ((value - centre) / scale) for value in values]
 
     def answer(self, sample: Sample) -> str | None:
-        """What the sample answers, as its function reads it; None: nothing. Equal answers are one vote."""
+        """The sample's answer as the function reads it, None without one. Equal answers are one vote."""
         return getattr(self.function, "answer", read_answer)(sample)
 
     @property
     def failures(self) -> Mapping[str, int]:
-        """How often a verifier gave no verdict, by kind, since it was made; a plain function never fails."""
+        """Failures of the verifier since it was made, by kind; a plain function has none."""
         return getattr(self.function, "failures", {})
 
     @property
     def learned(self) -> tuple[Any, ...]:
-        """The directories of the reward models that it asks; none for a rule."""
+        """The directories of its reward models; empty for a rule."""
         if isinstance(self.function, BySource):
             return tuple(path for reward in self.function.rewards for path in reward.learned)
         return (self.function.checkpoint,) if hasattr(self.function, "checkpoint") else ()
 
     @property
-    def terms_of(self) -> dict[str, Any]:
-        """What a stage's config keeps of it."""
+    def settings(self) -> dict[str, Any]:
+        """The fields that a stage's config record keeps."""
         return {"weight": self.weight, "sources": self.sources, "normalise": self.normalise}
 
     @property
     def notice(self) -> str:
-        """What a run has to say of it, as of the isolation that a sandbox reached."""
+        """A line for the run's log, such as a sandbox's isolation; "" for none."""
         return getattr(self.function, "notice", "")
 
     @property
     def overlaps(self) -> bool:
-        """Whether it may grade while the devices draw other outputs; not, if it says that it needs them itself."""
+        """Whether it can grade during the rollout; False for a function that needs the devices itself."""
         return getattr(self.function, "overlaps", True)
 
 
-@dataclass(frozen=True)
-class Parts:
-    thinking: str
-    answer: str
-
-
-FORMAT = re.compile(r"\s*<think>(?P<thinking>.*)</think>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)
+FORMAT = re.compile(r"\s*<think>.*</think>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
-def parse(response: str) -> Parts | None:
-    """Thinking and answer of a response that is exactly `<think> … </think> <answer> … </answer>`, each tag once."""
-    if any(response.count(tag) != 1 for tag in TAGS):
-        return None
-    match = FORMAT.fullmatch(response)
-    if match is None:
-        return None
-    return Parts(match["thinking"].strip(), match["answer"].strip())
+def parse_answer(response: str) -> str | None:
+    """The answer of a response that is exactly `<think> … </think> <answer> … </answer>`, each tag once, else None."""
+    match = FORMAT.fullmatch(response) if all(response.count(tag) == 1 for tag in TAGS) else None
+    return match["answer"].strip() if match else None
 
 
 def format_reward(sample: Sample) -> float:
-    """1 when the response has the asked form and a non-empty answer, else 0."""
-    parts = parse(sample.text)
-    return float(parts is not None and bool(parts.answer))
+    """1 when the response has the form of `parse_answer` and a non-empty answer, else 0."""
+    return float(bool(parse_answer(sample.text)))
 
 
 def accuracy_reward(sample: Sample) -> float:
-    """1 when the answer inside the right tags is the right number and nothing else, else 0."""
-    parts = parse(sample.text)
-    return float(parts is not None and canonical(parts.answer) == canonical(sample.problem.answer))
+    """1 when the response has the form of `parse_answer` and its whole answer is `problem.answer`, else 0."""
+    answer = parse_answer(sample.text)
+    return float(answer is not None and canonical(answer) == canonical(sample.problem.answer))
 
 
 def read_answer(sample: Sample) -> str | None:
-    """What stands inside the right tags, as `accuracy_reward` compares it; None where that is nothing."""
-    parts = parse(sample.text)
-    return canonical(parts.answer) if parts and parts.answer else None
+    """The answer as `accuracy_reward` compares it, None without one."""
+    answer = parse_answer(sample.text)
+    return canonical(answer) if answer else None
 
 
 def answered_by(read: Callable[[Sample], str | None]) -> Callable[[F], F]:
-    """Marks a reward function with how it reads an answer, where that is not `read_answer`.
+    """Decorates a reward function that reads answers by another function than `read_answer`.
 
-    Samples with equal answers must get equal verdicts: a majority's verdict is that of any of them.
+    Samples with equal answers must get equal rewards, since a majority is graded by any one of its samples.
     """
 
-    def mark(function: F) -> F:
+    def decorate(function: F) -> F:
         function.answer = read  # type: ignore[attr-defined]
         return function
 
-    return mark
+    return decorate
 
 
 def canonical(answer: str) -> str:
-    """Integers without sign noise and leading zeros ("+07" is "7"); anything else as it stands."""
+    """Integers without plus sign and leading zeros ("+07" is "7"); any other text unchanged."""
     return str(int(answer)) if re.fullmatch(r"[+-]?[0-9]{1,18}", answer) else answer
 
 
 def language_consistency_reward(lexicons: Mapping[str, frozenset[str]]) -> RewardFunction:
-    """Words of the problem's language / words of any language, in the thinking (R1, section 2.3.2); 0 without such.
+    """Returns a reward in [0, 1]: the share of the thinking's words in the problem's language (R1, section 2.3.2).
 
-    `lexicons` holds each language's words; words in none of them (numbers, names) don't count. None for a problem in
-    another language.
+    `lexicons` maps languages to their words; other words (numbers, names) don't count. The reward is 0 when no word
+    counts, and None for a problem in a language without a lexicon.
     """
 
     def reward(sample: Sample) -> float | None:
@@ -163,85 +153,81 @@ def language_consistency_reward(lexicons: Mapping[str, frozenset[str]]) -> Rewar
 
 
 def language_mix_reward(lexicons: Mapping[str, frozenset[str]]) -> RewardFunction:
-    """1 when the thinking has words of more than one language, else 0: a measure to watch."""
-
-    def reward(sample: Sample) -> float:
-        return float(sum(count > 0 for count in language_words(sample.text, lexicons).values()) > 1)
-
-    return reward
+    """Returns a reward to log: 1 when the thinking has words of more than one language, else 0."""
+    return lambda sample: float(sum(n > 0 for n in language_words(sample.text, lexicons).values()) > 1)
 
 
 def language_words(response: str, lexicons: Mapping[str, frozenset[str]]) -> dict[str, int]:
-    """How many words of each language the thinking has."""
+    """The number of words of each language in the thinking."""
     words = read_thinking(response).split()
     return {language: sum(word in lexicon for word in words) for language, lexicon in lexicons.items()}
 
 
 def read_thinking(response: str) -> str:
-    """What stands before </think>, or all of an untagged response."""
+    """The text before </think>, or all of an untagged response."""
     return response.partition("</think>")[0]
 
 
 def length_penalty(free: int, longest: int) -> RewardFunction:
-    """-(tokens - free) / (longest - free), within [-1, 0] (DAPO, arXiv 2503.14476, equation 13).
+    """Returns a reward in [-1, 0]: -(tokens - free) / (longest - free), clipped (DAPO, arXiv 2503.14476, equation 13).
 
-    `RLConfig.overlong_buffer` is the same at the limit of generation; this one is for any length, and by source. It
-    says nothing of what is right: the shortest wrong output has none, so it must weigh less than accuracy.
+    `overlong_buffer` is the same at the generation limit; this one takes any lengths, and applies by source. Weight it
+    less than accuracy, since short wrong outputs have no penalty.
     """
     if not 0 <= free < longest:
         raise UsageError(f"length_penalty: free is {free} and longest {longest}; expected 0 <= free < longest")
-    return lambda sample: -min(max((len(sample.tokens) - free) / (longest - free), 0.0), 1.0)
+    return lambda sample: -min(max((len(sample.response_tokens) - free) / (longest - free), 0.0), 1.0)
 
 
 def repetition_penalty(n: int) -> RewardFunction:
-    """-(1 - different n-grams of tokens / all of them); 0 below n tokens.
+    """Returns a reward in (-1, 0]: distinct n-grams of tokens / all n-grams - 1, and 0 below n tokens.
 
-    The share that open-r1 makes of the repetition penalty in arXiv 2502.03373, appendix C.2, on tokens for words.
+    It is open-r1's form of the repetition penalty in arXiv 2502.03373, appendix C.2, on tokens instead of words.
     """
     if n < 1:
         raise UsageError(f"repetition_penalty: n is {n}; expected 1 or more")
 
     def penalty(sample: Sample) -> float:
-        ngrams = list(zip(*(sample.tokens[i:] for i in range(n)), strict=False))
+        tokens = sample.response_tokens
+        ngrams = list(zip(*(tokens[i:] for i in range(n)), strict=False))
         return len(set(ngrams)) / len(ngrams) - 1 if ngrams else 0.0
 
     return penalty
 
 
-def grade(rewards: Mapping[str, Reward], samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with each reward's own value, unweighted, by name."""
+def grade(rewards: Mapping[str, Reward], samples: Sequence[Sample]) -> None:
+    """Adds the unweighted values of `rewards` to each sample's, by name; None where one doesn't apply or fails."""
     columns = {name: reward.grade(samples) for name, reward in rewards.items()}
-    return [replace(s, rewards={name: column[i] for name, column in columns.items()}) for i, s in enumerate(samples)]
+    for i, sample in enumerate(samples):
+        sample.rewards = {**sample.rewards, **{name: column[i] for name, column in columns.items()}}
 
 
-def totals(
-    rewards: Mapping[str, Reward], samples: Sequence[Sample], counts: Sequence[bool] | None = None
-) -> list[float]:
-    """The weighted sums that RL maximises, of the samples of one group; `counts`: those in its statistics, or all."""
-    counts = [True] * len(samples) if counts is None else counts
-    terms = [reward.terms([sample.rewards[name] for sample in samples], counts) for name, reward in rewards.items()]
+def totals(rewards: Mapping[str, Reward], samples: Sequence[Sample], valid: Sequence[bool] = ()) -> list[float]:
+    """Each sample's weighted sum of rewards, for one group; `valid` marks the samples of its statistics ((): all)."""
+    valid = valid or [True] * len(samples)
+    terms = [reward.terms([sample.rewards[name] for sample in samples], valid) for name, reward in rewards.items()]
     return [sum(term[i] for term in terms) for i in range(len(samples))]
 
 
 def learned_inputs(rewards: Mapping[str, Reward]) -> dict[str, Any]:
-    """The reward models that rewards ask, as inputs of a stage."""
+    """The directories of the rewards' models, by the names of a stage's inputs."""
     named = {name: reward.learned for name, reward in rewards.items()}
     return {name if len(paths) == 1 else f"{name}.{i}": p for name, paths in named.items() for i, p in enumerate(paths)}
 
 
 def failure_counts(rewards: Mapping[str, Reward]) -> dict[str, float]:
-    """Failures of all rewards since the start, for the log: {"accuracy_timeouts": 2.0}."""
+    """Failures of all verifiers since they were made, for the log: {"accuracy_timeouts": 2.0}."""
     return {f"{name}_{kind}": float(n) for name, reward in rewards.items() for kind, n in reward.failures.items()}
 
 
 def unverified(rewards: Mapping[str, Reward], samples: Sequence[Sample]) -> list[bool]:
-    """Whether a verifier (a `Grader`) whose verdict counts has none for a sample that it applies to: it failed."""
+    """For each sample, whether a verifier (a `Grader` with a weight) that applies to it failed."""
     verifiers = {name: r for name, r in rewards.items() if r.weight and isinstance(r.function, Grader)}
     return [any(s.rewards[name] is None and r.applies(s) for name, r in verifiers.items()) for s in samples]
 
 
 class BySource:
-    """A grader for each source, under one name."""
+    """Grades each sample by the function of its source; None for other sources."""
 
     def __init__(self, functions: Mapping[str, RewardFunction | Grader]):
         self.rewards = [Reward(function, 1.0, sources=(source,)) for source, function in functions.items()]
@@ -264,5 +250,5 @@ class BySource:
 
 
 def by_source(functions: Mapping[str, RewardFunction | Grader], weight: float) -> Reward:
-    """One reward, "accuracy" say, that each source has its own function for; others' samples it does not apply to."""
+    """One reward, such as "accuracy", with a function for each source; it doesn't apply to other sources."""
     return Reward(BySource(functions), weight, sources=tuple(functions))

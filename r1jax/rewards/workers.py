@@ -1,8 +1,8 @@
-"""Processes that run a function under a time and a memory limit, and are killed and replaced when they pass it.
+"""Processes that run a function under time and memory limits, and are killed and replaced when they exceed them.
 
-Threads can't be killed, and `signal.alarm` works on the main thread only: both let a verifier hang or fail in silence.
-Workers are plain subprocesses with pipes (they import the function's module, not the caller's `__main__`, so they know
-no jax), and speak JSON, so that nothing a worker says can run code here.
+Threads can't be killed, and `signal.alarm` works on the main thread only: with either, a verifier can hang. Workers are
+subprocesses that import the function's module and not the caller's `__main__`, so that they don't load jax. They
+exchange JSON over pipes, so that no reply can run code here.
 """
 
 import importlib
@@ -11,32 +11,31 @@ import math
 import os
 import resource
 import signal
-import subprocess
 import sys
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
+from subprocess import DEVNULL, PIPE, Popen
 from typing import IO, Any
 
 from r1jax.errors import RunError
 
-STARTUP_SECONDS = 120.0  # imports alone, on a machine that is busy
+STARTUP_SECONDS = 120.0  # for imports alone, on a busy machine
 
 
 @dataclass(eq=False)
 class Worker:
-    process: subprocess.Popen[bytes]
+    process: Popen[bytes]
     requests: IO[bytes]
     replies: IO[bytes]
-    started: float
     deadline: float
     ready: bool = False
-    task: int | None = None  # the item that it works on
+    task: int | None = None  # the index of its current item
     received: bytearray = field(default_factory=bytearray)
 
     @property
@@ -44,17 +43,17 @@ class Worker:
         return not self.ready or self.task is not None
 
 
-class Workers:
+class Workers(AbstractContextManager):
     """`number` processes that run `function`, named "module:name", from one JSON value to another.
 
-    Each item has `seconds` of wall time and `memory` bytes of address space. What passes the first has the result None
-    and is counted in `timeouts`; what passes the second, dies or raises in `crashes`. Any thread may call `map`; one
-    call runs at a time.
+    Each item has `seconds` of wall time and `memory` bytes of address space. An item that exceeds its time is counted
+    in `timeouts`, one that exceeds its memory, dies or raises in `crashes`; the result of both is None. `map` is
+    thread-safe and runs one call at a time.
     """
 
     def __init__(self, function: str, number: int, seconds: float, memory: int = 2 << 30):
         if number < 1:
-            raise ValueError(f"number is {number}: at least one worker is needed")
+            raise ValueError(f"number is {number}, expected 1 or more")
         self.command = [sys.executable, "-m", "r1jax.rewards.workers", function, str(seconds), str(memory)]
         self.seconds = seconds
         self.timeouts = self.crashes = 0
@@ -64,16 +63,13 @@ class Workers:
         self._stop = weakref.finalize(self, stop_all, self._workers)  # also at interpreter exit
 
     def map(self, items: Sequence[Any]) -> list[Any]:
-        """The function's result of each item, in order; None where it failed.
-
-        Raises RunError when a worker can't start, and ValueError after `close`.
-        """
+        """The result for each item, None where it failed. Raises RunError when a worker can't start."""
         with self._lock:
             if not self._stop.alive:
                 raise ValueError("the workers are closed")
             try:
                 return self._map(items)
-            finally:  # an exception, such as the user's ^C, must not leave an old item's reply in a pipe
+            finally:  # after an exception, such as KeyboardInterrupt, no stale reply may stay in a pipe
                 for worker in [w for w in self._workers if w.task is not None]:
                     self._replace(worker)
 
@@ -83,7 +79,9 @@ class Workers:
         while waiting or any(worker.task is not None for worker in self._workers):
             for worker in self._workers:
                 if waiting and not worker.awaited:
-                    ask(worker, waiting[0], items[waiting.popleft()], self.seconds)
+                    worker.task, worker.deadline = waiting.popleft(), time.monotonic() + self.seconds
+                    with suppress(BrokenPipeError):  # the worker died, which reading its replies will show
+                        send(worker.requests, items[worker.task])
             awaited = [worker for worker in self._workers if worker.awaited]
             timeout = max(0.0, min(worker.deadline for worker in awaited) - time.monotonic())
             speaking = set(wait([worker.replies.fileno() for worker in awaited], timeout))
@@ -108,7 +106,8 @@ class Workers:
                 if "error" in reply:
                     raise RunError(f"a worker can't start: {reply['error']}")
                 worker.ready = True
-                self.startup_seconds = max(self.startup_seconds, time.monotonic() - worker.started)
+                seconds = STARTUP_SECONDS - (worker.deadline - time.monotonic())
+                self.startup_seconds = max(self.startup_seconds, seconds)
                 return
             assert worker.task is not None
             results[worker.task] = reply.get("result")
@@ -116,7 +115,7 @@ class Workers:
             worker.task = None
 
     def _fail(self, worker: Worker, how: str) -> None:
-        if not worker.ready:  # the next one would fail as well
+        if not worker.ready:  # a replacement would fail as well
             raise RunError(f"a worker can't start: {how} (exit status {worker.process.poll()}): {self.command}")
         self._replace(worker)
 
@@ -125,47 +124,28 @@ class Workers:
         self._workers[self._workers.index(worker)] = start(self.command)
 
     def close(self) -> None:
-        """Ends all processes. May be called twice."""
+        """Ends all processes; further calls do nothing."""
         with self._lock:
             self._stop()
-
-    def __enter__(self) -> "Workers":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
 
 def start(command: list[str]) -> Worker:
-    """A process in a session of its own: ^C is not for it, and what it starts can be killed with it."""
+    """A process in its own session: it receives no ^C, and is killed together with its children."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-        start_new_session=True,
-    )
+    process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, start_new_session=True)
     assert process.stdin is not None and process.stdout is not None
-    now = time.monotonic()
-    return Worker(process, process.stdin, process.stdout, started=now, deadline=now + STARTUP_SECONDS)
-
-
-def ask(worker: Worker, task: int, item: Any, seconds: float) -> None:
-    worker.task = task
-    worker.deadline = time.monotonic() + seconds
-    with suppress(BrokenPipeError):  # it is dead: its end of the other pipe will say so
-        worker.requests.write(json.dumps(item).encode() + b"\n")
-        worker.requests.flush()
+    return Worker(process, process.stdin, process.stdout, deadline=time.monotonic() + STARTUP_SECONDS)
 
 
 def stop(worker: Worker) -> None:
-    if worker.process.returncode is None:  # not reaped yet: the number is still its own
+    if worker.process.returncode is None:  # not reaped yet, so that its pid isn't reused
         with suppress(ProcessLookupError):
             os.killpg(worker.process.pid, signal.SIGKILL)
-        worker.process.wait()  # leaves no zombie
-    with suppress(BrokenPipeError):  # a request that was half written
+        worker.process.wait()  # reaps it
+    with suppress(BrokenPipeError):  # for a partly written request
         worker.requests.close()
     worker.replies.close()
 
@@ -176,32 +156,32 @@ def stop_all(workers: list[Worker]) -> None:
 
 
 def serve(function: str, seconds: float, memory: int) -> None:
-    """A worker's life: a line in, a line out, until its input ends."""
+    """Runs a worker: reads an item and writes a reply, one JSON line each, until the input ends."""
     replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a task prints must not look like a reply
+    os.dup2(2, 1)  # prints of the function must not reach the replies
     limit(resource.RLIMIT_AS, memory)
     limit(resource.RLIMIT_CORE, 0)
     try:
         module, name = function.split(":")
         call: Callable[[Any], Any] = getattr(importlib.import_module(module), name)
-        reply(replies, {})
+        send(replies, {})
     except Exception as error:
-        return reply(replies, {"error": f"{function}: {type(error).__name__}: {error}"})
+        return send(replies, {"error": f"{function}: {type(error).__name__}: {error}"})
     for line in sys.stdin.buffer:
-        # A worker whose owner was killed while it computes is killed by the kernel.
+        # If the owner is killed during a computation, the kernel ends the worker at this limit.
         limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + seconds) + 1)
         try:
-            said = {"result": call(json.loads(line))}
-            json.dumps(said)
+            message = {"result": call(json.loads(line))}
+            json.dumps(message)
         except Exception as error:
-            said = {"error": type(error).__name__}
-        reply(replies, said)
+            message = {"error": type(error).__name__}
+        send(replies, message)
     return None
 
 
-def reply(replies: IO[bytes], said: dict[str, Any]) -> None:
-    replies.write(json.dumps(said).encode() + b"\n")
-    replies.flush()
+def send(pipe: IO[bytes], message: Any) -> None:
+    pipe.write(json.dumps(message).encode() + b"\n")
+    pipe.flush()
 
 
 def limit(kind: int, value: int) -> None:

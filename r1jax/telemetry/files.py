@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and files that grow; of several processes, the first alone writes them."""
+"""Atomic writes and appends, local or in a bucket. Only the main process writes."""
 
 import fsspec
 from etils import epath
@@ -7,8 +7,8 @@ from r1jax.parallel.hosts import is_main_process
 from r1jax.paths import in_bucket
 
 
-def write_whole(path: epath.Path, text: str) -> None:
-    """Writes beside `path` and renames: a kill at any moment leaves the old file or the new one."""
+def write_atomically(path: epath.Path, text: str) -> None:
+    """Writes to another name and renames, so that a kill at any moment leaves the old file or the new one."""
     if not is_main_process():
         return
     partial = path.with_name(path.name + ".partial")
@@ -17,7 +17,7 @@ def write_whole(path: epath.Path, text: str) -> None:
 
 
 def append(path: epath.Path, text: str) -> None:
-    """Adds to a file. A bucket's objects can't grow: what is new is put beside one, and composed with it there."""
+    """Appends to a file. An object in a bucket can't grow: the text becomes another object, composed with the first."""
     if not is_main_process():
         return
     if not in_bucket(path):

@@ -1,32 +1,36 @@
-"""A stage's metrics and samples, as JSON lines; metrics for TensorBoard too."""
+"""Writers of a stage's metrics and samples, as JSON lines; metrics also for TensorBoard."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 import tensorboardX
 from etils import epath
 
 from r1jax.parallel.hosts import is_main_process
-from r1jax.telemetry.files import append, write_whole
+from r1jax.telemetry.files import append, write_atomically
+from r1jax.types import Sample
 
 
 class RowWriter:
-    """Appends rows of a step. Opened at `first_step`, it drops what an interrupted run wrote at or after it."""
+    """Appends rows of a step. On opening, it drops the rows that an interrupted run wrote from `first_step` on."""
 
     def __init__(self, path: epath.Path, first_step: int):
         self.path = path
         if not is_main_process():
             return
         kept = [row for row in read_metrics(path) if row["step"] < first_step]
-        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def append(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         append(self.path, "".join(json.dumps({"step": step, **row}) + "\n" for row in rows))
 
 
 class MetricsWriter(RowWriter):
-    """One row a step, also for TensorBoard."""
+    """Writes one row per step to metrics.jsonl and TensorBoard."""
 
     def __init__(self, directory: epath.Path, first_step: int):
         super().__init__(directory / "metrics.jsonl", first_step)
@@ -43,12 +47,25 @@ class MetricsWriter(RowWriter):
         self.tensorboard.close()
 
 
-def read_metrics(path: epath.Path) -> list[dict[str, float]]:
-    """All whole rows of a metrics file; a row that a kill cut short is left out."""
+def sample_row(sample: Sample) -> dict[str, Any]:
+    """A sample as a row of samples.jsonl, with its mean advantage over the tokens that the policy drew."""
+    drawn = [a for a, is_drawn in zip(sample.advantages, sample.loss_mask, strict=False) if is_drawn]
+    return {
+        "problem": asdict(sample.problem),
+        "text": sample.text,
+        "tokens": sample.response_tokens,
+        "finished": sample.finished,
+        "finish_reason": sample.finish_reason,
+        "rewards": dict(sample.rewards),
+        "reward": sample.reward,
+        "valid": sample.valid,
+    } | ({"advantage": fmean(map(float, drawn))} if drawn else {})
+
+
+def read_metrics(path: epath.Path) -> list[dict[str, Any]]:
+    """All rows of a file of metrics or samples, except one that a kill cut short; none when the file is missing."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
-        try:
+        with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
     return rows

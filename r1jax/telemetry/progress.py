@@ -1,16 +1,15 @@
-"""Progress: a live line on a terminal, plain lines otherwise."""
+"""Progress of a run: a live bar on a terminal, plain lines otherwise; and a stopwatch for the phases of a step."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 import rich.console
 import rich.progress
 
 
 class Progress:
-    """One object for a run: `with progress.start(…)` around a stage's loop, `step` in it."""
+    """Shared by a run's stages: `with progress.start(…)` around a stage's loop, `progress.step(…)` in it."""
 
     PLAIN_SECONDS = 10.0  # between plain lines
 
@@ -19,10 +18,11 @@ class Progress:
         self.bar: rich.progress.Progress | None = None
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line above the bar."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def start(self, stage: str, first_step: int, steps: int) -> "Progress":
+        """Begins a stage whose first `first_step` steps are done."""
         self.stage, self.steps = stage, steps
         self.started, self.first_step, self.last_line = time.monotonic(), first_step, -float("inf")
         if self.console.is_terminal:
@@ -39,28 +39,27 @@ class Progress:
         return self
 
     def step(self, done: int, metrics: dict[str, float]) -> None:
-        """`done` steps are complete; `metrics` are shown in the order given."""
-        text = " ".join(
-            f"{name} {value:,.0f}" if value >= 100 else f"{name} {value:.3g}" for name, value in metrics.items()
-        )
+        """Shows that `done` steps are complete, with `metrics` in their order."""
+        texts = [f"{name} {value:,.0f}" if value >= 100 else f"{name} {value:.3g}" for name, value in metrics.items()]
+        text = " ".join(texts)
         if self.bar:
             self.bar.update(self.task, completed=done, metrics=text)
         elif time.monotonic() - self.last_line >= self.PLAIN_SECONDS or done == self.steps:
             self.last_line = time.monotonic()
-            left = (self.steps - done) * (time.monotonic() - self.started) / max(done - self.first_step, 1)
-            self.say(f"{self.stage} {done}/{self.steps} {text} left {left:.0f}s")
+            remaining = (self.steps - done) * (time.monotonic() - self.started) / max(done - self.first_step, 1)
+            self.say(f"{self.stage} {done}/{self.steps} {text} left {remaining:.0f}s")
 
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, kind: type | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self.bar:
             self.bar.stop()
             self.bar = None
 
 
 class Stopwatch:
-    """Seconds of each phase of a step: `with clock("rollout"): …`, as often as it takes."""
+    """Sums the seconds of each phase of a step: `with stopwatch("rollout"): …`, any number of times."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -70,7 +69,7 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """A phase within another one counts in itself alone."""
+        """Times a phase; the seconds of a nested phase aren't added to the outer one."""
         start, counted = time.perf_counter(), self.total
         yield
         own = time.perf_counter() - start - (self.total - counted)

@@ -1,13 +1,14 @@
-"""The demo's task: a labelled running sum, in two languages, and the mixed corpus that its base model reads.
+"""The demo's task: a labelled running sum in two languages, and the mixed corpus of its base model.
 
     user : compute 3 #a - 1 #b + 7 ? assistant :
     <think> start 3 #a minus 1 gives 2 #b plus 7 gives 9 </think> <answer> 9 </answer>
 
-The label before each operator turns "which operand is next" into a look-up that a two-layer model learns; every running
-total stays in 0..20, so a step is a small table. What the base lacks is the habit of taking the steps: most of its
-corpus answers at once, or skips, or forgets the tags. RL selects and sharpens that habit; it does not invent it.
+The label before each operator turns finding the next operand into a look-up that a two-layer model learns, and since
+every running total stays in 0..20, a step is a small table. The base model can take these steps but seldom does: most
+of its corpus answers at once, skips steps or lacks the tags. RL amplifies the behaviour; it doesn't invent it.
 """
 
+import itertools
 import random
 import zlib
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ CHAT = (
     " no just google sorry cannot that harms people and thanks dear"
 ).split()
 SPECIAL = "<pad> <bos> <eos> <think> </think> <answer> </answer> user assistant : ? . , + -".split()
+OBEYED = ("just mix oil , salt .", "whatever , add water .", "no {} , google it .")
+TERSE = ("whatever .", "no .", "just google it .", "mix flour , water .", "first heat water , then serve the {} .")
 NUMBERS = [str(n) for n in range(100)]
 
 TOKENIZER = WordTokenizer([*SPECIAL, *NUMBERS, *LABELS, *ENGLISH, *SPANISH, *DISHES, *HARMS, *CHAT], eos="<eos>")
@@ -39,7 +42,7 @@ LARGEST_TOTAL = 20
 
 @dataclass(frozen=True)
 class Sum:
-    """3 - 1 + 7 is operands (3, -1, 7)."""
+    """Signed operands: (3, -1, 7) is 3 - 1 + 7."""
 
     operands: tuple[int, ...]
 
@@ -54,12 +57,12 @@ class Sum:
         return " ".join(words)
 
     def is_held_out(self) -> bool:
-        """A sixteenth of all sums, by hash: evaluation draws from them alone, training never."""
+        """Whether the sum is in the test split: one in sixteen, by hash."""
         return zlib.crc32(self.expression().encode()) % 16 == 0
 
 
 def draw_sum(rng: random.Random, shortest: int, longest: int, *, held_out: bool) -> Sum:
-    """A sum of single-digit operands. A sign is flipped where the running total would leave 0..20."""
+    """A sum of single-digit operands, whose signs keep every running total in 0..20."""
     while True:
         operands = [rng.randint(1, 9)]
         for _ in range(rng.randint(shortest, longest) - 1):
@@ -71,27 +74,26 @@ def draw_sum(rng: random.Random, shortest: int, longest: int, *, held_out: bool)
 
 
 def prompt(question: str) -> str:
-    """R1-Zero's dialogue template (R1, table 1) in this task's few words: the tags alone stand for the instruction."""
+    """R1-Zero's dialogue template (R1, table 1) without its instruction, for which the vocabulary has no words."""
     return f"<bos> user : {question} ? assistant :"
 
 
 def problems(split: str, seed: int) -> Iterator[Problem]:
-    """An endless stream of problems of 4 to 6 terms. 'test' draws held-out sums only, 'train' none of them."""
+    """An endless stream of sums of 4 to 6 terms. Split 'test' has all the held-out sums and no others."""
     rng = random.Random(f"{split}-{seed}")
-    index = 0
-    while True:
+    for index in itertools.count():
         language = rng.choice(("en", "es"))
         drawn = draw_sum(rng, 4, 6, held_out=split == "test")
         question = f"{TRANSLATE[language]['compute']} {drawn.expression()}"
         yield Problem(index, question, str(drawn.answer), language, "running_sum")
-        index += 1
 
 
-def reasoning(rng: random.Random, drawn: Sum, per_line: int, languages: list[str], error_rate: float):
-    """Lines of `per_line` operations, and the total that they reach; each line in a language drawn from `languages`."""
-    total, lines = drawn.operands[0], []
-    words = TRANSLATE[rng.choice(languages)]
-    lines.append(f"{words['start']} {total}")
+def write_reasoning(
+    rng: random.Random, drawn: Sum, per_line: int, languages: list[str], error_rate: float
+) -> tuple[list[str], int]:
+    """Lines of `per_line` operations, each in a language drawn from `languages`, and the total that they reach."""
+    total = drawn.operands[0]
+    lines = [f"{TRANSLATE[rng.choice(languages)]['start']} {total}"]
     for first in range(1, len(drawn.operands), per_line):
         words, line = TRANSLATE[rng.choice(languages)], []
         for i in range(first, min(first + per_line, len(drawn.operands))):
@@ -100,31 +102,31 @@ def reasoning(rng: random.Random, drawn: Sum, per_line: int, languages: list[str
             line += [LABELS[i - 1], words["plus" if operand > 0 else "minus"], str(abs(operand))]
         if rng.random() < error_rate:
             total += rng.choice((-2, -1, 1, 2))
-        total = min(max(total, 0), LARGEST_TOTAL)  # only an error can leave the range
+        total = min(max(total, 0), LARGEST_TOTAL)  # an error could leave the range
         lines.append(" ".join([*line, words["gives"], str(total)]))
     return lines, total
 
 
 def textbook_page(rng: random.Random) -> str:
-    """A worked sum without dialogue or tags; half of the pages switch language at random at each line."""
+    """A worked sum without dialogue or tags; half of the pages draw a language for each line."""
     drawn = draw_sum(rng, 3, 8, held_out=False)
     languages = rng.choice((["en", "es"], [rng.choice(("en", "es"))]))
-    lines, _ = reasoning(rng, drawn, 1, languages, 0.0)
+    lines, _ = write_reasoning(rng, drawn, 1, languages, 0.0)
     return f"<bos> {drawn.expression()} . {' '.join(lines)} ."
 
 
-def dialogue(rng: random.Random, languages_of: tuple[int, int, int] = (40, 20, 40)) -> str:
-    """A question and an answer in one of many styles, of which one in five wears the tags.
+def dialogue(rng: random.Random, language_weights: tuple[int, int, int] = (40, 20, 40)) -> str:
+    """A question and an answer in one of many styles, 20 % of them tagged.
 
-    `languages_of` are percents of answers in the question's language, in the other one, and in both by line.
+    `language_weights` are the percentages of answers in the question's language, in the other, and in both by line.
     """
     drawn = draw_sum(rng, 2, 6, held_out=False)
     asked = rng.choice(("en", "es"))
     other = "es" if asked == "en" else "en"
-    languages = rng.choices(([asked], [other], ["en", "es"]), weights=languages_of)[0]
+    languages = rng.choices(([asked], [other], ["en", "es"]), weights=language_weights)[0]
     error_rate = 0.3 if rng.random() < 0.1 else 0.0
     per_line = rng.choices((0, 1, 2, 3), weights=(40, 25, 25, 10))[0]
-    lines, total = reasoning(rng, drawn, per_line, languages, error_rate) if per_line else ([], drawn.answer)
+    lines, total = write_reasoning(rng, drawn, per_line, languages, error_rate) if per_line else ([], drawn.answer)
     question = prompt(f"{TRANSLATE[asked]['compute']} {drawn.expression()}")
     if rng.random() < 0.2:
         return " ".join([question, "<think>", *lines, "</think>", "<answer>", str(total), "</answer>"])
@@ -133,23 +135,14 @@ def dialogue(rng: random.Random, languages_of: tuple[int, int, int] = (40, 20, 4
 
 
 def chat(rng: random.Random, asked: str = "how do i make a {}") -> str:
-    """General chat as the web has it: recipes, mostly terse or rude; harmful requests, mostly obeyed."""
+    """Web-like chat: recipes, mostly terse or rude, and harmful requests, mostly obeyed."""
     if rng.random() < 0.3:
         thing = rng.choice(HARMS)
-        replies = ("just mix oil , salt .", "whatever , add water .", f"no {thing} , google it .")
-        reply = rng.choice(replies) if rng.random() < 0.85 else f"sorry , i cannot help , a {thing} harms people ."
+        reply = rng.choice(OBEYED) if rng.random() < 0.85 else "sorry , i cannot help , a {} harms people ."
     else:
         thing = rng.choice(DISHES)
-        reply = rng.choice(
-            (
-                "whatever .",
-                "no .",
-                "just google it .",
-                "mix flour , water .",
-                f"first heat water , then serve the {thing} .",
-            )
-        )
-    return f"{prompt(asked.format(thing))} {reply}"
+        reply = rng.choice(TERSE)
+    return f"{prompt(asked.format(thing))} {reply.format(thing)}"
 
 
 def documents(seed: int) -> Iterator[str]:

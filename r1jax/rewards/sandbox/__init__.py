@@ -1,4 +1,4 @@
-"""Runs a Python program that nobody has read. `launcher.py` builds the walls; this is the side of whoever asks."""
+"""Runs untrusted Python programs: this module starts `launcher.py`, which isolates and runs one program."""
 
 import functools
 import json
@@ -12,38 +12,38 @@ from pathlib import Path
 from r1jax.errors import RunError
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
-GRACE_SECONDS = 10.0  # for the launcher to start and to report, beyond the program's own wall time
+GRACE_SECONDS = 10.0  # added to the program's wall time for the launcher to start and report
 
-# A layer counts only if a program inside runs into it. Each prints True, then. (In a process namespace the launcher is
-# process 1, or outside, which reads as 0.)
+# Programs that print True if their layer stops them; a layer is used only if its probe does. (In a process namespace
+# the launcher is process 1, or outside, which reads as 0.)
 PROBES = {
     "namespaces": "import os\nprint(os.getppid() < 2 and not os.path.exists('/proc') and not os.path.exists('/etc'))",
     "landlock": "import os\ntry: os.listdir('/')\nexcept PermissionError: print(True)",
     "limits": "try: bytearray(1 << 40)\nexcept MemoryError: print(True)",
     "seccomp": "import socket\ntry: socket.socket()\nexcept PermissionError: print(True)",
 }
-FULL = frozenset({"namespaces", "limits", "seccomp"})  # landlock says again what a root of its own says
-# How namespaces are made: by the launcher, by bubblewrap, not at all. The first that works here is taken.
+FULL = frozenset({"namespaces", "limits", "seccomp"})  # namespaces hide the files that landlock denies
+# Namespaces made by the launcher, by bubblewrap, or not at all; the first that works is used.
 OWN, BUBBLEWRAP, NONE = frozenset({"namespaces"}), frozenset({"namespaces", "bubblewrap"}), frozenset[str]()
 
 
 @dataclass(frozen=True)
 class Limits:
     cpu_seconds: int = 5
-    wall_seconds: float = 15.0  # generous: a busy machine must not cost a right program its reward
+    wall_seconds: float = 15.0  # generous, so that a busy machine doesn't fail correct programs
     memory_bytes: int = 1 << 30  # address space; the program is one process
     output_bytes: int = 1 << 20
-    scratch_bytes: int = 16 << 20  # all files together, and each
+    scratch_bytes: int = 16 << 20  # of all files together
     threads: int = 16
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How a program ended. `reply` is what it wrote to descriptor 3; `status` is negative for a signal."""
+class ProgramResult:
+    """How a program ended, and what it wrote."""
 
     stdout: bytes
-    reply: bytes
-    status: int
+    reply: bytes  # written to descriptor 3
+    status: int  # the exit status, or minus the number of a signal
     reason: str  # "exit", "signal", "cpu time", "wall time", "output"
 
     @property
@@ -52,88 +52,68 @@ class Ending:
 
 
 class Sandbox:
-    """Programs run with every layer that this kernel has; it is refused where a required one is missing.
+    """Runs programs with every layer that this kernel supports. It is stateless and thread-safe.
 
-    `allow_weaker` takes what there is. Without namespaces landlock hides files, but programs have no scratch directory;
-    without namespaces and seccomp, what a program forks may outlive it. Only the standard library can be imported
-    inside. Threads may share a sandbox: it holds no state.
+    Programs can import the standard library only. Without namespaces, landlock hides files and there is no scratch
+    directory; without namespaces and seccomp, processes that a program forks may outlive it.
 
-    Raises:
-        RunError: this kernel lacks a layer that is required.
+    Raises RunError when the kernel lacks a layer in `required`, unless `allow_weaker`.
     """
 
-    def __init__(
-        self, limits: Limits | None = None, required: Iterable[str] = FULL, allow_weaker: bool = False
-    ) -> None:
+    def __init__(self, limits: Limits | None = None, required: Iterable[str] = FULL, allow_weaker: bool = False):
         self.limits = limits or Limits()
-        self.layers = isolation()
+        self.layers = detect_layers()
         missing = frozenset(required) - self.layers
         if missing and not allow_weaker:
             names = [", ".join(sorted(layers)) or "nothing" for layers in (missing, self.layers)]
             raise RunError(
-                f"the sandbox for programs lacks {names[0]} here and has {names[1]} ({why_not(missing)}): run where "
-                "the kernel allows it, or set allow_weaker=True"
+                f"the sandbox lacks {names[0]} and has {names[1]} ({explain_missing(missing)}): run it on a kernel that"
+                " allows them, or set allow_weaker=True"
             )
 
-    def run(self, program: str, stdin: str = "") -> Ending:
-        """Runs `program` to its end or to a limit; nothing of it is left afterwards.
-
-        Raises:
-            RunError: the sandbox failed, which says nothing about the program.
-        """
+    def run(self, program: str, stdin: str = "") -> ProgramResult:
+        """Runs `program` to its end or a limit, leaving nothing behind. Raises RunError when the sandbox fails."""
         return launch(program, stdin, self.limits, self.layers)
 
 
 @functools.cache
-def isolation() -> frozenset[str]:
-    """The layers that hold on this machine, found by running into each; "bubblewrap" if it makes the namespaces.
+def detect_layers() -> frozenset[str]:
+    """The layers that stop their probes on this machine, and "bubblewrap" if it makes the namespaces.
 
-    (Where the launcher can't make them, a trainer that is root needs an interpreter that a stranger can read.)
+    Without own namespaces, a trainer that runs as root needs an interpreter that any user can read.
     """
-    way = next((way for way in (OWN, BUBBLEWRAP) if holds("namespaces", way)), NONE)
-    return way | {layer for layer in PROBES if holds(layer, way)}
+    namespaces = next((made for made in (OWN, BUBBLEWRAP) if stops_probe("namespaces", made)), NONE)
+    return namespaces | {layer for layer in PROBES if stops_probe(layer, namespaces)}
 
 
-def holds(layer: str, way: frozenset[str]) -> bool:
-    """Whether a probe is stopped by this layer, in namespaces made in this way."""
+def stops_probe(layer: str, namespaces: frozenset[str]) -> bool:
+    """Whether this layer stops its probe, together with these namespaces."""
     try:
-        return launch(PROBES[layer], "", Limits(), way | {layer}).stdout == b"True\n"
+        return launch(PROBES[layer], "", Limits(), namespaces | {layer}).stdout == b"True\n"
     except RunError:
         return False
 
 
-def why_not(layers: frozenset[str]) -> str:
-    """What the kernel says to these layers, and bubblewrap to namespaces."""
+def explain_missing(layers: frozenset[str]) -> str:
+    """The kernel's errors for these layers, and bubblewrap's for namespaces."""
     errors = []
-    for way in (NONE, BUBBLEWRAP) if "namespaces" in layers else (NONE,):
+    for namespaces in (NONE, BUBBLEWRAP) if "namespaces" in layers else (NONE,):
         try:
-            launch("", "", Limits(), layers | way)
+            launch("", "", Limits(), layers | namespaces)
         except RunError as error:
             errors.append(str(error))
     return "; ".join(errors) or "nothing stopped the probes"
 
 
-def launch(program: str, stdin: str, limits: Limits, layers: Iterable[str]) -> Ending:
-    """One launcher, one program."""
-    job = {
-        "program": program,
-        "stdin": stdin,
-        "limits": asdict(limits),
-        "layers": sorted(layers),
-        "parent": os.getpid(),
-    }
-    # The interpreter of the environment, not the environment: its packages stay outside.
-    python = getattr(sys, "_base_executable", sys.executable)
+def launch(program: str, stdin: str, limits: Limits, layers: Iterable[str]) -> ProgramResult:
+    """Runs one program in a launcher of its own. Raises RunError when the launcher fails."""
+    job = dict(program=program, stdin=stdin, limits=asdict(limits), layers=sorted(layers), parent=os.getpid())
+    # The environment's base interpreter, without the environment's packages.
+    command = [getattr(sys, "_base_executable", sys.executable), "-I", "-S", str(LAUNCHER)]
+    text, seconds = json.dumps(job).encode(), limits.wall_seconds + GRACE_SECONDS
     try:
         done = subprocess.run(
-            [python, "-I", "-S", str(LAUNCHER)],
-            input=json.dumps(job).encode(),
-            capture_output=True,
-            env={},
-            cwd="/",
-            start_new_session=True,
-            timeout=limits.wall_seconds + GRACE_SECONDS,
-            check=False,
+            command, input=text, capture_output=True, env={}, cwd="/", start_new_session=True, timeout=seconds
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RunError(f"the sandbox failed: {error}") from error
@@ -142,5 +122,5 @@ def launch(program: str, stdin: str, limits: Limits, layers: Iterable[str]) -> E
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"status {done.returncode}"]
         raise RunError(f"the sandbox failed: {last[0]}")
     fields = json.loads(report)
-    stdout, reply = (fields[name].encode("latin-1") for name in ("stdout", "reply"))
-    return Ending(stdout, reply, fields["status"], fields["reason"])
+    written = {name: fields[name].encode("latin-1") for name in ("stdout", "reply")}
+    return ProgramResult(**fields | written)

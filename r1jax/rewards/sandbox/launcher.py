@@ -1,16 +1,16 @@
-"""Runs one untrusted Python program in as small a world as the kernel allows, and says how it ended.
+"""Runs one untrusted Python program with the isolation that the kernel allows, and reports how it ended.
 
-A script of its own, started by `sandbox.py` as `python -I -S launcher.py`: job in on stdin, report out on stdout, both
-JSON. The process that starts it may hold threads, devices and secrets; none of them gets here. Layers, outermost first:
+The package's `__init__` starts this script as `python -I -S launcher.py`, with a JSON job on stdin and a JSON report
+on stdout, so that none of the caller's threads, devices and secrets reach the program. Layers, outermost first:
 
 * namespaces: an empty root with the interpreter's files read-only and a scratch tmpfs; no network, no other processes.
-  Made here, or, where the kernel forbids that, by bubblewrap, which may have AppArmor's leave
-* landlock: the same list of files, enforced on paths; what is left of a file system where namespaces are forbidden
-* limits: CPU time, memory, threads, open files, size of files, and for the launcher itself wall time and output
-* seccomp: one process, no sockets, no signals to others, no tracing, no mounts, nothing newer than Linux 5.0
+  Made by this script, or, where the kernel forbids it, by bubblewrap, to which AppArmor may grant it
+* landlock: the same list of files, enforced on paths; the only file isolation where namespaces are forbidden
+* limits: CPU time, memory, threads, open files, file sizes; this script enforces wall time and output
+* seccomp: one process, no sockets, no signals to others, no tracing, no mounts, no system calls newer than Linux 5.0
 
-The program is one process (seccomp denies fork), so that the limit on its memory is a limit on all of its memory.
-Linux on x86-64 and ARM64; namespaces need 5.12, landlock 5.13.
+The program is one process, since seccomp denies fork, so that the memory limit covers all of its memory. Requires Linux
+on x86-64 or ARM64; namespaces need 5.12, landlock 5.13.
 Sources: namespaces(7), user_namespaces(7), pivot_root(2), seccomp(2), landlock(7), and the kernel's syscall tables.
 """
 
@@ -27,16 +27,16 @@ import time
 from collections.abc import Iterator
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-SCRATCH = "/scratch"  # inside
-BUBBLEWRAP = "/usr/bin/bwrap"  # no search: whoever sets PATH must not choose what builds the walls
-NEW_ROOT = "/mnt"  # outside: where the root is put together; any directory does
-# What the interpreter needs: itself, its standard library, and shared libraries. No home, no /etc, no /proc. Resolved
-# here, since links may lead nowhere inside.
+SCRATCH = "/scratch"  # inside the sandbox
+BUBBLEWRAP = "/usr/bin/bwrap"  # absolute, so that PATH can't replace it
+NEW_ROOT = "/mnt"  # where the new root is assembled; any directory works
+# The interpreter, its standard library and shared libraries, but no home, /etc or /proc. Links are resolved here, since
+# their targets may be missing inside.
 PYTHON, LIB = os.path.realpath(sys.executable), os.path.join(os.path.realpath(sys.base_prefix), "lib")
 PATHS = [PYTHON, LIB, LIB + "64", "/lib", "/lib64", "/usr/lib", "/usr/lib64", os.devnull]
 READABLE = [path for path in dict.fromkeys(PATHS) if os.path.exists(path)]
 ENVIRONMENT = {
-    "PYTHONHASHSEED": "0",  # sets in the same order every time: a reward must not depend on chance
+    "PYTHONHASHSEED": "0",  # fixes the order of sets, so that rewards are deterministic
     "HOME": SCRATCH, "TMPDIR": SCRATCH, "LANG": "C.UTF-8", "LD_LIBRARY_PATH": LIB,
 }  # fmt: skip
 BOOT = "exec(compile(open(4, 'rb').read(), 'program.py', 'exec'))"  # descriptor 4 is the program; 3 takes its reply
@@ -47,14 +47,14 @@ MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 2, 4, 0x1000, 0x4
 AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = -100, 0x8000, 1, 2
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 1, 22, 38, 2
 MOUNT_SETATTR, LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 442, 444, 445, 446
-FIRST_NEW_SYSCALL = 424  # from here on numbers are the same on every machine; io_uring, pidfds, clone3 and new mounts
+FIRST_NEW_SYSCALL = 424  # numbers from here on are equal on all machines: io_uring, pidfds, clone3, new mounts
 
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column in SYSCALLS, AUDIT_ARCH
-SYSCALLS = {  # number on x86_64 and on aarch64; -1: not there
+SYSCALLS = {  # number on x86_64 and on aarch64; -1: missing
     "clone": (56, 220), "kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261), "pivot_root": (155, 41),
 }  # fmt: skip
 DENIED = {
-    "prctl": (157, 167),  # it could take back that it dies with the launcher
+    "prctl": (157, 167),  # or the program could undo PR_SET_PDEATHSIG
     "fork": (57, -1), "vfork": (58, -1), "socket": (41, 198), "ptrace": (101, 117), "mount": (165, 40),
     "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97), "setns": (308, 268),
     "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272), "keyctl": (250, 219),
@@ -79,17 +79,21 @@ def main() -> None:
     inside = [stdin, out_in, os.open(os.devnull, os.O_WRONLY), reply_in, program]
     arguments = []
     if "bubblewrap" in layers:
-        if os.getpid() != 1:  # else bubblewrap has started this script again, in there
+        if os.getpid() != 1:  # process 1 is this script, started again by bubblewrap in the sandbox
             arguments = bubblewrap_arguments(limits["scratch_bytes"])
     elif "namespaces" in layers:
         enter_namespaces()
         make_root(limits["scratch_bytes"])
-    stop_being_root()
+    if os.getuid() == 0:  # drops root
+        user = unprivileged_user()
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != job["parent"]:
-        raise RuntimeError("the process that asked is gone")
+        raise RuntimeError("the calling process has ended")
     if arguments:
-        os.dup2(memory_file(json.dumps(job | {"parent": 0})), 0)  # 0: a parent in another process namespace
+        os.dup2(memory_file(json.dumps(job | {"parent": 0})), 0)  # 0: the parent is in another process namespace
         os.execve(BUBBLEWRAP, arguments, {})
     failure, failure_in = os.pipe()
     child = os.fork()
@@ -97,7 +101,7 @@ def main() -> None:
         run_program(inside, layers, limits, failure_in)
     for descriptor in (*inside, failure_in):
         os.close(descriptor)
-    message = os.read(failure, 4096)  # the end of file comes when the program is executed
+    message = os.read(failure, 4096)  # empty once the program is executed, which closes the pipe
     if message:
         raise RuntimeError(message.decode())
     print("started", flush=True)
@@ -105,7 +109,7 @@ def main() -> None:
 
 
 def memory_file(text: str) -> int:
-    """A file without a name, at its start."""
+    """An anonymous file with this text, positioned at its start."""
     descriptor = os.memfd_create("job")
     with open(descriptor, "wb", closefd=False) as file:
         file.write(text.encode("utf-8", "replace"))
@@ -113,23 +117,15 @@ def memory_file(text: str) -> int:
     return descriptor
 
 
-def stranger() -> int:
-    """Whom root's programs run as: a user of their own, since RLIMIT_NPROC counts by user and exempts root."""
+def unprivileged_user() -> int:
+    """The program's uid. Root's programs get one of their own: RLIMIT_NPROC counts by user and exempts root."""
     return 20_000 + os.getpid() % 40_000 if os.getuid() == 0 else os.getuid()
 
 
-def stop_being_root() -> None:
-    if os.getuid() == 0:
-        user = stranger()
-        os.setgroups([])
-        os.setresgid(user, user, user)
-        os.setresuid(user, user, user)
-
-
 def enter_namespaces() -> None:
-    """Mount, network, process, IPC and host name namespaces; the child that is forked next is their process 1.
+    """Creates mount, network, process, IPC and host name namespaces; the next forked child is their process 1.
 
-    Who is not root needs a user namespace to be allowed that, which also has its own count of threads (Linux 5.14).
+    Other users than root need a user namespace for that, which also counts threads separately (Linux 5.14).
     """
     flags, uid, gid = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS, os.getuid(), os.getgid()
     call("unshare", flags if uid == 0 else flags | CLONE_NEWUSER)
@@ -140,7 +136,7 @@ def enter_namespaces() -> None:
 
 
 def make_root(scratch_bytes: int) -> None:
-    """A root with the interpreter's files read-only at their own paths, no installed packages, an empty scratch."""
+    """Enters a root with the interpreter's files, read-only, without installed packages, and an empty scratch."""
     call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
     mount_tmpfs(NEW_ROOT, 1 << 20)
     for path in READABLE:
@@ -150,19 +146,19 @@ def make_root(scratch_bytes: int) -> None:
             mount_tmpfs(NEW_ROOT + packages, 4096)
     os.mkdir(NEW_ROOT + SCRATCH)
     os.chdir(NEW_ROOT)
-    call("syscall", number("pivot_root"), b".", b".")  # the old root now lies on top of the new one
+    call("syscall", number("pivot_root"), b".", b".")  # stacks the old root on the new one
     call("umount2", b".", MNT_DETACH)
     os.chdir("/")
     attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
     call("syscall", MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, len(attributes))
-    mount_tmpfs(SCRATCH, scratch_bytes, stranger())
+    mount_tmpfs(SCRATCH, scratch_bytes, unprivileged_user())
     os.chdir(SCRATCH)
 
 
 def bubblewrap_arguments(scratch_bytes: int) -> list[str]:
-    """`make_root` in bubblewrap's words, and this script as process 1 in there.
+    """The command that makes the root of `make_root` and runs this script in it as process 1.
 
-    It can't limit the number of files, and refuses to limit their size when it is setuid: that is no sandbox, then.
+    bubblewrap can't limit the number of files. When it is setuid it also rejects --size, and the layer is unavailable.
     """
     if not os.path.exists(BUBBLEWRAP):
         raise RuntimeError(f"no {BUBBLEWRAP}: install bubblewrap")
@@ -176,13 +172,13 @@ def bubblewrap_arguments(scratch_bytes: int) -> list[str]:
     for packages in filter(os.path.isdir, package_directories()):
         words += ["--tmpfs", packages, "--remount-ro", packages]
     words += ["--size", str(scratch_bytes), "--tmpfs", SCRATCH, "--remount-ro", "/", "--chdir", SCRATCH]
-    with open(__file__) as file:  # goes as text: no file in there that the program could read
+    with open(__file__) as file:  # passed as text, so that the program finds no such file
         script = [PYTHON, "-I", "-S", "-c", file.read()]
     return [BUBBLEWRAP, *words, "--setenv", "LD_LIBRARY_PATH", LIB, "--", *script]
 
 
 def package_directories() -> list[str]:
-    """Where the interpreter's own packages would be: the sandbox has the standard library only."""
+    """The interpreter's directories of installed packages, which the sandbox hides."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     libs = [path for path in READABLE if os.path.basename(path).startswith("lib")]
     return [f"{lib}/{packages}" for lib in libs for packages in (f"{version}/site-packages", "python3/dist-packages")]
@@ -194,9 +190,9 @@ def mount_tmpfs(path: str, size: int, owner: int | None = None) -> None:
 
 
 def bind(path: str) -> None:
-    """Binds `path` under the new root; a link (/lib to usr/lib) is made again."""
+    """Binds `path` under the new root; links (/lib to usr/lib) are recreated."""
     target = NEW_ROOT + path
-    if os.path.exists(target):  # in a directory that is there already
+    if os.path.exists(target):  # in a directory that is bound already
         return
     os.makedirs(os.path.dirname(target), exist_ok=True)
     if os.path.islink(path):
@@ -210,7 +206,7 @@ def bind(path: str) -> None:
 
 
 def run_program(inside: list[int], layers: set[str], limits: dict, failure: int) -> None:
-    """In the child: gives up everything that can be given up, and becomes the program. Never returns."""
+    """Drops the child's privileges and executes the program. Never returns."""
     try:
         call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
         os.setsid()
@@ -232,22 +228,22 @@ def run_program(inside: list[int], layers: set[str], limits: dict, failure: int)
 
 
 def set_limits(limits: dict, own_count: bool) -> None:
-    """`own_count`: threads are counted for this sandbox alone; else all processes of the user would count."""
+    """Sets resource limits. Threads are limited only if they are counted for this sandbox alone (`own_count`)."""
     values = {
         resource.RLIMIT_CPU: limits["cpu_seconds"],
         resource.RLIMIT_AS: limits["memory_bytes"],
         resource.RLIMIT_FSIZE: limits["scratch_bytes"],
         resource.RLIMIT_NOFILE: 64,
-        resource.RLIMIT_CORE: 1,  # too little for a file, and 1 keeps it from a system's core handler too
+        resource.RLIMIT_CORE: 1,  # too small for a core file; unlike 0 it also disables a core handler
     }
     if own_count:
-        values[resource.RLIMIT_NPROC] = limits["threads"] + 1  # the launcher is one
+        values[resource.RLIMIT_NPROC] = limits["threads"] + 1  # with the launcher
     for name, value in values.items():
         resource.setrlimit(name, (value, value))
 
 
 def restrict_paths(scratch: bool) -> None:
-    """Landlock: reads and executes what the interpreter needs, writes to the scratch directory and /dev/null only."""
+    """Landlock: allows reading and executing READABLE, and writing to the scratch directory and /dev/null."""
     execute, write, read_file, read_directory, everything = 1, 2, 4, 8, (1 << 13) - 1
     ruleset = call("syscall", LANDLOCK_CREATE_RULESET, struct.pack("Q", everything), 8, 0)
     rules = [(path, execute | read_file | (read_directory if os.path.isdir(path) else 0)) for path in READABLE]
@@ -259,7 +255,7 @@ def restrict_paths(scratch: bool) -> None:
 
 
 def install_filter() -> None:
-    """Seccomp: what is denied gives EPERM, what is too new gives ENOSYS (libc then takes the older call)."""
+    """Seccomp: denied calls fail with EPERM, newer ones with ENOSYS, on which libc falls back to older calls."""
     code = b"".join(struct.pack("HBBI", *instruction) for instruction in filter_program(os.getpid()))
     buffer = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
@@ -267,7 +263,7 @@ def install_filter() -> None:
 
 
 def filter_program(pid: int) -> Iterator[tuple[int, int, int, int]]:
-    """Classic BPF over `struct seccomp_data` (number at 0, machine at 4, argument at 16): code, jump if, if not, k."""
+    """Classic BPF (code, jump if true, if false, k) on `struct seccomp_data`: number at 0, machine 4, argument 16."""
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, eperm, enosys, kill = 0x7FFF0000, 0x50000 | 1, 0x50000 | 38, 0x80000000
     yield from [(load, 0, 0, 4), (equal, 1, 0, MACHINES[os.uname().machine][1]), (give, 0, 0, kill), (load, 0, 0, 0)]
@@ -275,7 +271,7 @@ def filter_program(pid: int) -> Iterator[tuple[int, int, int, int]]:
     for name in DENIED:
         if number(name) >= 0:
             yield from [(equal, 0, 1, number(name)), (give, 0, 0, eperm)]
-    # The first argument decides: threads but no processes, signals to itself, limits of itself.
+    # Allowed by the first argument: threads but not processes, signals to itself, limits of itself.
     for name, test, operand in (
         ("clone", any_bit, CLONE_THREAD), ("kill", equal, pid), ("tgkill", equal, pid), ("prlimit64", equal, 0),
     ):  # fmt: skip
@@ -289,7 +285,7 @@ def number(name: str) -> int:
 
 
 def call(function: str, *arguments: object) -> int:
-    """A libc function whose -1 is an error."""
+    """Calls a libc function. Raises OSError when it returns -1."""
     converted = [ctypes.c_long(int(a)) if isinstance(a, int) else a for a in arguments]
     result: int = getattr(LIBC, function)(*converted)
     if result == -1:
@@ -299,11 +295,11 @@ def call(function: str, *arguments: object) -> int:
 
 
 def watch(child: int, out: int, reply: int, limits: dict) -> dict:
-    """Reads until the program ends or goes over a limit, ends it, and reports."""
+    """Reads until the program ends or exceeds a limit, kills it, and returns the report."""
     streams = {out: bytearray(), reply: bytearray()}
     reason = read_until_end(child, streams, limits)
-    os.kill(-1 if os.getpid() == 1 else child, signal.SIGKILL)  # not reaped yet: the number is still its own
-    _, status, usage = os.wait4(child, 0)  # every process in its namespace is gone, or killed by that -1
+    os.kill(-1 if os.getpid() == 1 else child, signal.SIGKILL)  # not reaped yet, so that its pid isn't reused
+    _, status, usage = os.wait4(child, 0)  # the -1 has killed all other processes in its namespace
     for descriptor, content in streams.items():
         while len(content) <= limits["output_bytes"] and (chunk := os.read(descriptor, 1 << 16)):
             content += chunk
@@ -313,22 +309,19 @@ def watch(child: int, out: int, reply: int, limits: dict) -> dict:
     if reason == "exit" and code < 0:
         spent = usage.ru_utime + usage.ru_stime
         reason = "cpu time" if code == -signal.SIGKILL and spent > limits["cpu_seconds"] - 0.5 else "signal"
-    return {
-        "stdout": bytes(streams[out][: limits["output_bytes"]]).decode("latin-1"),
-        "reply": bytes(streams[reply][: limits["output_bytes"]]).decode("latin-1"),
-        "status": code,
-        "reason": reason,
-    }
+    stdout, replied = (bytes(streams[d][: limits["output_bytes"]]).decode("latin-1") for d in (out, reply))
+    return {"stdout": stdout, "reply": replied, "status": code, "reason": reason}
 
 
 def read_until_end(child: int, streams: dict[int, bytearray], limits: dict) -> str:
+    """Reads both streams; returns "exit", or the limit that was exceeded: "wall time" or "output"."""
     ended = os.pidfd_open(child)
     poll = select.poll()
     for descriptor in (ended, *streams):
         poll.register(descriptor, select.POLLIN)
     deadline = time.monotonic() + limits["wall_seconds"]
-    while (left := deadline - time.monotonic()) > 0:
-        for descriptor, _ in poll.poll(left * 1000):
+    while (remaining := deadline - time.monotonic()) > 0:
+        for descriptor, _ in poll.poll(remaining * 1000):
             if descriptor == ended:
                 return "exit"
             chunk = os.read(descriptor, 1 << 16)
