@@ -1,13 +1,13 @@
-"""The errors that a user sees as one line instead of a traceback."""
+"""Errors that the command line shows as one line instead of a traceback."""
 
 
 class UsageError(Exception):
-    """A command, config or input that can't work as given. The command line exits with 2."""
+    """An invalid command, config or input. The command line exits with 2."""
 
 
 class RunError(Exception):
-    """Something outside the config failed: a disk, a damaged checkpoint. The command line exits with 1."""
+    """A failure outside the config, such as a full disk or a damaged checkpoint. The command line exits with 1."""
 
 
-class Preempted(Exception):  # noqa: N818, a request, and no error
-    """The run was told to stop, and has saved what there is. The command line exits with 75."""
+class Preempted(Exception):  # noqa: N818, a request and not an error
+    """The run was asked to stop and has saved its progress. The command line exits with 75."""

@@ -1,4 +1,4 @@
-"""Paths of workdirs and checkpoints, which may lie in a bucket (gs://)."""
+"""Paths of workdirs and checkpoints, local or in a bucket (gs://)."""
 
 from etils import epath
 
@@ -8,6 +8,6 @@ def in_bucket(path: epath.Path | str) -> bool:
 
 
 def absolute(path: epath.Path | str) -> epath.Path:
-    """From the root, or from the bucket, of which epath knows nothing here."""
+    """The absolute path; a path in a bucket is returned as it is, since epath doesn't treat it as absolute."""
     path = epath.Path(path)
     return path if in_bucket(path) else path.absolute()

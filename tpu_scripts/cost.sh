@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a TPU costs: chips x hours x price. The price is yours to state: it depends on zone, date, spot and contract.
-# (cloud.google.com/tpu/pricing)
+# Computes the cost of a TPU: chips x hours x price. State the price yourself: it depends on zone, date, spot and
+# contract (cloud.google.com/tpu/pricing).
 #
 #   tpu_scripts/cost.sh --accelerator_type v5litepod-16 --hours 24 --price_per_chip_hour PRICE
 set -euo pipefail

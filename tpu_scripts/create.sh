@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Asks for a TPU through the queue, and waits until it is there: minutes to days. Ctrl-C ends the waiting, not the request;
-# the same command waits again.
+# Requests a TPU through the queue and waits until it is ready: minutes to days. Ctrl-C ends the wait, not the request; the
+# same command waits again.
 #
 #   tpu_scripts/create.sh
 set -euo pipefail

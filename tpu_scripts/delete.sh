@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Deletes the TPU and its queued resource, running or not, without asking. What is in the bucket stays.
+# Deletes the TPU and its queued resource without confirmation, even during a run. The bucket is kept.
 #
 #   tpu_scripts/delete.sh
 set -euo pipefail
@@ -8,7 +8,7 @@ source "$(dirname "$0")/pod.bash"
 
 read_pod "$@"
 if ! $dry_run && [[ $(pod_state) == none ]]; then
-  say "there is no ${setting[name]} in ${setting[zone]}"
+  say "${setting[name]} does not exist in ${setting[zone]}"
   exit
 fi
 delete_pod

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A run on GKE, as a JobSet on node pools with a TPU slice of the accelerator type each.
+# Runs an experiment on GKE, as a JobSet on node pools with one TPU slice of the accelerator type each.
 #
-#   tpu_scripts/gke.sh build    --image IMAGE           builds the image from the tracked files, and pushes it
+#   tpu_scripts/gke.sh build    --image IMAGE           builds the image from the tracked files and pushes it
 #   tpu_scripts/gke.sh manifest --image IMAGE -- …      prints the JobSet of `r1jax run …`
-#   tpu_scripts/gke.sh apply    --image IMAGE -- …      starts it; after a preemption it goes on by itself
+#   tpu_scripts/gke.sh apply    --image IMAGE -- …      starts it; it resumes by itself after a preemption
 #   tpu_scripts/gke.sh logs | status | delete           by --name; logs --worker 0
 #   tpu_scripts/gke.sh xpk      --image IMAGE --cluster CLUSTER -- …   the same through XPK: prints its command
 #
-# --max_restarts 10: of all pods, for whatever reason but a wrong config. --slices 1: of so many slices one run is made.
+# --max_restarts 10: restarts of all pods, for any reason but a wrong config. --slices 1: number of slices of the run.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=settings.bash
 source "$(dirname "$0")/settings.bash"
@@ -18,12 +18,12 @@ main() {
   case $verb in
     build | manifest | apply | logs | status | delete | xpk) read_settings "${@:2}" ;;
     --help | -h) show_help; return ;;
-    *) fail 2 "no verb '$verb': expected build, manifest, apply, logs, status, delete or xpk" ;;
+    *) fail 2 "verb is '$verb': expected build, manifest, apply, logs, status, delete or xpk" ;;
   esac
   check_name
   check spot 'true|false' "true or false"
   check max_restarts '[0-9]+' "a number"
-  check slices '[1-9][0-9]*' "a number from 1 on"
+  check slices '[1-9][0-9]*' "a number, 1 or more"
   check worker '[0-9]+' "a number"
   "$verb"
 }
@@ -46,7 +46,7 @@ manifest() {
   read_accelerator_type
   args=$(json_list run "${arguments[@]}") || exit
   text=$(<"$scripts/jobset.yaml")
-  [[ $spot == true ]] || text=$(grep -v gke-spot <<<"$text") # no label is not the label "false"
+  [[ $spot == true ]] || text=$(grep -v gke-spot <<<"$text") # on-demand nodes have no such label
   local -A value=([name]=${setting[name]} [image]=${setting[image]} [max_restarts]=${setting[max_restarts]} [spot]=$spot
     [slices]=${setting[slices]} [hosts]=$hosts [chips_per_host]=$chips_per_host [gke_accelerator]=$gke_accelerator [topology]=$topology
     [args]=$args)
@@ -54,7 +54,7 @@ manifest() {
   printf '%s\n' "$text"
 }
 
-# A list of strings in JSON, which is YAML too.
+# A list of strings as JSON, which is also YAML.
 json_list() {
   local word list=""
   for word in "$@"; do
@@ -92,7 +92,7 @@ delete() {
   act kubectl delete jobset "${setting[name]}"
 }
 
-# XPK starts again on signals (127 to 255) and on 75, and on nothing else.
+# XPK restarts only after signals (exit status 127 to 255) and after 75.
 xpk() {
   need name project zone cluster image
   need_run_arguments

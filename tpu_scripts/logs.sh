@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The log of a worker: what `r1jax run` printed there, over all its starts on this TPU.
+# Shows the log of a worker: the output of `r1jax run` there, over all its starts on this TPU.
 #
 #   tpu_scripts/logs.sh [--worker 0] [--lines 100] [--follow true]
 set -euo pipefail

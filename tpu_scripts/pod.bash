@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# A TPU pod through gcloud: its state, its workers, creating, deleting, setting up. Sourced after settings.bash.
+# Controls a TPU pod through gcloud: state, workers, creation, deletion, setup. Sourced by the scripts.
 # shellcheck source-path=SCRIPTDIR source=settings.bash
 source "$(dirname "${BASH_SOURCE[0]}")/settings.bash"
 
-TRIES=5 # for a worker that does not answer, with pauses of 10, 20, 40, 80, 160 s
+TRIES=5 # to reach a silent worker, with pauses of 10, 20, 40, 80, 160 s
 worker=r1jax/tpu_scripts/worker.sh # where sync.sh puts it
 
-# read_pod FLAGS…: settings of a script that talks to a TPU.
+# read_pod FLAGS…: reads the settings of a script that needs a TPU.
 read_pod() {
   read_settings "$@"
   need name project zone accelerator_type
@@ -18,11 +18,11 @@ read_pod() {
   where=(--zone="${setting[zone]}" --project="${setting[project]}")
   $dry_run && return
   mkdir -p "$root/.cache/tpu"
-  errors=$(mktemp "$root/.cache/tpu/errors.XXXXXX") # what gcloud said last on stderr
+  errors=$(mktemp "$root/.cache/tpu/errors.XXXXXX") # stderr of the last gcloud command
   trap 'rm -f "$errors"' EXIT
 }
 
-# The same settings for another script.
+# Prints the settings as flags for another script.
 pod_flags() {
   local key
   for key in "${pod_settings[@]}"; do
@@ -32,17 +32,17 @@ pod_flags() {
 
 queued_resource() { act gcloud compute tpus queued-resources "$1" "${setting[name]}" "${where[@]}" "${@:2}"; }
 
-# What gcloud said last, on one line: the line about PATTERN, or an error, or whatever came last.
+# One line of stderr of the last gcloud command: the last one that matches PATTERN, else an error, else the last line.
 last_error() {
   local pattern
   for pattern in "${1:-^ERROR}" '^ERROR' '.'; do
     grep -i -e "$pattern" "$errors" | tail -n 1 | cut -c 1-300 | grep . && return
   done
-  echo "it said nothing"
+  echo "no message"
 }
 
-# pod_state: none, queued, ready, unready (being repaired, say), lost (preempted, suspended, failed), or unknown: gcloud
-# itself failed.
+# pod_state: none, queued, ready, unready (such as being repaired), lost (preempted, suspended, failed), or unknown where
+# gcloud failed.
 pod_state() {
   local state
   if ! state=$(queued_resource describe --format='value(state.state)' 2>"$errors"); then
@@ -69,16 +69,16 @@ node_state() {
   esac
 }
 
-# tpu_ssh WORKER COMMAND [SSH_FLAG…]: on one worker, or on all at once.
+# tpu_ssh WORKER COMMAND [SSH_FLAG…]: runs a command on one worker, or on all at once.
 tpu_ssh() {
   act gcloud compute tpus tpu-vm ssh "${setting[name]}" "${where[@]}" --quiet --worker="$1" --command="$2" "${@:3}"
 }
 
-# ask WORKER VERB [ARGUMENT…]: has worker.sh do it there, and prints what it answers.
+# ask WORKER VERB [ARGUMENT…]: calls worker.sh on a worker, and prints its answer.
 ask() { tpu_ssh "$1" "bash $worker $(show "${@:2}")"; }
 
 # Every worker answers with a line `@worker NUMBER STATUS WORDS` (worker.sh): gcloud mixes the output of all workers, and
-# does not say which of them it could not reach.
+# does not name those that it could not reach.
 read_answers() {
   local mark number code words
   while read -r mark number code words; do
@@ -94,7 +94,7 @@ unanswered() {
 }
 
 # ask_workers COMMAND…: calls `COMMAND all`, then with back-off `COMMAND N` for each worker N without an answer, into
-# $status and $answer. Returns 1 when a worker stays silent, and 2 when the pod is not there any more.
+# $status and $answer. Returns 1 where a worker stays silent, and 2 where the pod is gone.
 ask_workers() {
   local try n silent
   status=() answer=()
@@ -115,11 +115,11 @@ ask_workers() {
   [[ -z $(unanswered) ]]
 }
 
-# must_answer COMMAND…: ask_workers, and every worker's status is 0.
+# must_answer COMMAND…: as ask_workers, but fails unless every worker answers with status 0.
 must_answer() {
   local n result=0
   ask_workers "$@" || result=$?
-  ((result != 2)) || fail 1 "${setting[name]} is not there any more: status.sh; run.sh makes a preempted TPU again"
+  ((result != 2)) || fail 1 "${setting[name]} is gone: see status.sh; run.sh recreates a preempted TPU"
   ((result == 0)) || fail_unreachable
   for n in "${!status[@]}"; do
     ((status[n] == 0)) || fail 1 "worker $n: ${answer[n]}"
@@ -129,11 +129,11 @@ must_answer() {
 fail_unreachable() {
   local silent
   silent=$(unanswered)
-  fail 1 "worker ${silent//$'\n'/, } of ${setting[name]} can't be reached after $TRIES tries ($(last_error)): status.sh" \
-    "shows the rest; if it stays away: delete.sh, create.sh, setup.sh and run.sh go on from the run's checkpoints"
+  fail 1 "worker ${silent//$'\n'/, } of ${setting[name]} can't be reached after $TRIES tries ($(last_error)): see" \
+    "status.sh; to resume from the run's checkpoints on a new TPU: delete.sh, create.sh, setup.sh, run.sh"
 }
 
-# create_pod: asks for the TPU if nobody has, and waits until it is there. Returns 1 with a line when it can't be had.
+# create_pod: requests the TPU unless it is requested already, and waits for it. Returns 1 with a line where that fails.
 create_pod() {
   local flags=(--node-id="${setting[name]}" --accelerator-type="${setting[accelerator_type]}")
   flags+=(--runtime-version="$runtime")
@@ -147,10 +147,10 @@ create_pod() {
   case $(pod_state) in
     none)
       queued_resource create "${flags[@]}" 2>"$errors" || { refuse_creation; return 1; }
-      say "asked for ${setting[name]}: ${setting[accelerator_type]}, $chips chips on $hosts hosts, in ${setting[zone]}"
+      say "requested ${setting[name]}: ${setting[accelerator_type]}, $chips chips on $hosts hosts, in ${setting[zone]}"
       ;;
     lost)
-      say "${setting[name]} was there, and is suspended or failed: delete.sh it first (run.sh does so by itself)"
+      say "${setting[name]} is preempted, suspended or failed: run delete.sh first (run.sh does so by itself)"
       return 1
       ;;
     unknown) say "gcloud failed: $(last_error)"; return 1 ;;
@@ -158,7 +158,7 @@ create_pod() {
   wait_for_pod
 }
 
-# A want of quota ends the script: asking again would only fail again.
+# Missing quota ends the script, since a second request would fail too.
 refuse_creation() {
   if grep -qi 'quota' "$errors"; then
     fail 1 "$(last_error quota) ${setting[accelerator_type]} needs quota for $chips chips in ${setting[zone]}" \
@@ -171,7 +171,7 @@ refuse_creation() {
 wait_for_pod() {
   local state before="" silent=0
   if $dry_run; then
-    echo '# until the first says ACTIVE and the second READY:'
+    echo '# until the first prints ACTIVE and the second READY:'
     queued_resource describe --format='value(state.state)'
     show gcloud compute tpus tpu-vm describe "${setting[name]}" "${where[@]}" --format='value(state)'
     return
@@ -182,7 +182,7 @@ wait_for_pod() {
     before=$state
     case $state in
       ready) return ;;
-      none) say "${setting[name]} was deleted while it was waited for"; return 1 ;;
+      none) say "${setting[name]} was deleted during the wait"; return 1 ;;
       lost) explain_failure; return 1 ;;
       unknown) ((++silent < TRIES)) || { say "gcloud failed: $(last_error)"; return 1; } ;;
       *) silent=0 ;;
@@ -191,7 +191,7 @@ wait_for_pod() {
   done
 }
 
-# A queued resource can also fail late: quota, or --valid_until went by.
+# A queued resource can also fail later: for quota, or when --valid_until has passed.
 explain_failure() {
   queued_resource describe --format='value(state.state,state.failedData.error.message)' >"$errors" 2>&1 || true
   refuse_creation
@@ -199,7 +199,7 @@ explain_failure() {
 
 delete_pod() { queued_resource delete --force --quiet; }
 
-# copy_code WORKER: sends the tarball, and unpacks it there unless a run is going. A torn tarball does not unpack.
+# copy_code WORKER: sends the tarball and installs it unless a run is active. A truncated tarball fails to unpack.
 copy_code() {
   act gcloud compute tpus tpu-vm scp "$tarball" "${setting[name]}:r1jax.tar.gz" "${where[@]}" --quiet --worker="$1" || true
   tpu_ssh "$1" "rm -rf r1jax.new && mkdir r1jax.new && tar -xzf r1jax.tar.gz -C r1jax.new && rm r1jax.tar.gz &&\
@@ -211,15 +211,15 @@ sync_code() {
   pack_code
   must_answer copy_code
   for n in "${!answer[@]}"; do
-    [[ ${answer[n]} == "$git_state" ]] || fail 1 "worker $n has the code of ${answer[n]}, not of $git_state: sync.sh again"
+    [[ ${answer[n]} == "$git_state" ]] || fail 1 "worker $n has code ${answer[n]}, expected $git_state: repeat sync.sh"
   done
 }
 
-# Python, packages, and one look at the devices of the whole pod, which all workers have to take at the same time.
+# Installs Python and packages, and checks the devices of the whole pod, which all workers have to do at the same time.
 set_up_pod() {
   local n wrong=()
   sync_code
-  say "installing on $hosts workers: minutes"
+  say "installing on $hosts workers, which takes minutes"
   must_answer ask_setup
   must_see_devices
   for n in "${!answer[@]}"; do
@@ -227,10 +227,10 @@ set_up_pod() {
     [[ ${answer[n]} == "$chips devices, $chips_per_host here, "* ]] || wrong+=("worker $n has ${answer[n]}")
   done
   ((${#wrong[@]} == 0)) ||
-    fail 1 "$(printf '%s; ' "${wrong[@]}")expected $chips devices, $chips_per_host here: delete.sh and create.sh make it new"
+    fail 1 "$(printf '%s; ' "${wrong[@]}")expected $chips devices, $chips_per_host here: recreate the TPU with delete.sh and create.sh"
 }
 
-# Where a worker was not reached the others waited for it in vain, and it alone would wait for them: all look again.
+# Workers see the devices only together: if one was not reached, all have to try again.
 must_see_devices() {
   local try
   $dry_run || for ((try = 1; try < 3; try++)); do
@@ -238,7 +238,7 @@ must_see_devices() {
     read_answers < <(ask_devices all 2>"$errors" </dev/null)
     [[ -n $(unanswered) || ${status[*]} == *[1-9]* ]] || return 0
     [[ $(pod_state) == ready ]] || break
-    say "not all workers saw the devices; try $try of 3"
+    say "not all workers see the devices; try $try of 3"
     pause $((5 * 2 ** try))
   done
   must_answer ask_devices

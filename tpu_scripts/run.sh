@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Runs `python -m r1jax run …` on all workers, watches it, and goes on after a preemption: the TPU is made again and set
-# up, and the same command goes on from the checkpoints in its workdir. Ctrl-C ends the watching, not the run; the same
+# Runs `python -m r1jax run …` on all workers and watches it. After a preemption it recreates the TPU, sets it up and
+# repeats the command, which resumes from the checkpoints in its workdir. Ctrl-C ends the watching, not the run; the same
 # command watches again.
 #
 #   tpu_scripts/run.sh [--max_restarts 10] -- r1_zero_math --gin … --workdir gs://BUCKET/RUN
 #
-# --max_restarts: in a row, none of which ran for half an hour. Exit status: 0 when the run is done, 2 when its config is
-# wrong, 1 when it failed or the TPU can't be had, 75 when stop.sh stopped it.
+# --max_restarts: consecutive restarts that each ran for less than half an hour. Exit status: 0 when the run is done, 2
+# when its config is wrong, 1 when it failed or the TPU is not available, 75 when stop.sh stopped it.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=pod.bash
 source "$(dirname "$0")/pod.bash"
 
-# For so many polls (of 30 s) a worker may go on after another one ended badly, and then as long again after SIGTERM; for
-# three times as many gcloud may fail, or the TPU be repaired.
-PATIENCE=${POD_PATIENCE:-20} # tests have less
+# After a worker has failed, the others may run for this many polls (of 30 s), then as long again after SIGTERM. For three
+# times as many polls gcloud may fail, or the TPU may be under repair.
+PATIENCE=${POD_PATIENCE:-20} # tests set it lower
 
 ask_start() { ask "$1" start "${arguments[@]}"; }
 ask_poll() { ask "$1" poll; }
@@ -27,10 +27,10 @@ main() {
   need_run_arguments
   if $dry_run; then show_all; return; fi
 
-  trap 'say "not watched any more; the run goes on, and the same command watches it again"; exit 130' INT
+  trap 'say "no longer watching; the run continues, and the same command watches it again"; exit 130' INT
   local outcome restarts=0 began
   case $(pod_state) in
-    none) fail 1 "there is no ${setting[name]} in ${setting[zone]}: create.sh and setup.sh first" ;;
+    none) fail 1 "${setting[name]} does not exist in ${setting[zone]}: run create.sh and setup.sh first" ;;
     unknown) fail 1 "gcloud failed: $(last_error)" ;;
     lost) outcome=preempted ;;
     *)
@@ -39,13 +39,13 @@ main() {
       ;;
   esac
   while true; do
-    if [[ $outcome != preempted ]] || make_again; then
+    if [[ $outcome != preempted ]] || recreate; then
       began=$SECONDS
       watch_run
       conclude
       ((SECONDS - began < 1800)) || restarts=0
     fi
-    ((restarts < setting[max_restarts])) || fail 1 "given up after $restarts restarts in a row: $outcome"
+    ((restarts < setting[max_restarts])) || fail 1 "gave up after $restarts restarts in a row: $outcome"
     restarts=$((restarts + 1))
     say "$outcome: restart $restarts of at most ${setting[max_restarts]} in a row"
     pause $((restarts < 6 ? 15 * 2 ** restarts : 900))
@@ -53,11 +53,11 @@ main() {
   done
 }
 
-# What ends the script; otherwise $outcome says why to start again.
+# Ends the script unless $outcome is a reason to restart the run.
 conclude() {
   case $outcome in
     'done') say "done: ${arguments[*]}"; exit 0 ;;
-    stopped) say "stopped by stop.sh; the same command goes on"; exit 75 ;;
+    stopped) say "stopped by stop.sh; the same command resumes"; exit 75 ;;
     config) show_log; fail 2 "worker $culprit: the config is wrong (exit status 2), see above" ;;
     failed)
       show_log
@@ -66,14 +66,14 @@ conclude() {
   esac
 }
 
-# stop.sh also ends a run that waits for its restart.
+# Whether stop.sh was called during the pause before a restart.
 stopped_meanwhile() { ask_workers ask_poll && read_polls && blame stopped stopped; }
 
 show_log() { tpu_ssh "$culprit" "tail -n 30 r1jax_job/log" 2>"$errors" </dev/null >&2 || true; }
 
-# Deletes what is left of the TPU, creates and sets it up; one that is there, as nothing but its setup failed, is only set
-# up. Returns 1 for another try; a want of quota ends the script.
-make_again() {
+# Deletes the rest of the TPU, creates it and sets it up; a TPU that is ready, since only its setup failed, is only set up.
+# Returns 1 for another try; missing quota ends the script.
+recreate() {
   local flags
   mapfile -d '' flags < <(pod_flags)
   case $(pod_state) in
@@ -87,7 +87,7 @@ make_again() {
   "$scripts/setup.sh" "${flags[@]}"
 }
 
-# Starts the run where it is not going, and returns when it has ended or its TPU is gone, with $outcome.
+# Starts the run unless it is active, and returns with $outcome when it has ended or its TPU is gone.
 watch_run() {
   local result verdict waited=0 silent=0 unready=0
   outcome=preempted
@@ -97,7 +97,7 @@ watch_run() {
     case $(pod_state) in
       lost | none) return ;;
       unknown)
-        ((++silent < 3 * PATIENCE)) || fail 1 "gcloud failed ($(last_error)): the run goes on; watch it again"
+        ((++silent < 3 * PATIENCE)) || fail 1 "gcloud failed ($(last_error)): the run continues; repeat the command to watch it"
         continue
         ;;
       unready | queued)
@@ -111,7 +111,7 @@ watch_run() {
     ((result != 2)) || return 0
     ((result == 0)) || fail_unreachable
     read_polls
-    # What workers do once they were told to stop explains nothing.
+    # How workers end after they were told to stop does not count.
     ((waited >= PATIENCE)) || judge
     say "$running of $hosts workers running: ${answer[0]#* }"
     ((running > 0)) || break
@@ -121,7 +121,7 @@ watch_run() {
     ((waited != 2 * PATIENCE)) || ask_workers ask_kill || true
   done
   if [[ $verdict == failed ]]; then
-    pause 30 # a preempted worker takes the others down with it, and gcloud may learn of it late
+    pause 30 # a preempted worker fails the others, and gcloud may report the preemption late
     [[ $(pod_state) != @(lost|none) ]] || return 0
   fi
   outcome=$verdict
@@ -136,7 +136,7 @@ must_start() {
   say "on $hosts workers: python -m r1jax run ${arguments[*]}"
 }
 
-# How many workers are $running, and the exit codes of the others: $codes.
+# Sets $running, the number of running workers, and $codes, the exit codes of the others.
 read_polls() {
   local n words
   running=0 codes=()
@@ -151,15 +151,15 @@ read_polls() {
   done
 }
 
-# The $verdict on $codes, and the $culprit. A wrong config is wrong on every start; one worker's SIGTERM (75: saved) explains
-# another's failure, and not the other way round.
+# Sets $verdict by $codes, and the $culprit. A wrong config comes first, since it fails on every start; then SIGTERM (75:
+# saved), since it makes other workers fail.
 judge() {
   verdict=going culprit="" culprit_code=""
   blame config 2 || blame stopped stopped || blame again 75 || blame again 143 || blame again gone || blame failed '[!0]*' ||
     ((running > 0)) || verdict='done'
 }
 
-# blame VERDICT PATTERN: if a worker's code matches.
+# blame VERDICT PATTERN: sets the verdict if a worker's code matches.
 blame() {
   local n
   for n in "${!codes[@]}"; do
@@ -177,7 +177,7 @@ show_all() {
   echo '# every 30 s, until all workers have exited:'
   wait_for_pod | grep -v '^#'
   ask_poll all
-  echo '# when the TPU was preempted or suspended:'
+  echo '# when the TPU is preempted or suspended:'
   delete_pod
   create_pod
   set_up_pod

@@ -1,46 +1,46 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034 # the scripts that source this use what it sets
-# What every script needs: its settings (from pod.env and flags), what an accelerator type is, and dry runs. Sourced.
+# Settings (from pod.env and flags), accelerator types and dry runs. Sourced by every script.
 
 script=${0##*/}
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$scripts")
 dry_run=false
 
-# Every key is a flag (--zone us-west4-a) and may stand in pod.env (zone=us-west4-a); a script adds flags of its own.
+# Every key is a flag (--zone us-west4-a) and a key of pod.env (zone=us-west4-a); scripts add flags of their own.
 declare -A setting=([name]="" [project]="" [zone]="" [accelerator_type]="" [runtime_version]="" [spot]=false
   [valid_until]="")
 pod_settings=("${!setting[@]}")
-arguments=() # what stands after --
+arguments=() # the words after --
 
 say() { printf '%s %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
 
-# fail STATUS WORDS: one line, and the end. 2: the command or a setting is wrong; 1: something else failed.
+# fail STATUS WORDS: prints one line and exits. 2: the command or a setting is wrong; 1: something else failed.
 fail() {
   printf '%s: %s\n' "$script" "${*:2}" >&2
   exit "$1"
 }
 
-# POD_PAUSE replaces every pause, in seconds: the tests have no time.
+# POD_PAUSE replaces every pause, in seconds, for tests.
 pause() { sleep "${POD_PAUSE:-$1}"; }
 
-# The comment at the head of the script is its help.
+# Prints the comment at the top of the script, and the settings.
 show_help() {
   sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
   cat <<'HELP'
 
 Settings, as flags or as lines of tpu_scripts/pod.env (pod.env.example); --pod FILE reads another file:
-  --name NAME                of the TPU and of its queued resource
+  --name NAME                name of the TPU and of its queued resource
   --project PROJECT          --zone ZONE
   --accelerator_type TYPE    v5litepod-16, v6e-64, v5p-256, …
-  --runtime_version VERSION  default: the one of the TPU's generation
+  --runtime_version VERSION  default: by the TPU's generation
   --spot true                cheaper, may be preempted; default false
-  --valid_until 6h           give the queue up after this time; default: never
-  --dry_run                  print what would be executed, and execute nothing
+  --valid_until 6h           cancel the request after this time; default: never
+  --dry_run                  print the commands instead of executing them
 HELP
 }
 
-# read_settings FLAGS…: flags win over pod.env, pod.env over defaults.
+# read_settings FLAGS…: flags override pod.env, and pod.env overrides defaults.
 read_settings() {
   local file="" key
   local -A given=()
@@ -51,19 +51,19 @@ read_settings() {
       --dry_run) dry_run=true; shift; continue ;;
       --) arguments=("${@:2}"); break ;;
       --pod) ;;
-      --*) [[ -v "setting[$key]" ]] || fail 2 "no flag $1: --help has them all" ;;
-      *) fail 2 "can't read '$1': flags come first, and what r1jax gets stands after --" ;;
+      --*) [[ -v "setting[$key]" ]] || fail 2 "unknown flag $1: --help lists them" ;;
+      *) fail 2 "unexpected '$1': expected flags, then -- and the arguments of r1jax" ;;
     esac
     [[ $# -ge 2 && $2 != --* ]] || fail 2 "$1 needs a value"
     if [[ $1 == --pod ]]; then file=$2; else given[$key]=$2; fi
     shift 2
   done
-  [[ -z $file || -r $file ]] || fail 2 "can't read $file, the file of --pod"
+  [[ -z $file || -r $file ]] || fail 2 "--pod is $file, which can't be read"
   read_file "${file:-$scripts/pod.env}"
   for key in "${!given[@]}"; do setting[$key]=${given[$key]}; done
 }
 
-# The file is read, not sourced: a wrong key is an error, and nothing in it is executed.
+# The file is parsed, not sourced: an unknown key is an error, and nothing in it is executed.
 read_file() {
   local line key
   [[ -r $1 ]] || return 0
@@ -76,24 +76,24 @@ read_file() {
   done <"$1"
 }
 
-# need KEY…: these must be set.
+# need KEY…: fails unless these are set.
 need() {
   local key place
   for key in "$@"; do
     place=""
-    [[ " ${pod_settings[*]} " != *" $key "* ]] || place=", or put $key=… into $scripts/pod.env"
-    [[ -n ${setting[$key]} ]] || fail 2 "$key is not set: give --$key$place"
+    [[ " ${pod_settings[*]} " != *" $key "* ]] || place=", or add $key=… to $scripts/pod.env"
+    [[ -n ${setting[$key]} ]] || fail 2 "$key is not set: add --$key$place"
   done
 }
 
-# check KEY PATTERN EXPECTED: a setting that is there matches a pattern.
+# check KEY PATTERN EXPECTED: fails where a setting is set and does not match the pattern.
 check() {
   [[ -z ${setting[$1]} || ${setting[$1]} =~ ^($2)$ ]] || fail 2 "$1 is '${setting[$1]}': expected $3"
 }
 
-check_name() { check name '[a-z]([-a-z0-9]{0,38}[a-z0-9])?' "at most 40 small letters, digits and -, a letter first"; }
+check_name() { check name '[a-z]([-a-z0-9]{0,38}[a-z0-9])?' "at most 40 lower-case letters, digits and -, a letter first"; }
 
-# What the accelerator type means: $chips, $hosts, $chips_per_host, $topology, $gke_accelerator, $runtime.
+# Sets by the accelerator type: $chips, $hosts, $chips_per_host, $topology, $gke_accelerator, $runtime.
 read_accelerator_type() {
   local type=${setting[accelerator_type]} known
   need accelerator_type
@@ -106,7 +106,7 @@ read_accelerator_type() {
   [[ " $known " == *" ${type##*-} "* ]] || fail 2 "accelerator_type is '$type': expected ${type%-*}-N with N one of $known"
   chips=${type##*-}
   if [[ $type == v5p-* ]]; then
-    chips=$((chips / 2)) # its name counts TensorCores, two on a chip
+    chips=$((chips / 2)) # the name counts TensorCores, two per chip
     topology=$(topology_3d "$chips")
     chips_per_host=4
   else
@@ -132,7 +132,7 @@ topology_3d() {
   esac
 }
 
-# show WORDS…: a command as one could paste it.
+# show WORDS…: prints a command, quoted for pasting.
 show() {
   local word line=""
   for word in "$@"; do
@@ -146,34 +146,34 @@ show() {
   printf '%s\n' "${line% }"
 }
 
-# act WORDS…: executes a command, or shows it in a dry run.
+# act WORDS…: executes a command, or prints it in a dry run.
 act() { if $dry_run; then show "$@"; else "$@"; fi; }
 
-# An arguments' list of `r1jax run` that can survive a preemption.
+# Fails unless there are arguments of `r1jax run` with a workdir that survives a preemption.
 need_run_arguments() {
   local words=" ${arguments[*]} "
-  ((${#arguments[@]})) || fail 2 "nothing to run: give what \`r1jax run\` gets after --"
+  ((${#arguments[@]})) || fail 2 "expected the arguments of \`r1jax run\` after --"
   [[ $words == *" --workdir gs://"* || $words == *" --workdir=gs://"* ]] ||
-    fail 2 "no --workdir gs://… after --: what is on a worker's own disk is lost when it is preempted"
+    fail 2 "expected --workdir gs://… after --: a worker's own disk is lost when it is preempted"
 }
 
-# The code as it is here, tracked files with their changes, as $tarball; with $git_state in GIT_STATE, for the run's notes.
+# Packs the tracked files with their changes as $tarball, with $git_state in GIT_STATE, which the run records.
 tarball=$root/.cache/tpu/r1jax.tar.gz
 pack_code() {
   local commit
   if $dry_run; then
     show mkdir -p "${tarball%/*}"
     echo "$(show git -C "$root" describe --always --dirty) > $(show "${tarball%/*}/GIT_STATE")"
-    echo '# HEAD, or where something changed what "git stash create" prints:'
+    echo '# HEAD or, with uncommitted changes, the commit that "git stash create" prints:'
     show git -C "$root" archive --format=tar.gz --add-file="${tarball%/*}/GIT_STATE" -o "$tarball" HEAD
     return
   fi
   mkdir -p "${tarball%/*}"
-  git_state=$(git -C "$root" describe --always --dirty) || fail 1 "$root is not a git checkout: code is sent by git archive"
+  git_state=$(git -C "$root" describe --always --dirty) || fail 1 "$root is not a git checkout, expected one to pack"
   echo "$git_state" >"${tarball%/*}/GIT_STATE"
-  commit=$(git -C "$root" -c user.name=r1jax -c user.email=r1jax@localhost stash create) # nothing where nothing changed
+  commit=$(git -C "$root" -c user.name=r1jax -c user.email=r1jax@localhost stash create) # empty without changes
   git -C "$root" archive --format=tar.gz --add-file="${tarball%/*}/GIT_STATE" -o "$tarball" "${commit:-HEAD}"
   say "code: $git_state"
   git -C "$root" ls-files --others --exclude-standard -- '*.py' '*.gin' |
-    while read -r path; do say "not sent, as git does not know it (git add): $path"; done
+    while read -r path; do say "not sent, because git does not track it (git add): $path"; done
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sends the code to all workers (sync.sh), installs Python and packages there, and has JAX count the pod's devices. It may be
-# repeated.
+# Sends the code to all workers (sync.sh), installs Python and packages there, and checks that JAX sees all devices of the
+# pod. It can be repeated.
 #
 #   tpu_scripts/setup.sh
 set -euo pipefail

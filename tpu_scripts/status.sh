@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The queued resource, the TPU, and what each worker's run does, with the last line of its log.
+# Shows the state of the queued resource and the TPU, and each worker's state with the last line of its log.
 #
 #   tpu_scripts/status.sh
 set -euo pipefail

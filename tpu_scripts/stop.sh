@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Asks the run to save and stop; a run.sh that watches it ends too. run.sh with the same arguments goes on later.
+# Asks the run to save and stop; a run.sh that watches it ends too. run.sh with the same arguments resumes the run.
 #
 #   tpu_scripts/stop.sh
 set -euo pipefail

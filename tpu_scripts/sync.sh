@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sends the code to all workers: what git tracks, with its changes; GIT_STATE beside it says which commit. Files that git
-# does not know are named, and stay. A run that is going keeps its code: stop.sh first.
+# Sends the tracked files with their changes to all workers; GIT_STATE names the commit. Untracked files are listed and not
+# sent. The code of an active run is not replaced: run stop.sh first.
 #
 #   tpu_scripts/sync.sh
 set -euo pipefail

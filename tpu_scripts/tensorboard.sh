@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# TensorBoard on worker 0, seen at http://localhost:6006 here, until Ctrl-C. It reads all stages of a run.
+# Runs TensorBoard on worker 0 for all stages of a run, at http://localhost:6006 of this machine, until Ctrl-C.
 #
 #   tpu_scripts/tensorboard.sh --workdir gs://BUCKET/RUN [--port 6006]
 set -euo pipefail
@@ -11,5 +11,5 @@ read_pod "$@"
 need workdir
 check workdir 'gs://.+' "a run's gs://…"
 check port '[0-9]+' "a number"
-say "http://localhost:${setting[port]}, in a moment"
+say "starting at http://localhost:${setting[port]}"
 tpu_ssh 0 "bash $worker $(show tensorboard "${setting[workdir]}")" -- -t -L "${setting[port]}:localhost:6006"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs on every worker of a pod, not on your machine: the other scripts call it over ssh.
+# Runs on every worker of a pod, where the other scripts call it over ssh.
 #
 #   worker.sh install | setup | devices | start ARGUMENT… | poll | stop | kill | tensorboard LOGDIR
 #
-# A run is started with setsid and nohup, and leaves its pid, its log and its exit status in ~/r1jax_job: that outlives a
-# lost ssh connection, needs nothing installed, and any later connection can read it. (tmux would keep a screen, and lose
-# the exit status.) Each verb but the last ends in one line for the machine that asked: @worker NUMBER STATUS WORDS.
+# A run is started with setsid and nohup, and writes its pid, log and exit status to ~/r1jax_job, so that it survives a
+# lost ssh connection and later connections can read them. (tmux would lose the exit status.) Each verb but the last
+# prints its answer as one line: @worker NUMBER STATUS WORDS.
 set -euo pipefail
 
 cd ~
@@ -26,18 +26,18 @@ alive() {
   local pid
   [[ -r $job/pid ]] || return 1
   pid=$(<"$job/pid")
-  grep -q worker.sh "/proc/$pid/cmdline" 2>/dev/null # after a reboot the number may be another's
+  grep -q worker.sh "/proc/$pid/cmdline" 2>/dev/null # after a reboot the pid may belong to another process
 }
 
-# The new code, which this file is a part of, takes the place of the old.
+# Replaces the old code by the new code, of which this file is a part.
 install() {
-  if alive; then answer 3 "a run is going, and its code stays as it is: stop.sh first"; return; fi
+  if alive; then answer 3 "a run is active, and its code is not replaced: run stop.sh first"; return; fi
   rm -rf r1jax
   mv "$(dirname "$here")" r1jax
   answer 0 "$(<r1jax/GIT_STATE)"
 }
 
-# The images have Python 3.10: uv brings 3.11, the version that the tests run on.
+# The images have Python 3.10: uv installs 3.11, which the tests use.
 setup() {
   local log=$HOME/r1jax_setup.log
   if install_packages >"$log" 2>&1; then
@@ -60,16 +60,16 @@ devices() {
     f"{jax.device_count()} devices, {jax.local_device_count()} here, jax {jax.__version__}")' >"$log" 2>&1; then
     answer 0 "$(last_line "$log")"
   else
-    answer 1 "jax does not find its devices (is another process on the TPU?), see ~/r1jax_devices.log: $(last_line "$log")"
+    answer 1 "JAX does not find its devices (does another process use the TPU?), see ~/r1jax_devices.log: $(last_line "$log")"
   fi
 }
 
 start() {
   if alive; then
-    if [[ $* == "$(<"$job/command")" ]]; then answer 0 "goes on"; else answer 3 "runs something else: $(<"$job/command")"; fi
+    if [[ $* == "$(<"$job/command")" ]]; then answer 0 "is running already"; else answer 3 "runs another command: $(<"$job/command")"; fi
     return
   fi
-  [[ -x $python ]] || { answer 3 "is not set up: setup.sh first"; return; }
+  [[ -x $python ]] || { answer 3 "is not set up: run setup.sh first"; return; }
   mkdir -p "$job"
   rm -f "$job/exit" "$job/stopped"
   printf '%s\n' "$*" >"$job/command"
@@ -78,7 +78,7 @@ start() {
   answer 0 started
 }
 
-# The process that outlives ssh. It waits for the run whatever signals reach it, and notes how the run ended.
+# The process that survives ssh: it ignores signals, waits for the run and records its exit status.
 job() {
   local code=0
   trap : TERM INT HUP
@@ -103,16 +103,16 @@ poll() {
   answer 0 "$words"
 }
 
-# SIGTERM: the run saves and exits with 75.
+# Sends SIGTERM, on which the run saves and exits with 75.
 stop() {
   if [[ ${1-} == for_good && -d $job ]]; then touch "$job/stopped"; fi
-  if ! alive; then answer 0 "nothing runs"; return; fi
+  if ! alive; then answer 0 "no run is active"; return; fi
   pkill -TERM -P "$(<"$job/pid")" || true
   answer 0 "asked to save and stop"
 }
 
 kill_job() {
-  if ! alive; then answer 0 "nothing runs"; return; fi
+  if ! alive; then answer 0 "no run is active"; return; fi
   echo 137 >"$job/exit"
   kill -KILL -- "-$(<"$job/pid")" || true
   answer 0 killed
@@ -123,5 +123,5 @@ tensorboard() { exec "$python" -m tensorboard.main --logdir "$1" --port 6006; }
 case ${1-} in
   install | setup | devices | start | job | poll | stop | tensorboard) "$@" ;;
   kill) kill_job ;;
-  *) echo "worker.sh: no verb '${1-}'" >&2; exit 2 ;;
+  *) echo "worker.sh: unknown verb '${1-}'" >&2; exit 2 ;;
 esac

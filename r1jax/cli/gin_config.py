@@ -1,17 +1,16 @@
-"""gin for numbers: files and `--set` bindings become an experiment's frozen dataclasses.
+"""Reads gin files and `--set` bindings into an experiment's frozen dataclasses.
 
 A scope is a field of the experiment's config: `rl/OptimizerConfig.learning_rate = 3e-6` binds the optimizer of the
-stage `rl`, `OptimizerConfig.learning_rate` that of all stages. What is unknown, of another type, missing, or read by
-nothing is an error.
+stage `rl`, `OptimizerConfig.learning_rate` the optimizers of all stages. An unknown name, a wrong type, a missing value
+and a binding that nothing reads are errors.
 """
 
-import contextlib
 import dataclasses
 import logging
 import re
 import tokenize
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,65 +21,53 @@ from r1jax.errors import UsageError
 
 T = TypeVar("T")
 
-gin.add_config_file_search_path(str(Path(__file__).resolve().parents[2] / "gin_configs"))  # of `include`
+gin.add_config_file_search_path(str(Path(__file__).resolve().parents[2] / "gin_configs"))  # for `include`
 
 for _config in vars(configs).values():
     if dataclasses.is_dataclass(_config):
         gin.register(_config, module="r1jax")
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """gin logs an error for each place where an included file is not, and then finds it."""
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
 def read_config(cls: type[T], files: Sequence[str], bindings: Sequence[str]) -> T:
-    """Builds an experiment's config class. Raises UsageError with one line that says what to set."""
+    """An instance of an experiment's config class. Raises UsageError with one line that says what to set."""
     gin.clear_config()
+    logging.disable(logging.ERROR)  # gin logs an error for each directory that it searches in vain for an include
     try:
-        with quiet():
-            gin.parse_config_files_and_bindings(
-                list(files), list(bindings), finalize_config=False, print_includes_and_imports=False
-            )
+        gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=False)
         bound = set(re.findall(r"^([^\s#]\S*) =", gin.config_str(), re.MULTILINE))
     except (ValueError, SyntaxError, OSError, AttributeError, TypeError, ImportError, tokenize.TokenError) as error:
         raise UsageError(f"gin: {' '.join(str(error).split())}. Names are those of r1jax/config/__init__.py") from error
+    finally:
+        logging.disable(logging.NOTSET)
     used: set[str] = set()
-    built = {
-        field.name: _build(_hints(cls)[field.name], field.name, bound, used)
-        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
-    }
+    built = {name: _build(hint, name, bound, used) for name, hint in typing.get_type_hints(cls).items()}
     text = "\n".join([*bindings, *(Path(file).read_text() for file in files), gin.config_str()])
     used |= set(re.findall(r"%([\w/.]+)", text))  # macros
-    referred = tuple(f"{name}." for name in re.findall(r"@([\w/.]+)\(\)", text))  # configs within bindings
+    referred = tuple(f"{name}." for name in re.findall(r"@([\w/.]+)\(\)", text))  # configs inside bindings
     used |= {name for name in bound if name.startswith(referred)}
-    unused = sorted(bound - used)
-    if unused:
-        raise UsageError(
-            f"gin: nothing reads {', '.join(unused)}: check the scope (stages: {', '.join(built)}) and the name"
-        )
+    if unused := ", ".join(sorted(bound - used)):
+        raise UsageError(f"gin: nothing reads {unused}: check the name and the scope (one of {', '.join(built)})")
     return cls(**built)
 
 
 def _build(cls: type, scope: str, bound: set[str], used: set[str]) -> Any:
-    """One dataclass, its nested ones first, with the bindings of its scope; types are checked before it is made."""
-    hints, values = _hints(cls), {}
+    """One dataclass with the bindings of its scope, after its nested ones; types are checked before it is built."""
+    hints, values = typing.get_type_hints(cls), {}
     try:
         with gin.config_scope(scope):
             bindings = gin.get_bindings(cls, resolve_references=True)
-    except (ValueError, TypeError) as error:  # a macro that is not defined
+    except (ValueError, TypeError) as error:  # an undefined macro
         raise UsageError(f"gin: {scope}/{cls.__name__}: {' '.join(str(error).split())}") from error
     for field in dataclasses.fields(cls):
         name = f"{cls.__name__}.{field.name}"
         if field.name in bindings:
-            # A binding of all stages that one of this scope overrides counts as read.
+            # A binding for all stages counts as read also where this scope overrides it.
             used |= {candidate for candidate in (f"{scope}/{name}", name) if candidate in bound}
-            values[field.name] = _checked(bindings[field.name], hints[field.name], name, scope)
+            value, hint = bindings[field.name], hints[field.name]
+            if not configs.fits(value, hint):
+                given = f"{value!r} ({type(value).__name__}), expected {getattr(hint, '__name__', hint)}"
+                raise UsageError(f"gin: {name} is {given}: set {scope}/{name} to one")
+            values[field.name] = value
         elif dataclasses.is_dataclass(hints[field.name]):
             values[field.name] = _build(hints[field.name], scope, bound, used)
         elif field.default is dataclasses.MISSING:
@@ -89,16 +76,3 @@ def _build(cls: type, scope: str, bound: set[str], used: set[str]) -> Any:
         return cls(**values)
     except ValueError as error:  # the dataclass's own check
         raise UsageError(f"gin: {scope}/{cls.__name__}: {error}") from error
-
-
-def _checked(value: Any, hint: Any, name: str, scope: str) -> Any:
-    if not configs.fits(value, hint):
-        expected = getattr(hint, "__name__", str(hint))
-        raise UsageError(
-            f"gin: {name} is {value!r} ({type(value).__name__}), expected {expected}: set {scope}/{name} to one"
-        )
-    return value
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)

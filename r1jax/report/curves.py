@@ -1,4 +1,4 @@
-"""A stage's curves: small ones for the report, and a picture of their own for README and papers."""
+"""A stage's curves: small panels in the report, and a picture in a file of its own."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,29 +14,29 @@ PICTURE = {
     "format": "format rate",
     "response_tokens": "response length (tokens)",
 }
-POINTS = 150  # of a small curve: as many as can be seen
-PANEL = (200, 80)
+POINTS = 150  # of a small curve, at most
+PANEL = (200, 80)  # width and height
 
 Rows = Sequence[Mapping[str, float]]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One small curve, in SVG's coordinates; its words are the page's, so that they keep their size."""
+    """One small curve in SVG coordinates. Its labels are HTML, so that they do not scale with the SVG."""
 
     name: str
-    first: float  # smoothed, like the thick line
+    first: float  # smoothed values
     last: float
     low: float  # of the axis
     high: float
     steps: tuple[int, int]
     thin: str
     thick: str
-    base: float | None  # height of the dashed line
+    base: float | None  # y of the dashed line
 
 
 def panel(rows: Rows, name: str, base: float | None = None) -> Panel | None:
-    """None where a metric was not logged, such as another experiment's reward."""
+    """A metric's curve; None where the metric was not logged."""
     found = [(row["step"], row[name]) for row in rows if name in row]
     if not found:
         return None
@@ -45,7 +45,7 @@ def panel(rows: Rows, name: str, base: float | None = None) -> Panel | None:
     seen = [*values, *([] if base is None else [base])]
     low, high = min(0.0, *seen), max(seen)
     if 0.5 < high < 1 and "loss" not in name:
-        high = 1.0  # a share
+        high = 1.0  # the metric is a fraction
     span = high - low or 1.0
     width, height = PANEL
     across = max(steps[-1] - steps[0], 1)
@@ -61,12 +61,12 @@ def panel(rows: Rows, name: str, base: float | None = None) -> Panel | None:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Means of five, each in the middle of its own."""
+    """Centered means over five values."""
     return [fmean(values[max(0, i - 2) : i + 3]) for i in range(len(values))]
 
 
 def picture(rows: Rows, base: Mapping[str, float]) -> str:
-    """Four panels of RL as SVG. Thin: each step; thick: mean of five; dashed: the base's evaluation."""
+    """Four panels of RL as SVG. Thin: each step; thick: mean of five steps; dashed: the base's evaluation."""
     figure = matplotlib.figure.Figure(figsize=(10, 5.4), layout="constrained")
     steps = [row["step"] for row in rows]
     for axes, (name, title) in zip(figure.subplots(2, 2).flat, PICTURE.items(), strict=True):
@@ -77,8 +77,7 @@ def picture(rows: Rows, base: Mapping[str, float]) -> str:
         if start is not None:
             axes.axhline(start, color=GREY, linestyle="--", linewidth=1)
             axes.annotate("base", (steps[-1], start), color=GREY, ha="right", va="bottom", fontsize=8)
-        axes.set_title(title, fontsize=10, loc="left")
         axes.set_ylim(bottom=0)
-        plain_axes(axes)
+        plain_axes(axes, title, fontsize=10)
     figure.supxlabel("RL step", fontsize=9)
     return svg_text(figure)

@@ -1,16 +1,21 @@
-"""An evaluation's figures as JSON, as a table and as a plot."""
+"""An evaluation's figures as JSON, table and plot."""
 
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 import matplotlib
 import matplotlib.figure
 from etils import epath
 
-from r1jax.telemetry.files import write_whole
+from r1jax.config import EvaluateConfig
+from r1jax.telemetry.files import write_atomically
+from r1jax.telemetry.metrics import sample_row
 from r1jax.types import Sample
 
 PLOT = "evaluation.svg"
@@ -18,47 +23,51 @@ BLUE, GREY, ORANGE = "#2459c4", "#8a93a3", "#d98032"
 COLOURS = (BLUE, ORANGE, "#12784a", "#8c4fb0", "#b3382c")  # of sources
 BINS = 30
 
+Figures = Mapping[str, float]
+Groups = Sequence[Sequence[Sample]]  # the samples of each problem
 
-def write_evaluation(
-    directory: epath.Path,
-    title: str,
-    protocol: Mapping[str, Any],
-    figures: Mapping[str, float],
-    groups: Sequence[Sequence[Sample]],
-) -> None:
-    """Writes evaluation.json, evaluation.md and evaluation.svg. `protocol` is how it was drawn, and has the limit."""
-    held = {"evaluation": title, "protocol": dict(protocol), "figures": dict(figures)}
-    write_whole(directory / "evaluation.json", json.dumps(held, indent=1))
-    write_whole(directory / "evaluation.md", markdown(title, protocol, figures))
-    write_whole(directory / PLOT, svg_text(plot(title, figures, groups, protocol["max_new_tokens"])))
+
+def write_evaluation(out: epath.Path, title: str, config: EvaluateConfig, figures: Figures, groups: Groups) -> None:
+    """Writes evaluation.json, evaluation.md, evaluation.svg, and each problem's first sample to samples.jsonl."""
+    protocol = {"problems": len(groups), "samples": config.samples_per_prompt} | asdict(config.sampling)
+    held = {"evaluation": title, "protocol": protocol, "figures": dict(figures)}
+    write_atomically(out / "evaluation.json", json.dumps(held, indent=1))
+    write_atomically(out / "evaluation.md", markdown(title, protocol, figures))
+    write_atomically(out / PLOT, svg_text(plot(title, figures, groups, config.sampling.max_new_tokens)))
+    rows = "".join(json.dumps(sample_row(group[0])) + "\n" for group in groups)
+    write_atomically(out / "samples.jsonl", rows)
 
 
 # ---- the table
 
 
 def intervals(names: Iterable[str]) -> set[str]:
-    """The names of intervals' ends, which are shown with what they are of."""
+    """The names of the ends of confidence intervals, which are shown with their figure."""
     names = set(names)
     return {name + end for name in names for end in ("_low", "_high") if name + end in names}
 
 
-def show(name: str, figures: Mapping[str, float]) -> str:
-    """A figure, with its interval where it has one."""
+def show(name: str, figures: Figures) -> str:
+    """A figure as text, with its confidence interval if there is one."""
     if name not in figures:
         return "–"
     text = f"{figures[name]:.1f}" if "tokens" in name else f"{figures[name]:.3f}"
-    if f"{name}_low" in figures:
-        text += f" [{figures[f'{name}_low']:.3f}, {figures[f'{name}_high']:.3f}]"
-    return text
+    return f"{text} {interval(name, figures)}".rstrip()
 
 
-def sources_of(figures: Mapping[str, float]) -> list[str]:
-    """Those that have figures of their own, `source/figure`."""
+def interval(name: str, figures: Figures) -> str:
+    """A figure's confidence interval as text, "" if it has none."""
+    low, high = figures.get(f"{name}_low"), figures.get(f"{name}_high")
+    return "" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
+
+
+def sources_of(figures: Figures) -> list[str]:
+    """The sources that have figures of their own, named `source/figure`."""
     return list(dict.fromkeys(name.partition("/")[0] for name in figures if "/" in name))
 
 
-def table(figures: Mapping[str, float]) -> list[list[str]]:
-    """Rows of text, the first one the header: a column for all problems, and one for each of several sources."""
+def table(figures: Figures) -> list[list[str]]:
+    """Rows of text after a header row, with a column for all problems and one for each of several sources."""
     sources = sources_of(figures)
     hidden = intervals(figures)
     rows = [["figure", "all" if sources else "value", *sources]]
@@ -68,7 +77,7 @@ def table(figures: Mapping[str, float]) -> list[list[str]]:
     return rows
 
 
-def markdown(title: str, protocol: Mapping[str, Any], figures: Mapping[str, float]) -> str:
+def markdown(title: str, protocol: Mapping[str, Any], figures: Figures) -> str:
     header, *rows = table(figures)
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
 
@@ -77,33 +86,29 @@ def markdown(title: str, protocol: Mapping[str, Any], figures: Mapping[str, floa
 
     how = ", ".join(f"{name} {value}" for name, value in protocol.items())
     lines = [f"# {title}", "", how, "", line(header), line(["-" * width for width in widths]), *map(line, rows)]
-    return "\n".join([*lines, "", "In brackets: 95 % intervals, by bootstrap over problems."]) + "\n"
+    return "\n".join([*lines, "", "In brackets: 95 % confidence intervals, by bootstrap over problems."]) + "\n"
 
 
 # ---- the plot
 
 
-def plot(
-    title: str, figures: Mapping[str, float], groups: Sequence[Sequence[Sample]], limit: int
-) -> matplotlib.figure.Figure:
-    """pass@k with its intervals, and how long right and wrong outputs are."""
+def plot(title: str, figures: Figures, groups: Groups, limit: int) -> matplotlib.figure.Figure:
+    """pass@k with confidence intervals, and the lengths of right and wrong outputs."""
     figure = matplotlib.figure.Figure(figsize=(10, 3.6), layout="constrained")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     left, right = figure.subplots(1, 2)
     draw_pass(left, figures)
-    draw_lengths(right, [sample for group in groups for sample in group], limit)
+    draw_lengths(right, list(chain(*groups)), limit)
     return figure
 
 
-def draw_pass(axes: Any, figures: Mapping[str, float]) -> None:
-    """pass@k over k, of all problems or of each source; the dashed line is cons@n, of all."""
-    axes.set_title("pass@k, with 95 % intervals", fontsize=9, loc="left")
-    plain_axes(axes)
+def draw_pass(axes: Any, figures: Figures) -> None:
+    """pass@k by k, over all problems or each source. The dashed line is cons@n over all problems."""
+    plain_axes(axes, "pass@k, with 95 % intervals")
     for source, colour in zip(sources_of(figures) or [""], COLOURS * len(figures), strict=False):
         prefix = f"{source}/" if source else ""
-        sizes = sorted(
-            int(name.partition("@")[2]) for name in figures if name.startswith(f"{prefix}pass@") and name[-1].isdigit()
-        )
+        found = (re.fullmatch(re.escape(prefix) + r"pass@(\d+)", name) for name in figures)
+        sizes = sorted(int(match[1]) for match in found if match)
         means, low, high = ([figures[f"{prefix}pass@{k}{end}"] for k in sizes] for end in ("", "_low", "_high"))
         axes.fill_between(sizes, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(sizes, means, color=colour, marker="o", markersize=4, label=source or "pass@k")
@@ -111,13 +116,8 @@ def draw_pass(axes: Any, figures: Mapping[str, float]) -> None:
         axes.set_xticks(sizes, [str(k) for k in sizes], minor=False)
     for name in figures:
         if name.startswith("cons@"):
-            axes.axhline(
-                figures[name],
-                color=GREY,
-                linestyle="--",
-                linewidth=1,
-                label=f"{name}, all" if sources_of(figures) else name,
-            )
+            label = f"{name}, all" if sources_of(figures) else name
+            axes.axhline(figures[name], color=GREY, linestyle="--", linewidth=1, label=label)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("k", fontsize=9)
     if axes.get_legend_handles_labels()[0]:
@@ -125,24 +125,21 @@ def draw_pass(axes: Any, figures: Mapping[str, float]) -> None:
 
 
 def draw_lengths(axes: Any, samples: Sequence[Sample], limit: int) -> None:
-    """A stacked histogram; the dashed line is the limit."""
-    axes.set_title("lengths of outputs", fontsize=9, loc="left")
-    plain_axes(axes)
-    kinds = {"right": (1.0, BLUE), "wrong": (0.0, ORANGE), "not judged": (None, GREY)}
-    longest = max((len(s.tokens) for s in samples), default=1)
+    """A stacked histogram of output lengths; the dashed line is the limit."""
+    plain_axes(axes, "lengths of outputs")
+    kinds = {"right": (1.0, BLUE), "wrong": (0.0, ORANGE), "not graded": (None, GREY)}
+    longest = max((len(s.response_tokens) for s in samples), default=1)
     width = max(1, math.ceil(longest / BINS))
-    # Whole numbers of tokens, none on an edge; the last one is the longest's, which is the limit where any was cut off.
+    # Edges lie between whole numbers of tokens; the longest output is in the last bin.
     edges = [longest + 0.5 - width * i for i in reversed(range(longest // width + 2))]
-    shown = {
-        name: (values, colour)
-        for name, (verdict, colour) in kinds.items()
-        if (values := [len(s.tokens) for s in samples if s.rewards.get("accuracy") == verdict])
-    }
+    shown = []
+    for name, (verdict, colour) in kinds.items():
+        if values := [len(s.response_tokens) for s in samples if s.rewards.get("accuracy") == verdict]:
+            shown.append((values, colour, f"{name} ({len(values)})"))
     if shown:
-        counts, colours = zip(*shown.values(), strict=True)
-        labels = [f"{name} ({len(values)})" for name, (values, _) in shown.items()]
+        counts, colours, labels = zip(*shown, strict=True)
         axes.hist(counts, edges, stacked=True, color=colours, label=labels)
-    if longest > limit / 4:  # far beyond all that is there it would squeeze the rest
+    if longest > limit / 4:  # a limit far beyond would squeeze the histogram
         axes.axvline(limit + 0.5, color=GREY, linestyle="--", linewidth=1, label=f"limit ({limit})")
     axes.set_xlim(left=0)
     axes.set_xlabel("tokens", fontsize=9)
@@ -150,7 +147,8 @@ def draw_lengths(axes: Any, samples: Sequence[Sample], limit: int) -> None:
     axes.legend(fontsize=8, frameon=False)
 
 
-def plain_axes(axes: Any) -> None:
+def plain_axes(axes: Any, title: str, fontsize: int = 9) -> None:
+    axes.set_title(title, fontsize=fontsize, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     axes.set_axisbelow(True)
@@ -158,7 +156,7 @@ def plain_axes(axes: Any) -> None:
 
 
 def svg_text(figure: matplotlib.figure.Figure) -> str:
-    """The <svg> element alone, the same for the same figure."""
+    """The <svg> element of a figure. Equal figures give equal texts."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "r1jax"}):
         figure.savefig(text, format="svg", metadata={"Date": None})

@@ -1,49 +1,49 @@
-"""Where the boxes and lines of a run's graph go: rows by the longest way from a source, from top to bottom."""
+"""Lays out the graph of a run from top to bottom; the row of a stage is the longest path from a source to it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 182, 62  # of a box
 ROW = HEIGHT + 38
-PORT = WIDTH - 18  # where lines enter and leave it: right of its data's label
-LANE, GAP = 14, 16  # a lane is for a line that passes by a row's boxes
+PORT = WIDTH - 18  # x at which lines enter and leave a box, right of the label of its data
+LANE, GAP = 14, 16  # a lane is for a line that passes a row
 
 
 @dataclass(frozen=True)
 class Edge:
     start: str
     end: str
-    path: str  # of SVG
+    path: str  # SVG path data
 
 
 @dataclass(frozen=True)
 class Graph:
-    boxes: Mapping[str, tuple[float, float]]  # left upper corners
+    boxes: Mapping[str, tuple[float, float]]  # upper left corners
     edges: Sequence[Edge]
     width: float
     height: float
 
 
 def lay_out(parents: Mapping[str, Sequence[str]]) -> Graph:
-    """Of every node, after its parents: those, what it goes on from first. A node stands below its leftmost parent.
+    """The layout of nodes, given in topological order with their parents, the main parent first.
 
-    Lines that leave one node share a lane, so that what many are made of runs beside them as one line.
+    A node is placed below its leftmost parent. The lines that leave a node share one lane.
     """
     row: dict[str, int] = {}
     for node in parents:
         row[node] = 1 + max((row[p] for p in parents[node]), default=-1)
     last = {node: max((row[n] for n in parents if node in parents[n]), default=0) for node in parents}
-    port: dict[tuple[str, int], float] = {}  # where a node's line is in a row
+    port: dict[tuple[str, int], float] = {}  # x of a node's line in a row
     boxes: dict[str, tuple[float, float]] = {}
     width = 0.0
     for number in range(1 + max(row.values(), default=-1)):
-        above = {  # where the lines into this row's boxes and lanes come from
+        above = {  # x of the lines into this row's boxes and lanes
             node: [port[p, number - 1] for p in (parents[node] if row[node] == number else [node])]
             for node in parents
             if row[node] == number or row[node] < number < last[node]
         }
         left = 0.0
-        # Of those below one node the first is what goes on from it, so that a recipe's main line is straight.
+        # Below a node its main child comes first, so that the main line of a recipe is straight.
         for node in sorted(above, key=lambda node: (min(above[node], default=0), above[node][:1], row[node] < number)):
             is_box = row[node] == number
             size, offset = (WIDTH, PORT) if is_box else (LANE, LANE / 2)
@@ -58,7 +58,7 @@ def lay_out(parents: Mapping[str, Sequence[str]]) -> Graph:
 
 
 def line(start: str, end: str, row: Mapping[str, int], port: Mapping[tuple[str, int], float]) -> str:
-    """Down through the lanes of the rows between, with a bend before each row."""
+    """The path down through the lanes of the rows in between, with a bend before each row."""
     x = port[start, row[start]]
     path = f"M{x:g},{row[start] * ROW + HEIGHT}"
     for number in range(row[start] + 1, row[end] + 1):

@@ -1,0 +1,56 @@
+"""How commands start JAX and find devices. JAX is imported inside the functions, so that `--help` is quick."""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def start_jax(*, cpu_only: bool = False) -> None:
+    """Enables the compilation cache (JAX_COMPILATION_CACHE_DIR moves it) and silences libraries that log to stderr.
+
+    `cpu_only` is for commands that need no accelerator: JAX then takes none, and does not load libtpu.
+    """
+    import jax
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)  # Orbax logs its options at each checkpoint
+    sys.unraisablehook = ignore_closed_loops
+    if cpu_only:
+        jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "r1jax" / "xla"))
+
+
+def ignore_closed_loops(unraisable: Any) -> None:
+    """Drops the errors of a failed restore's pending reads, whose event loop is closed; the restore raises its own."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
+def find_devices() -> None:
+    """Initializes JAX's devices. On a machine without a TPU, libtpu's complaints about that are dropped."""
+    import jax
+
+    from r1jax.dry_run.topology import without_stderr
+
+    has_tpu = next(Path("/dev").glob("accel*"), None) or next(Path("/dev").glob("vfio/*"), None)
+    with contextlib.nullcontext() if has_tpu else without_stderr():
+        jax.devices()
+
+
+def load_checkpoint(path: str) -> tuple[Any, Any]:
+    """Starts JAX and loads a checkpoint: (the `Layout` of this process's first device, the `Policy` on it)."""
+    start_jax()
+    find_devices()
+    import jax
+
+    from r1jax.config import MeshConfig
+    from r1jax.parallel.layout import make_layout
+    from r1jax.paths import absolute
+    from r1jax.runs.policy import load_policy
+
+    layout = make_layout(MeshConfig(data=1), devices=jax.local_devices()[:1])
+    return layout, load_policy(absolute(path), layout)

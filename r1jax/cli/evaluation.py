@@ -1,0 +1,128 @@
+"""Evaluates a checkpoint for `r1jax eval`: a table, one line of JSON and, with `--out`, files."""
+
+import argparse
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from etils import epath
+from rich.console import Console
+from rich.table import Table
+
+from r1jax.cli.devices import load_checkpoint
+from r1jax.cli.experiments import ROOT
+from r1jax.cli.gin_config import read_config
+from r1jax.config import EngineConfig, EvaluateConfig, JsonlConfig, SamplingConfig
+from r1jax.data.published_tokenizer import PublishedTokenizer
+from r1jax.data.sources import Source
+from r1jax.data.tasks import TASKS, Task, text_task
+from r1jax.errors import UsageError
+from r1jax.report.evaluation import table, write_evaluation
+from r1jax.rewards.countdown import countdown_reward
+from r1jax.rewards.mathematics import MathVerifier
+from r1jax.rewards.rules import Reward, accuracy_reward, format_reward, language_mix_reward
+from r1jax.rewards.unicode_scripts import script_consistency_reward
+from r1jax.runs.policy import Policy
+from r1jax.stages.evaluate import measure
+from r1jax.types import Problem
+
+COLUMNS = ROOT / "gin_configs" / "data"  # a gin file of column names for each kind of problem file
+GENERATED = ("countdown",)  # text tasks that generate their problems
+LONGEST = 32768  # tokens of an output (R1, section 3)
+WORD_TASK_LONGEST = 44  # as in the demo's RL
+SLOTS, WORD_TASK_SLOTS = 32, 256
+
+
+@dataclass(frozen=True)
+class FileConfig:
+    """What a file of gin_configs/data/ is read into."""
+
+    problems: JsonlConfig
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Prints and, with `--out`, writes the figures of `args.checkpoint`.
+
+    Raises UsageError for a task that does not fit the checkpoint or the other arguments.
+    """
+    check(args)
+    layout, policy = load_checkpoint(args.checkpoint)
+    task = find_task(args, policy)
+    problems = task.held_out(args.problems, args.seed)
+    config = evaluate_config(args, policy, task, problems)
+    with ExitStack() as stack:
+        rewards = make_rewards(task, stack)
+        figures, groups = measure(layout, policy, config, task, rewards, problems, args.seed)
+    title = f"{args.checkpoint} on {task.name}, {len(problems)} problems"
+    header, *rows = table(figures)
+    shown = Table(*header, title=title)
+    for row in rows:
+        shown.add_row(*row)
+    Console().print(shown)
+    if args.out is not None:
+        out = epath.Path(args.out)
+        out.mkdir(parents=True, exist_ok=True)
+        write_evaluation(out, title, config, figures, groups)
+    print(json.dumps({"checkpoint": args.checkpoint, "task": task.name, **figures}))
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises UsageError for arguments that contradict each other, before anything is loaded."""
+    files = sorted(path.stem for path in COLUMNS.glob("*.gin"))
+    if args.task not in (*TASKS, *GENERATED, *files):
+        raise UsageError(f"--task is '{args.task}', expected one of {', '.join([*TASKS, *GENERATED, *files])}")
+    if args.task in files and args.file is None:
+        raise UsageError(f"--task {args.task} reads its problems from a file: add --file")
+    if args.task not in files and args.file is not None:
+        raise UsageError(f"--task {args.task} generates its problems: --file is for {', '.join(files)}")
+    if args.file is not None and not epath.Path(args.file).is_file():
+        raise UsageError(f"--file is {args.file}, which is no file")
+    if args.k is not None and args.samples is not None and args.k > args.samples:
+        raise UsageError(f"--k is {args.k}, expected at most --samples ({args.samples})")
+    if args.out is not None and Path(args.out).exists() and not Path(args.out).is_dir():
+        raise UsageError(f"--out is {args.out}, a file, expected a directory")
+
+
+def find_task(args: argparse.Namespace, policy: Policy) -> Task:
+    """The task, with the checkpoint's tokenizer. Raises UsageError where the checkpoint has another one, or none."""
+    trained = f"was trained on task '{policy.task.name}'" if policy.task else "was imported with its own tokenizer"
+    if args.task in TASKS:
+        if policy.task is not TASKS[args.task]:
+            raise UsageError(f"--task {args.task} needs a checkpoint with its tokenizer: {args.checkpoint} {trained}")
+        return policy.task
+    if policy.tokenizer is None:
+        raise UsageError(f"--task {args.task} needs a tokenizer, which {args.checkpoint} has not: import it with one")
+    if not isinstance(policy.tokenizer, PublishedTokenizer):
+        raise UsageError(f"--task {args.task} needs a tokenizer of all text (import-hf): {args.checkpoint} {trained}")
+    source = Source(args.task)
+    if args.file is not None:
+        path = f"problems/JsonlConfig.path = {str(args.file)!r}"
+        source = Source(args.task, file=read_config(FileConfig, [str(COLUMNS / f"{args.task}.gin")], [path]).problems)
+    return text_task(args.task, policy.tokenizer.directory, source.problems)
+
+
+def evaluate_config(args: argparse.Namespace, policy: Policy, task: Task, problems: list[Problem]) -> EvaluateConfig:
+    """The arguments; what they leave open follows from the task and from the model's number of positions."""
+    is_of_words = task.name in TASKS
+    prompt_tokens = max(len(task.tokenizer.encode(task.prompt(p.question))) for p in problems)
+    positions = policy.model.max_position_embeddings
+    room = positions - prompt_tokens
+    if room < 1:
+        raise UsageError(f"a prompt has {prompt_tokens} tokens, expected less than max_position_embeddings {positions}")
+    samples = args.samples or max(args.k or 0, 8)
+    max_new_tokens = args.max_tokens or min(WORD_TASK_LONGEST if is_of_words else LONGEST, room)
+    sampling = SamplingConfig(prompt_tokens, max_new_tokens, temperature=args.temperature, top_p=args.top_p)
+    engine = EngineConfig(slots=args.slots or (WORD_TASK_SLOTS if is_of_words else SLOTS))
+    return EvaluateConfig(sampling, engine, len(problems), samples, k=args.k or min(8, samples))
+
+
+def make_rewards(task: Task, stack: ExitStack) -> dict[str, Reward]:
+    """Accuracy, and with weight 0 what is only measured. The verifier's processes end with `stack`."""
+    if task.name in TASKS:
+        accuracy = Reward(accuracy_reward, 1.0)
+        language = {"language_mix": Reward(language_mix_reward(task.lexicons), 0.0)}
+    else:
+        accuracy = Reward(countdown_reward if task.name in GENERATED else stack.enter_context(MathVerifier()), 1.0)
+        language = {"language": Reward(script_consistency_reward(), 0.0)}
+    return {"accuracy": accuracy, "format": Reward(format_reward, 0.0), **language}

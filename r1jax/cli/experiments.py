@@ -1,0 +1,56 @@
+"""List the experiments."""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from r1jax.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`experiments` takes none."""
+
+
+def main(args: argparse.Namespace) -> None:
+    for path in sorted((ROOT / "experiments").glob("[!_]*.py")):
+        print(f"{path.stem:24} {summary(load_experiment(path.stem))}")
+
+
+def load_experiment(name: str) -> ModuleType:
+    """The module of an experiment, by its name or by the path of a .py file.
+
+    Raises UsageError where there is no such file, or it can't be imported or lacks a part.
+    """
+    path = Path(name) if name.endswith(".py") else ROOT / "experiments" / f"{name}.py"
+    if not path.is_file():
+        raise UsageError(f"no experiment '{name}': expected a name from `r1jax experiments` or a path to a .py file")
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))  # so that a fork in any directory can import `experiments`
+    spec = importlib.util.spec_from_file_location(f"r1jax_experiment_{path.stem}", path)
+    assert spec and spec.loader  # a .py file always has both
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up their module here
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise UsageError(f"experiment {path} can't be loaded: {error}") from error
+    if missing := [attribute for attribute in ("Config", "GIN_FILES", "run") if not hasattr(module, attribute)]:
+        raise UsageError(f"experiment {path} has no {', '.join(missing)}: experiments/r1_zero.py is an example")
+    return module
+
+
+def summary(module: ModuleType) -> str:
+    """The first line of an experiment's docstring."""
+    return (module.__doc__ or "").strip().partition("\n")[0]
+
+
+def gin_path(name: str) -> str:
+    """The path of a gin file: as given, or below gin_configs/. Raises UsageError where neither exists."""
+    for path in (Path(name), ROOT / "gin_configs" / name):
+        if path.is_file():
+            return str(path)
+    raise UsageError(f"no gin file '{name}', neither in this directory nor below gin_configs/")

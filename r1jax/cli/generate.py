@@ -1,0 +1,58 @@
+"""Generate one answer from a checkpoint."""
+
+import argparse
+import json
+
+from r1jax.cli import arguments
+from r1jax.cli.devices import load_checkpoint
+from r1jax.errors import UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    arguments.add_checkpoint(parser)
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="a question; the template of the task or tokenizer wraps it")
+    prompt.add_argument("--prompt_ids", metavar="5,17,3", help="token ids, used without a template")
+    add = parser.add_argument
+    add("--max_tokens", type=arguments.positive_int, default=44, metavar="N", help="longest answer (default 44)")
+    add("--temperature", type=arguments.non_negative, default=0.0, metavar="T", help="0, the default, is greedy")
+    add("--top_k", type=arguments.non_negative_int, default=0, metavar="K", help="0, the default, is off")
+    add("--top_p", type=arguments.positive_fraction, default=1.0, metavar="P", help="1, the default, is off")
+    add("--min_p", type=arguments.fraction, default=0.0, metavar="P", help="0, the default, is off")
+    add("--stop", type=arguments.nonempty, action="append", default=[], metavar="TEXT", help="ends the answer")
+    arguments.add_seed(parser)
+    add("--ignore_eos", action="store_true", help="continue after the end token")
+    arguments.add_speculative(parser)
+    add("--json", action="store_true", help="print one line of JSON: text, ids, logprobs, finish_reason")
+
+
+def main(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from r1jax.cli.responder import Responder
+    from r1jax.config import EngineConfig, SamplingConfig
+    from r1jax.rollout.engine import RolloutEngine
+
+    layout, policy = load_checkpoint(args.checkpoint)
+    ids = policy.ask(args.prompt) if args.prompt is not None else parse_ids(args.prompt_ids, policy.model.vocab_size)
+    if not ids:
+        raise UsageError("the prompt is empty: give some text with --prompt")
+    config = EngineConfig(slots=1, steps_per_round=8, prefill_rows=1, speculative=args.speculative)
+    limits = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    sampling = SamplingConfig(len(ids), args.max_tokens, **limits, stop=tuple(args.stop))
+    engine = RolloutEngine(layout, policy.model, policy.tokenizer, config, sampling, 1)
+    responder = Responder(engine, policy, None if args.json else Console(), args.seed)
+    sample = responder.answer(ids, ignore_eos=args.ignore_eos)
+    if args.json:
+        fields = {"text": sample.text, "ids": sample.response_tokens, "logprobs": sample.response_logprobs}
+        print(json.dumps(fields | {"finish_reason": sample.finish_reason}))
+
+
+def parse_ids(text: str, vocab_size: int) -> list[int]:
+    try:
+        ids = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--prompt_ids is '{text}', expected numbers separated by commas, such as 5,17,3") from error
+    if any(not 0 <= i < vocab_size for i in ids):
+        raise UsageError(f"--prompt_ids is '{text}', expected ids from 0 to {vocab_size - 1}")
+    return ids

@@ -1,0 +1,21 @@
+"""Convert a Hugging Face checkpoint to one of r1jax, on the CPU."""
+
+import argparse
+
+from r1jax.cli.devices import start_jax
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="directory with config.json, safetensors (bf16, float32, FP8), tokenizer")
+    add("dest", metavar="DEST", help="the new checkpoint; repeating the command resumes an interrupted import")
+    add("--no-mtp", action="store_true", help="leave out the multi-token-prediction module")
+
+
+def main(args: argparse.Namespace) -> None:
+    from r1jax.paths import absolute
+    from r1jax.runs.hugging_face import import_hf
+    from r1jax.telemetry.progress import Progress
+
+    start_jax(cpu_only=True)
+    import_hf(absolute(args.source), absolute(args.dest), mtp=not args.no_mtp, progress=Progress())

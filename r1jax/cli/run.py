@@ -1,0 +1,77 @@
+"""Run an experiment, or resume it."""
+
+import argparse
+from pathlib import Path
+
+from r1jax.cli.arguments import non_negative_int, positive_int
+from r1jax.cli.devices import find_devices, start_jax
+from r1jax.cli.experiments import gin_path, load_experiment, summary
+from r1jax.errors import UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("experiment", metavar="EXPERIMENT", help="a name (see `experiments`) or a path to a file")
+    add("--gin", action="append", metavar="FILE", help="gin files instead of the experiment's own")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a gin binding, applied after the files")
+    add("--from", dest="rerun_from", metavar="STAGE", help="rerun a stage and everything downstream of it")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--workdir", metavar="DIR", help="the run's directory")
+    where.add_argument("--dry_run", action="store_true", help="show parameters, memory and programs, and run nothing")
+
+    hosts = parser.add_argument_group("several processes")
+    add = hosts.add_argument
+    add("--coordinator", metavar="HOST:PORT", help="address of process 0, where JAX does not detect the cluster")
+    add("--processes", type=positive_int, metavar="N", help="number of processes in this run; 1: this one alone")
+    add("--process_id", type=non_negative_int, metavar="I", help="index of this process, 0 to N - 1")
+    timeout = "abort when a process sends no heartbeat for this many seconds (default 30)"
+    add("--heartbeat_timeout", type=positive_int, default=30, metavar="S", help=timeout)
+
+    topology = parser.add_argument_group("dry runs for TPUs")
+    add = topology.add_argument
+    add("--topology", metavar="T", help="compile for TPUs that this machine lacks, such as v5p:4x4x8")
+    add("--slices", type=positive_int, metavar="N", help="number of slices of that topology (default 1)")
+    add("--programs", metavar="NAME[,NAME]", help="compile only these programs")
+
+
+def main(args: argparse.Namespace) -> None:
+    from r1jax.cli.gin_config import read_config
+    from r1jax.parallel import hosts
+
+    if args.topology and not args.dry_run:
+        raise UsageError(f"--topology {args.topology} needs --dry_run: runs use the devices that this machine has")
+    if (args.slices or args.programs) and not args.topology:
+        raise UsageError("--slices and --programs need --topology, such as --topology v5p:4x4x8")
+    start_jax()
+    if not args.dry_run:
+        args.hosts = hosts.start_hosts(
+            args.coordinator, args.processes, args.process_id, heartbeat_timeout=float(args.heartbeat_timeout)
+        )
+    module = load_experiment(args.experiment)
+    config = read_config(module.Config, [gin_path(file) for file in args.gin or module.GIN_FILES], args.set)
+    if not args.topology:
+        find_devices()
+    if args.dry_run:
+        from r1jax.dry_run.run import dry_run
+
+        dry_run(config, args.topology, args.slices or 1, args.programs.split(",") if args.programs else [])
+    else:
+        run_experiment(args, module, config)
+
+
+def run_experiment(args: argparse.Namespace, module, config) -> None:
+    """Runs or resumes the experiment in `--workdir`; the main process then writes the report."""
+    from r1jax.parallel import hosts
+    from r1jax.parallel.layout import make_layout
+    from r1jax.report.report import write_report
+    from r1jax.runs.run import Experiment, open_run
+    from r1jax.telemetry.progress import Progress
+
+    layout = make_layout(config.mesh)
+    progress = Progress(quiet=not hosts.is_main_process())
+    with hosts.catch_sigterm():
+        experiment = Experiment(Path(args.experiment).stem, summary(module), vars(module).get("REPORT_NOTE", ""))
+        run = open_run(args.workdir, experiment, config, layout, progress, rerun_from=args.rerun_from)
+        module.run(run, config)
+        if hosts.is_main_process():
+            progress.say(f"report: {write_report(run.workdir)}")

@@ -1,0 +1,40 @@
+"""The entry point of `r1jax run EXPERIMENT --dry_run`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from r1jax.dry_run import tables
+from r1jax.dry_run.compilation import compile_stages, verdict
+from r1jax.dry_run.lowering import lower_stages
+from r1jax.dry_run.topology import topology_devices
+from r1jax.errors import RunError
+from r1jax.parallel.layout import make_layout
+from r1jax.runs.run import check_stages
+from r1jax.telemetry.progress import Progress
+
+
+def dry_run(config: Any, topology: str | None, slices: int, names: Sequence[str]) -> None:
+    """Prints the parameters and memory of an experiment, and its programs, lowered for this machine's devices.
+
+    For a TPU `topology` it compiles the programs `names`, () for all, and prints their memory, FLOPs, collectives and
+    times. Raises UsageError for a stage that does not fit the mesh or the model, a program that can't be lowered, or an
+    unknown topology or program; RunError where a compiled program does not fit.
+    """
+    devices = topology_devices(topology, slices) if topology else None
+    tables.print_parameters(config.model)
+    layout = make_layout(config.mesh, devices)
+    check_stages(layout, config, memory=False)
+    tables.print_memory(config, layout)
+    if topology is None:
+        tables.print_programs(lower_stages(config, layout, Progress()))
+        return
+    programs = compile_stages(config, layout, names, tables.make_console())
+    tables.print_fit(programs, layout, f"{slices} x {topology}" if slices > 1 else topology)
+    tables.print_costs(programs, config.model, layout)
+    misfits = [one for one in programs if verdict(one, layout) != "fits"]
+    for one in misfits:
+        if one.shared_with is None or one.compilation.refusal is None:
+            tables.print_buffers(one, layout)
+    if misfits:
+        listed = ", ".join(f"{one.stage}'s {one.program.name}" for one in misfits)
+        raise RunError(f"{len(misfits)} of {len(programs)} programs do not fit or do not compile: {listed}")
