@@ -27,8 +27,8 @@ import zlib
 import jax
 import pytest
 
+from r1jax.cli.experiments import gin_path, load_experiment
 from r1jax.cli.gin_config import read_config
-from r1jax.cli.main import gin_path, load_experiment
 from r1jax.config import MeshConfig, ModelConfig
 from r1jax.model.spec import init_params, init_router_bias
 from r1jax.parallel.layout import make_layout
@@ -104,3 +104,17 @@ def finished(tmp_path_factory, fork) -> Path:
     done = r1jax("run", str(fork), "--workdir", str(workdir), *settings())
     assert done.returncode == 0, done.stderr
     return workdir
+
+
+@pytest.fixture(scope="session")
+def saved_policy(tmp_path_factory, model, policy):
+    """The directory of a stage that holds `policy`, of the demo's task."""
+    from tests.shared.checkpoints import save_policy
+
+    return save_policy(tmp_path_factory.mktemp("policy") / "pretrain", model, policy, "running_sum")
+
+
+@pytest.fixture(scope="session")
+def libtpu():
+    """Skips tests that compile for TPUs where the compiler is missing."""
+    pytest.importorskip("libtpu", reason="libtpu, the TPU compiler, is not installed")

@@ -1,23 +1,21 @@
 """Answers and conversations in the terminal: what is shown, when, and how."""
 
-import dataclasses
 import io
 import json
-import subprocess
-import sys
 
 import pytest
 import tokenizers
 from etils import epath
 from rich.console import Console
 
-from r1jax.cli.answer import chat
-from r1jax.cli.main import main
-from r1jax.cli.stream import AnswerStream
-from r1jax.config import RolloutConfig
+from r1jax.cli.responder import AnswerStream, Responder
+from r1jax.config import EngineConfig, SamplingConfig
 from r1jax.data.published_tokenizer import load_tokenizer
+from r1jax.rollout.engine import RolloutEngine
 from r1jax.runs.policy import Policy
-from tests.conftest import ROOT
+from r1jax.types import Weights
+from tests.shared.command_line import command
+from tests.shared.small_run import r1jax
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
@@ -77,14 +75,15 @@ def talker(tmp_path, model, policy) -> Policy:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     config = {"eos_token": "<eos>", "chat_template": TEMPLATE}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    return Policy(model, load_tokenizer(epath.Path(tmp_path)), None, *policy)
+    return Policy(model, load_tokenizer(epath.Path(tmp_path)), None, Weights(*policy))
 
 
 def talk(layout, policy, *questions: str, context=64, max_tokens=8) -> str:
     console = Console(file=io.StringIO(), width=200)
-    config = RolloutConfig(slots=1, prefill_rows=1, steps_per_round=3)
-    numbers = dict(context=context, max_tokens=max_tokens, temperature=0.0, seed=0)
-    chat(layout, policy, config, questions, console, **numbers)
+    config = EngineConfig(slots=1, prefill_rows=1, steps_per_round=3)
+    sampling = SamplingConfig(context - max_tokens, max_tokens, temperature=0.0)
+    engine = RolloutEngine(layout, policy.model, policy.tokenizer, config, sampling, 1)
+    Responder(engine, policy, console, seed=0).chat(questions)
     return console.file.getvalue()
 
 
@@ -99,9 +98,9 @@ def test_a_conversation_remembers_until_it_is_cleared(one_device, talker, monkey
     assert len(first.split()) == 8
 
 
-def test_a_conversation_that_grows_too_long_says_so_and_goes_on(one_device, talker):
+def test_a_conversation_that_grows_too_long_says_so_and_continues(one_device, talker):
     shown = talk(one_device, talker, "w5 w6", "w7", "/clear", "w5 w6", context=20, max_tokens=8).splitlines()
-    assert "a prompt has" in shown[1]
+    assert "max_prompt_tokens" in shown[1]
     assert "/clear" in shown[1]
     assert shown[0] == shown[2]
 
@@ -112,28 +111,23 @@ def test_without_a_template_each_question_stands_alone(talker):
     assert talker.converse([*messages, {"role": "user", "content": "w5"}]) == [8]
 
 
-def run_cli(*arguments: str, given: str = "") -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "r1jax", *arguments]
-    return subprocess.run(command, cwd=ROOT, input=given, capture_output=True, text=True, check=False)
-
-
 def test_chat_answers_line_by_line(finished):
     given = "compute 3 #a - 1\nwhat is love\ncompute 3 #a - 1\n"
-    done = run_cli("chat", str(finished / "rl"), "--temperature", "0", "--max_tokens", "6", given=given)
+    done = r1jax("chat", str(finished / "rl"), "--temperature", "0", "--max_tokens", "6", given=given)
     assert done.returncode == 0, done.stderr
     first, second, third = done.stdout.splitlines()
     assert first == third
-    assert "is not among the 208 words" in second
+    assert "'what'" in second
     generate = ("generate", str(finished / "rl"), "--prompt", "compute 3 #a - 1", "--max_tokens", "6")
-    assert run_cli(*generate).stdout.splitlines() == [first]
-    assert run_cli(*generate, "--speculative").stdout.splitlines() == [first]
+    assert r1jax(*generate).stdout.splitlines() == [first]
+    assert r1jax(*generate, "--speculative").stdout.splitlines() == [first]
 
 
 def test_chat_refuses_what_it_cannot_do(finished, capsys, tmp_path, monkeypatch):
-    assert main(["chat", str(finished / "rl"), "--max_tokens", "5000"]) == 2
-    assert "leaves no room for a prompt in a context of 4096 tokens" in capsys.readouterr().err
+    status, _, err = command(capsys, "chat", str(finished / "rl"), "--max_tokens", "5000")
+    assert (status, "--max_tokens" in err) == (2, True)
     load = "r1jax.runs.policy.load_policy"
-    policy = dataclasses.replace(Policy(None, None, None, None, None))
+    policy = Policy(None, None, None, None)
     monkeypatch.setattr(load, lambda path, layout: policy)
-    assert main(["chat", str(tmp_path)]) == 2
-    assert "has no tokenizer" in capsys.readouterr().err
+    status, _, err = command(capsys, "chat", str(tmp_path))
+    assert (status, "tokenizer" in err) == (2, True)

@@ -4,85 +4,75 @@ import json
 
 import pytest
 
-from r1jax.cli.main import main
+from tests.shared.command_line import command
 from tests.shared.small_run import r1jax, settings
 
 
-def run(capsys, *arguments: str) -> tuple[int, str, str]:
-    """In this process, for what fails or ends early."""
-    try:
-        status = main(list(arguments))
-    except SystemExit as end:  # argparse
-        status = int(end.code or 0)
-    out, err = capsys.readouterr()
-    return status, out, err
-
-
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "named"),
     [
         (["--set", "RLConfig.stepz=3"], "stepz"),
-        (["--set", "sft/OptimizerConfig.learning_rate=1.0"], "nothing reads"),
-        (["--set", "RLConfig.steps='x'"], "expected int"),
-        (["--set", "PretrainConfig.batch_size=6"], "6 rows can't be divided over 8 devices"),
-        (["--set", "PretrainConfig.batch_size=9"], "PretrainConfig.batch_size is 9"),
-        (["--set", "MeshConfig.data=5"], "does not fit 8 devices"),
-        (["--gin", "model/nonsense.gin"], "no gin file 'model/nonsense.gin'"),
+        (["--set", "sft/OptimizerConfig.learning_rate=1.0"], "sft/OptimizerConfig.learning_rate"),
+        (["--set", "RLConfig.steps='x'"], "RLConfig.steps"),
+        (["--set", "PretrainConfig.batch_size=6"], "PretrainConfig.batch_size"),
+        (["--set", "PretrainConfig.batch_size=9"], "PretrainConfig.batch_size"),
+        (["--set", "MeshConfig.data=5"], "MeshConfig"),
+        (["--gin", "model/nonsense.gin"], "model/nonsense.gin"),
     ],
 )
-def test_a_bad_run_writes_nothing(capsys, tmp_path, arguments, says):
+def test_a_bad_run_writes_nothing(capsys, tmp_path, arguments, named):
     workdir = tmp_path / "run"
-    status, _, err = run(capsys, "run", "r1_zero", "--workdir", str(workdir), *arguments)
+    status, _, err = command(capsys, "run", "r1_zero", "--workdir", str(workdir), *arguments)
     assert status == 2
-    assert says in err
+    assert named in err
     assert err.startswith("r1jax: ")
     assert len(err.strip().splitlines()) == 1
     assert not workdir.exists()
 
 
 def test_experiments_that_are_not_there_or_not_whole(capsys, tmp_path):
-    status, _, err = run(capsys, "run", "r2_zero", "--workdir", str(tmp_path / "w"))
-    assert (status, "no experiment 'r2_zero'" in err) == (2, True)
+    status, _, err = command(capsys, "run", "r2_zero", "--workdir", str(tmp_path / "w"))
+    assert (status, "r2_zero" in err) == (2, True)
     half = tmp_path / "half.py"
     half.write_text("GIN_FILES = ()")
-    status, _, err = run(capsys, "run", str(half), "--workdir", str(tmp_path / "w"))
-    assert (status, "has no Config, run" in err) == (2, True)
+    status, _, err = command(capsys, "run", str(half), "--workdir", str(tmp_path / "w"))
+    assert (status, "Config, run" in err) == (2, True)
     half.write_text("import nonsense")
-    status, _, err = run(capsys, "run", str(half), "--workdir", str(tmp_path / "w"))
-    assert (status, "can't be loaded" in err) == (2, True)
+    status, _, err = command(capsys, "run", str(half), "--workdir", str(tmp_path / "w"))
+    assert (status, str(half) in err and "nonsense" in err) == (2, True)
 
 
 def test_a_workdir_of_another_experiment(capsys, finished):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
-    status, _, err = run(capsys, "run", "r1_zero", "--workdir", str(finished))
+    status, _, err = command(capsys, "run", "r1_zero", "--workdir", str(finished))
     assert status == 2
-    assert "holds a run of 'variety', not of 'r1_zero'" in err
+    assert "'variety'" in err and "'r1_zero'" in err and "--workdir" in err
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
 
 
 def test_a_workdir_with_other_things_in_it(capsys, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    status, _, err = run(capsys, "run", "r1_zero", "--workdir", str(tmp_path))
-    assert (status, "is not empty and holds no run" in err) == (2, True)
+    status, _, err = command(capsys, "run", "r1_zero", "--workdir", str(tmp_path))
+    assert (status, f"{tmp_path} " in err and "--workdir" in err) == (2, True)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_workdir_that_cannot_be_written(capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    status, _, err = run(capsys, "run", "r1_zero", "--workdir", str(tmp_path / "file" / "run"))
+    status, _, err = command(capsys, "run", "r1_zero", "--workdir", str(tmp_path / "file" / "run"))
     assert status == 1
-    assert "can't write to" in err
+    assert str(tmp_path / "file" / "run") in err
     assert len(err.strip().splitlines()) == 1
 
 
-def test_commands_that_are_not_there_yet_say_so(capsys):
-    status, _, err = run(capsys, "bench", "x")
-    assert (status, "is not there yet" in err) == (2, True)
+def test_a_planned_command_is_refused(capsys):
+    status, _, err = command(capsys, "bench", "x")
+    assert (status, "`bench`" in err, len(err.splitlines())) == (2, True, 1)
 
 
 def test_a_dry_run_states_parameters_and_memory(capsys, monkeypatch):
-    monkeypatch.setattr("r1jax.dry_run.lowering.lower_stages", lambda *_: [])  # tests/pods_and_clouds/test_dry_run.py
-    status, out, _ = run(capsys, "run", "r1_zero", "--dry_run", "--set", "RolloutConfig.slots=2048")
+    monkeypatch.setattr("r1jax.dry_run.run.lower_stages", lambda *_: [])  # slow; test_dry_run.py has it
+    status, out, _ = command(capsys, "run", "r1_zero", "--dry_run", "--set", "EngineConfig.slots=2048")
     assert status == 0
     assert "129,796" in out
     # 256 slots on each of 8 devices, of 24 + 44 + 8 tokens, in two layers of 48 float32 numbers
@@ -90,59 +80,55 @@ def test_a_dry_run_states_parameters_and_memory(capsys, monkeypatch):
     assert rl.split("│")[header.split("┃").index(" cache ")].strip() == f"{256 * 76 * 2 * 48 * 4 / 2**30:.3f}"
     assert out.count("does not fit") == 0
     gin = [
-        word for file in ("model/deepseek_v3.gin", "scale/cpu.gin", "algorithm/grpo.gin") for word in ("--gin", file)
+        word for file in ("model/deepseek_v3.gin", "algorithm/grpo.gin", "scale/cpu.gin") for word in ("--gin", file)
     ]
-    status, out, _ = run(capsys, "run", "r1_zero", "--dry_run", *gin)
+    status, out, _ = command(capsys, "run", "r1_zero", "--dry_run", *gin)
     assert (status, out.count("does not fit")) == (0, 3)
 
 
 @pytest.mark.parametrize(
-    ("binding", "says"),
+    ("binding", "stage", "field"),
     [
-        ("RLConfig.max_new_tokens=5000", "rl: max_prompt_tokens + max_new_tokens is 5024"),
-        (
-            "evaluate/RolloutConfig.routing_replay=True",
-            "evaluate: RolloutConfig.routing_replay needs a model",
-        ),
-        ("rl/RolloutConfig.speculative=True", "rl: RolloutConfig.speculative needs a model"),
-        ("RolloutConfig.stop=('',)", "stop has an empty text"),
+        ("SamplingConfig.max_new_tokens=5000", "rl: ", "max_new_tokens"),
+        ("evaluate/EngineConfig.routing_replay=True", "evaluate: ", "routing_replay"),
+        ("rl/EngineConfig.speculative=True", "rl: ", "speculative"),
+        ("SamplingConfig.stop=('',)", "", "stop"),
     ],
 )
-def test_rollouts_that_the_model_cannot_have_are_refused_first(capsys, tmp_path, binding, says):
+def test_rollouts_that_the_model_cannot_have_are_refused_first(capsys, tmp_path, binding, stage, field):
     dense = ["--set", "ModelConfig.first_k_dense_replace=2", "--set", "ModelConfig.num_nextn_predict_layers=0"]
     for where in (["--workdir", str(tmp_path / "w")], ["--dry_run"]):
-        status, _, err = run(capsys, "run", "r1_zero", *where, *dense, "--set", binding)
-        assert (status, says in err) == (2, True), err
+        status, _, err = command(capsys, "run", "r1_zero", *where, *dense, "--set", binding)
+        assert (status, stage in err, field in err) == (2, True, True), err
     assert not (tmp_path / "w").exists()
 
 
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_written(capsys, tmp_path):
-    long = ["--set", "RLConfig.max_new_tokens=131072", "--set", "ModelConfig.max_position_embeddings=200000"]
-    long += ["--set", "RolloutConfig.slots=100000"]
-    status, _, err = run(capsys, "run", "r1_zero", "--workdir", str(tmp_path / "w"), *long)
+    long = ["--set", "SamplingConfig.max_new_tokens=131072", "--set", "ModelConfig.max_position_embeddings=200000"]
+    long += ["--set", "EngineConfig.slots=100000"]
+    status, _, err = command(capsys, "run", "r1_zero", "--workdir", str(tmp_path / "w"), *long)
     assert status == 2
     assert "rl: " in err
-    assert "GiB are needed on each device" in err
-    assert "RolloutConfig.slots" in err
+    assert "EngineConfig.slots" in err
     assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "w").exists()
 
 
 def test_usage_errors(capsys):
-    assert run(capsys)[0] == 2
-    assert run(capsys, "nonsense")[0] == 2
-    assert run(capsys, "run", "r1_zero")[0] == 2  # --workdir is required
+    assert command(capsys)[0] == 2
+    assert command(capsys, "nonsense")[0] == 2
+    assert command(capsys, "run", "r1_zero")[0] == 2  # --workdir is required
 
 
 def test_experiments_are_listed_with_what_they_are(capsys):
-    status, out, _ = run(capsys, "experiments")
+    status, out, _ = command(capsys, "experiments")
     assert status == 0
     assert any(line.startswith("r1_zero ") and "pure RL with GRPO" in line for line in out.splitlines())
 
 
 def test_a_whole_run_prints_plain_lines_and_where_the_report_is(tmp_path, fork):
     """Over 8 devices, from another directory, by the path of an experiment outside the project."""
-    changes = {"RLConfig.questions": 8, "PretrainConfig.batch_size": 8}
+    changes = {"RLConfig.prompts_per_step": 8, "PretrainConfig.batch_size": 8}
     done = r1jax("run", str(fork), "--workdir", str(tmp_path / "w"), *settings(**changes), cwd=tmp_path, devices=8)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -170,20 +156,20 @@ def test_generate(finished):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "named"),
     [
-        (["--prompt", "what is love"], "is not among the 208 words"),
-        (["--prompt", "3", "--max_tokens", "0"], "expected 1 or more"),
-        (["--prompt_ids", "1,x"], "expected numbers with commas"),
-        (["--prompt_ids", "1,999"], "must lie in 0..207"),
-        (["--prompt", "3", "--top_p", "0"], "expected more than 0"),
-        (["--prompt", "3", "--stop", ""], "expected some text"),
-        (["--prompt", "3", "--seed", "99999999999999999999"], "expected 0 to 4294967295"),
+        (["--prompt", "what is love"], "'what'"),
+        (["--prompt", "3", "--max_tokens", "0"], "--max_tokens"),
+        (["--prompt_ids", "1,x"], "--prompt_ids"),
+        (["--prompt_ids", "1,999"], "--prompt_ids"),
+        (["--prompt", "3", "--top_p", "0"], "--top_p"),
+        (["--prompt", "3", "--stop", ""], "--stop"),
+        (["--prompt", "3", "--seed", "99999999999999999999"], "--seed"),
     ],
 )
-def test_generate_refuses_what_it_cannot_read(capsys, finished, arguments, says):
-    status, _, err = run(capsys, "generate", str(finished / "rl"), *arguments)
-    assert (status, says in err) == (2, True), err
+def test_generate_refuses_what_it_cannot_read(capsys, finished, arguments, named):
+    status, _, err = command(capsys, "generate", str(finished / "rl"), *arguments)
+    assert (status, named in err.splitlines()[-1]) == (2, True), err
 
 
 def test_eval_gives_a_table_and_json(finished):
@@ -195,21 +181,30 @@ def test_eval_gives_a_table_and_json(finished):
 
 
 def test_eval_errors(capsys, finished):
-    for arguments, says in (
-        (["--task", "nonsense"], "no task 'nonsense'"),
-        (["--task", "running_sum", "--k", "0"], "expected 1 or more"),
-        (["--task", "running_sum", "--problems", "-5"], "expected 1 or more"),
-        (["--task", "running_sum", "--temperature", "-1"], "expected 0 or more"),
+    for arguments in (
+        ["--task", "nonsense"],
+        ["--k", "0", "--task", "running_sum"],
+        ["--problems", "-5", "--task", "running_sum"],
+        ["--temperature", "-1", "--task", "running_sum"],
     ):
-        status, _, err = run(capsys, "eval", str(finished / "rl"), *arguments)
-        assert (status, says in err) == (2, True), err
-    status, _, err = run(capsys, "eval", str(finished / "nowhere"), "--task", "running_sum")
-    assert (status, "no checkpoint at" in err) == (2, True)
+        status, _, err = command(capsys, "eval", str(finished / "rl"), *arguments)
+        assert (status, arguments[0] in err.splitlines()[-1]) == (2, True), err
+    status, _, err = command(capsys, "eval", str(finished / "nowhere"), "--task", "running_sum")
+    assert (status, str(finished / "nowhere") in err) == (2, True)
 
 
 def test_report_again(capsys, finished):
     (finished / "report.html").unlink(missing_ok=True)
-    status, out, _ = run(capsys, "report", str(finished))
+    status, out, _ = command(capsys, "report", str(finished))
     assert status == 0
     assert (finished / "report.html").exists()
-    assert run(capsys, "report", str(finished / "rl"))[0] == 2
+    assert command(capsys, "report", str(finished / "rl"))[0] == 2
+
+
+def test_importing_and_exporting_print_nothing_to_stderr(finished, tmp_path):
+    """With JAX's choice of platform left open, as users have it: on a machine without a TPU libtpu complains aloud."""
+    open_platform = {"JAX_PLATFORMS": "", "XLA_FLAGS": ""}
+    there = r1jax("export-hf", str(finished / "rl"), str(tmp_path / "hf"), variables=open_platform)
+    assert (there.returncode, there.stderr) == (0, "")
+    back = r1jax("import-hf", str(tmp_path / "hf"), str(tmp_path / "back"), variables=open_platform)
+    assert (back.returncode, back.stderr) == (0, "")

@@ -1,6 +1,7 @@
-"""The floors of BUILD.md, read off the imports."""
+"""The floors of BUILD.md, read off the imports; sizes of functions, and of the RL loop."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ FLOORS = {
     "cli": 6, "__main__": 6, "__init__": 6, "experiments": 6,
 }  # fmt: skip
 FILES = sorted([*ROOT.glob("r1jax/**/*.py"), *ROOT.glob("experiments/*.py")])
+TESTS = sorted(ROOT.glob("tests/**/*.py"))
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def package(path: Path) -> str:
@@ -78,6 +81,60 @@ def test_no_circles():
 
 def test_only_parallel_jits():
     assert {package(path) for path in FILES if uses_jit(path)} == {"parallel"}
+
+
+def test_stages_compute_no_arrays():
+    stages = [path for path in FILES if package(path) == "stages"]
+    assert stages
+    for path in stages:
+        assert not uses_jit(path), path
+        assert not {name for name in imports(path) if name in ("jax.numpy", "jax.lax")}, path
+        attributes = {
+            ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if type(node) is ast.Attribute
+        }
+        assert not attributes & {"jax.numpy", "jax.lax"}, path
+
+
+def functions() -> Iterator[tuple[str, Function]]:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, Function):
+                yield f"{path.relative_to(ROOT)}:{node.lineno} {node.name}", node
+
+
+def lines(node: ast.stmt) -> int:
+    assert node.end_lineno is not None
+    return node.end_lineno - node.lineno + 1
+
+
+def parameters(node: Function) -> int:
+    a = node.args
+    names = [arg.arg for arg in (*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg) if arg is not None]
+    return len([name for name in names if name not in ("self", "cls")])
+
+
+def test_no_function_is_long():
+    """The declarations of a command's arguments aside."""
+    long = [f"{name}: {lines(f)} lines" for name, f in functions() if f.name != "add_arguments" and lines(f) > 60]
+    assert not long
+
+
+def test_no_function_has_many_parameters():
+    many = [f"{name}: {parameters(f)} parameters" for name, f in functions() if parameters(f) > 7]
+    assert not many
+
+
+def test_the_rl_loop_fits_on_a_screen():
+    tree = ast.parse((ROOT / "r1jax" / "stages" / "rl.py").read_text())
+    [loop] = [n for n in ast.walk(tree) if isinstance(n, ast.For) and ast.unparse(n.target) == "step"]
+    assert lines(loop) <= 40
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_test_modules_do_not_import_each_other(path):
+    """What several tests need is in tests/shared/, and fixtures are in conftest.py."""
+    assert not {name for name in imports(path) if any(part.startswith("test_") for part in name.split(".")[:-1])}
+    assert not {name for name in imports(path) if name.split(".")[-1].startswith("test_") and name.startswith("tests.")}
 
 
 def test_floor_0_is_light():

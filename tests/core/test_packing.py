@@ -1,4 +1,4 @@
-"""Packed, in parts, with padding, in any order: the same loss and gradients as one output a row, all at once."""
+"""Packed, in parts, with padding, in any order: the same loss and gradients as one sample a row, all at once."""
 
 import dataclasses
 import os
@@ -12,21 +12,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax.config import MeshConfig, OptimizerConfig, RLConfig, RolloutConfig
+from r1jax.config import MeshConfig, OptimizerConfig, RLConfig
 from r1jax.model.spec import init_params, init_router_bias
 from r1jax.objectives.grpo import grpo_loss
 from r1jax.parallel import programs
 from r1jax.parallel.layout import make_layout
-from r1jax.rollout.engine import Output
-from r1jax.rollout.packing import Taught, best_fit, filled, microbatches, row_shape
-from tests.core.test_parallel import placed
-from tests.shared.unpacked import (
+from r1jax.rollout.packing import BatchShape, batch_shape, best_fit, pack_microbatches, packing_efficiency
+from r1jax.types import Batch, Sample
+from tests.shared import configs
+from tests.shared.engines import placed
+from tests.shared.plain_rollouts import (
     Generation,
     Prompts,
     fresh_state,
     gradients,
     join,
     prepared,
+    problem,
     score,
     taught,
 )
@@ -56,33 +58,50 @@ def test_best_fit_by_hand():
 
 
 def test_rows_by_hand():
-    def output(tokens, advantage):
-        logprobs = [-float(t) for t in tokens]
-        return Taught([1, 2], Output(0, 0, tokens=tokens, logprobs=logprobs), advantage)
+    def sample(response, advantage):
+        n = len(response)
+        return Sample(
+            problem(0),
+            tokens=[1, 2, *response],
+            loss_mask=[0, 0] + [1] * n,
+            logprobs=[0.0, 0.0, *(-float(t) for t in response)],
+            advantages=[0.0, 0.0] + [advantage] * n,
+        )
 
-    [packed] = microbatches([output([7], 0.5), output([8, 9], -1.0)], (2, 8, 3))
-    assert packed.tokens.tokens_BT.tolist() == [[1, 2, 8, 9, 1, 2, 7, 0], [0] * 8]
-    assert packed.tokens.positions_BT.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0], [0] * 8]
-    assert packed.tokens.segment_ids_BT.tolist() == [[1, 1, 1, 1, 2, 2, 2, 0], [0] * 8]
-    assert packed.is_new_BT.astype(int).tolist() == [[0, 0, 1, 1, 0, 0, 1, 0], [0] * 8]
-    assert packed.logp_sampler_BT[0].tolist() == [0, 0, -8, -9, 0, 0, -7, 0]
-    assert packed.start_BJ.tolist() == [[2, 6, 1], [1, 1, 1]]
-    assert packed.length_BJ.tolist() == [[2, 1, 0], [0, 0, 0]]
-    assert packed.advantage_BJ.tolist() == [[-1.0, 0.5, 0.0], [0.0, 0.0, 0.0]]
-    assert filled([packed]) == 7 / 16
+    [batch] = pack_microbatches([sample([7], 0.5), sample([8, 9], -1.0)], BatchShape(2, 8, 3))
+    assert batch.tokens_BT.tolist() == [[1, 2, 8, 9, 1, 2, 7, 0], [0] * 8]
+    assert batch.positions_BT.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0], [0] * 8]
+    assert batch.segment_ids_BT.tolist() == [[1, 1, 1, 1, 2, 2, 2, 0], [0] * 8]
+    assert batch.loss_mask_BT.astype(int).tolist() == [[0, 0, 1, 1, 0, 0, 1, 0], [0] * 8]
+    assert batch.logprobs_sampler_BT.tolist() == [[0, 0, -8, -9, 0, 0, -7, 0], [0] * 8]
+    assert batch.advantages_BT.tolist() == [[0, 0, -1.0, -1.0, 0, 0, 0.5, 0], [0] * 8]
+    assert batch.max_segments == 3
+    assert batch.routes_BTLK is batch.sampling_masks_BTI is None
+    assert packing_efficiency(batch).value() == 7 / 16
+
+
+def test_routes_and_sampling_masks_by_hand():
+    """Both stand at their tokens; the last token of a sample may have no route, since nothing follows it."""
+    sample = Sample(
+        problem(0), tokens=[1, 2, 3], loss_mask=[0, 1, 1], logprobs=[0.0] * 3, advantages=[0.0] * 3,
+        routes=np.array([[[4]], [[5]]]), sampling_masks=np.array([[-1, -1], [2, 9], [3, -1]]),
+    )  # fmt: skip
+    [batch] = pack_microbatches([sample, sample], BatchShape(1, 7, 2, routes=(1, 1), mask_ids=2))
+    assert batch.routes_BTLK[0, :, 0, 0].tolist() == [4, 5, -1, 4, 5, -1, -1]
+    assert batch.sampling_masks_BTI[0].tolist() == [[-1, -1], [2, 9], [3, -1]] * 2 + [[-1, -1]]
 
 
 def rl_config(**changes) -> RLConfig:
     numbers = dict(
-        optimizer=OptimizerConfig(1e-3), rollout=RolloutConfig(), steps=4, questions=B, group_size=G, minibatches=1,
-        max_prompt_tokens=P, max_new_tokens=N, prompts=8, kl_coef=REFERENCE_KL, clip_low=0.05, clip_high=0.05,
+        prompts_per_step=B, group_size=G, max_prompt_tokens=P, max_new_tokens=N, kl_coef=REFERENCE_KL, clip_low=0.05,
+        clip_high=0.05,
     )  # fmt: skip
-    return RLConfig(**numbers | changes)
+    return configs.rl_config(**numbers | changes)
 
 
 @pytest.fixture(scope="module")
 def rollout(model) -> tuple[Prompts, Generation, np.ndarray]:
-    """Prompts and outputs of all lengths, as if another policy had drawn them, and their advantages."""
+    """Prompts and responses of all lengths, as if another policy had drawn them, and their advantages."""
     rng = np.random.default_rng(0)
     tokens = np.zeros((B, P), np.int32)
     lengths = np.asarray([5, 1, 3, 6], np.int32)
@@ -110,7 +129,7 @@ VARIANTS = {
     "token mean": {"aggregation": "token_mean", "kl_correction": True},
     "constant length": {"aggregation": "constant_length", "advantage": "centred"},
     "sequence ratio": {"ratio": "sequence", "clip_low": 0.01, "clip_high": 0.01},
-    "weighted": {"objective": "weighted", "aggregation": "token_mean", "clip_low": 1.0, "clip_high": 4.0},
+    "cispo": {"objective": "cispo", "aggregation": "token_mean", "clip_low": 1.0, "clip_high": 4.0},
     "importance": {"importance": "sequence", "aggregation": "token_mean"},
 }
 SHAPES = {
@@ -122,18 +141,18 @@ SHAPES = {
 }
 
 
-def old_policys(batches, layout, model, states, config, outputs):
+def old_policys(batches, layout, model, states, config, samples):
     """The batches with the old log-probabilities of the other policy, so that ratios are not 1."""
     state = fresh_state(layout, model, states[1], config)
-    older, _ = prepared(layout, model, config, state, outputs)
-    return [dataclasses.replace(b, logp_old_BN=o.logp_old_BN) for b, o in zip(batches, older, strict=True)]
+    older, _ = prepared(layout, model, config, state, samples)
+    return [dataclasses.replace(b, logprobs_old_BT=o.logprobs_old_BT) for b, o in zip(batches, older, strict=True)]
 
 
-def mean_gradients(layout, model, states, config, outputs):
-    """Gradients by tensor, metrics and expert loads, of all outputs."""
+def mean_gradients(layout, model, states, config, samples):
+    """Gradients by tensor, metrics and expert loads, of all samples."""
     state = fresh_state(layout, model, states[0], config, reference=states[1])
-    batches, _ = prepared(layout, model, config, state, outputs)
-    batches = old_policys(batches, layout, model, states, config, outputs)
+    batches, _ = prepared(layout, model, config, state, samples)
+    batches = old_policys(batches, layout, model, states, config, samples)
     total = gradients(layout, model, config, state.train, batches)
     modules = {"mtp": jax.tree.map(lambda x: x / total.mtp_weight, total.sums["mtp"])}
     means = jax.device_get(jax.tree.map(lambda x: x / total.weight, without_mtp(total.sums)) | modules)
@@ -150,10 +169,14 @@ def assert_close(a, b, tolerance=INVARIANCE):
 
 
 def unpacked_gradients(model, states, config, rollout):
-    """The loss as it is written, on one output a row, all of them in one batch, and no code of packing."""
+    """The loss as it is written, on one sample a row, all of them in one batch, and no code of packing."""
     prompts, generation, advantage_BG = rollout
     rows = join(prompts, generation)
-    mask_BN = (jnp.arange(N) < generation.length_BG.reshape(-1, 1)).astype(jnp.float32)
+    mask_BN = jnp.arange(N) < generation.length_BG.reshape(-1, 1)
+    plain = dataclasses.replace(config.loss, importance="none")
+
+    def wide(values_BN):  # behind the prompts
+        return jnp.pad(jnp.broadcast_to(values_BN, mask_BN.shape), ((0, 0), (P, 0)))
 
     def logp(params):
         return score(params, states[0][1], rows, N, 1.0, model)[0]
@@ -162,13 +185,22 @@ def unpacked_gradients(model, states, config, rollout):
     def compute(params, other):
         old = reference = logp(other)
         weights = 1.0
-        if config.importance == "sequence":
-            gap = ((logp(params) - generation.logp_BGN.reshape(-1, N)) * mask_BN).sum(axis=1, keepdims=True)
-            weights = jnp.minimum(jnp.exp(gap), config.importance_limit)
+        if config.loss.importance == "sequence":
+            gap = ((old - generation.logp_BGN.reshape(-1, N)) * mask_BN).sum(axis=1, keepdims=True)
+            weights = jnp.minimum(jnp.exp(gap), config.loss.importance_limit)
+        batch = Batch(
+            rows.tokens_BT,
+            rows.positions_BT,
+            rows.segment_ids_BT,
+            wide(mask_BN),
+            logprobs_sampler_BT=wide(0.0),
+            advantages_BT=wide(weights * advantage_BG.reshape(-1, 1)),  # a weight of the objective is one of these
+            logprobs_old_BT=wide(old),
+            logprobs_ref_BT=wide(reference),
+        )
 
         def loss(params):
-            total, _ = grpo_loss(logp(params), old, reference, advantage_BG.reshape(-1), mask_BN, config, weights)
-            return total.total / total.weight
+            return grpo_loss(wide(logp(params)), batch, plain, N)[0].mean()
 
         return jax.value_and_grad(loss)(params)
 
@@ -191,7 +223,7 @@ def test_loss_and_gradients_equal_unpacked_ones(one_device, model, states, rollo
 def test_they_are_equal_in_double_precision(one_device, model, states, rollout, variant, shape, monkeypatch):
     """All shapes of all variants, ten times closer: in float32, rounding alone takes single tensors to 1.3e-5.
 
-    That is with weights as large as the test's, and as many parts as there are outputs. What packing gets or gives in
+    That is with weights as large as the test's, and as many parts as there are samples. What packing gets or gives in
     float32 (advantages, rotary frequencies) stays that, and is 2e-8 of the gradients.
     """
     monkeypatch.setattr(jnp, "float32", jnp.float64)
@@ -205,10 +237,10 @@ def test_they_are_equal_in_double_precision(one_device, model, states, rollout, 
 
 def check_against_unpacked(one_device, model, states, rollout, variant, shape, tolerance):
     """Also in another order: groups and minibatches may be dealt out in any."""
-    outputs = taught(*rollout)
+    samples = taught(*rollout)
     config = rl_config(**VARIANTS[variant] | SHAPES[shape])
     loss, plain = unpacked_gradients(model, states, config, rollout)
-    shuffled = [outputs[i] for i in np.random.default_rng(3).permutation(len(outputs))]
+    shuffled = [samples[i] for i in np.random.default_rng(3).permutation(len(samples))]
     found, metrics, _ = mean_gradients(one_device, model, states, config, shuffled)
     assert metrics["loss"] == pytest.approx(loss, rel=tolerance, abs=tolerance)
     assert metrics["clip_fraction_low"] + metrics["clip_fraction_high"] > 0  # ratios on both sides of the clip
@@ -229,14 +261,14 @@ def without_mtp(tree: dict) -> dict:
     return {name: x for name, x in tree.items() if name != "mtp"}
 
 
-def test_outputs_that_do_not_divide_into_minibatches_or_devices(model, policy, rollout):
-    """8 devices, microbatches of 8 rows, 7 outputs: the same update as on one device."""
-    outputs = taught(*rollout)[:7]
+def test_samples_that_do_not_divide_into_minibatches_or_devices(model, policy, rollout):
+    """8 devices, microbatches of 8 rows, 7 samples: the same update as on one device."""
+    samples = taught(*rollout)[:7]
     after = []
     for layout in (make_layout(MeshConfig(data=1), jax.devices()[:1]), make_layout(MeshConfig(data=4, fsdp=2))):
         config = rl_config(microbatch_rows=3)
         state = fresh_state(layout, model, placed(layout, model, policy), config)
-        batches, _ = prepared(layout, model, config, state, outputs)
+        batches, _ = prepared(layout, model, config, state, samples)
         total = gradients(layout, model, config, state.train, batches)
         after.append(jax.device_get(total.sums))
     assert_close(after[1], after[0])
@@ -245,12 +277,14 @@ def test_outputs_that_do_not_divide_into_minibatches_or_devices(model, policy, r
 # ---- what else learns beside the policy
 
 
-def update(layout, model, policy, outputs, **changes):
+def update(layout, model, policy, samples, **changes):
     config = rl_config(optimizer=OptimizerConfig(1e-2, weight_decay=0.1, **changes))
     state = fresh_state(layout, model, policy, config)
-    batches, _ = prepared(layout, model, config, state, outputs)
+    batches, _ = prepared(layout, model, config, state, samples)
     total = gradients(layout, model, config, state.train, batches)
-    train, metrics = programs.grpo_update(layout, model, config)(state.train, total)
+    train, metrics = programs.make_rl_update(layout, model, config.optimizer)(
+        state.train, total, np.float32(config.optimizer.learning_rate)
+    )
     return jax.device_get((train, total.sums)), {name: metric.value() for name, metric in metrics.items()}
 
 
@@ -263,10 +297,10 @@ def test_the_draft_modules_learn_on_their_own(one_device, model, policy, rollout
 
     To the last bit; with the older emitter, which fuses the three programs otherwise, to rounding.
     """
-    before, outputs = jax.device_get(policy), taught(*rollout)
-    (trained, train_sums), train_metrics = update(one_device, model, policy, outputs, mtp="train")
-    (frozen, freeze_sums), freeze_metrics = update(one_device, model, policy, outputs, mtp="freeze")
-    (off, off_sums), off_metrics = update(one_device, model, policy, outputs, mtp="off")
+    before, samples = jax.device_get(policy), taught(*rollout)
+    (trained, train_sums), train_metrics = update(one_device, model, policy, samples, mtp="train")
+    (frozen, freeze_sums), freeze_metrics = update(one_device, model, policy, samples, mtp="freeze")
+    (off, off_sums), off_metrics = update(one_device, model, policy, samples, mtp="off")
     assert_close(without_mtp(train_sums), without_mtp(off_sums))
     assert_close(without_mtp(freeze_sums), without_mtp(off_sums))
     if NEWER_EMITTER:
@@ -289,14 +323,17 @@ def test_with_the_newer_emitter_they_change_no_bit():
     assert done.returncode == 0, done.stdout
 
 
-def test_the_draft_modules_learn_to_draft_the_outputs(one_device, model, policy, rollout):
+def test_the_draft_modules_learn_to_draft_the_samples(one_device, model, policy, rollout):
     config = rl_config(optimizer=OptimizerConfig(1e-2), kl_coef=0.0)
-    outputs = [dataclasses.replace(o, advantage=0.0) for o in taught(*rollout)]  # nothing else moves
+    prompts, generation, advantage_BG = rollout
+    samples = taught(prompts, generation, 0 * advantage_BG)  # nothing else moves
     state, losses = fresh_state(one_device, model, policy, config), []
     for _ in range(8):
-        batches, _ = prepared(one_device, model, config, state, outputs)
+        batches, _ = prepared(one_device, model, config, state, samples)
         total = gradients(one_device, model, config, state.train, batches)
-        train, metrics = programs.grpo_update(one_device, model, config)(state.train, total)
+        train, metrics = programs.make_rl_update(one_device, model, config.optimizer)(
+            state.train, total, np.float32(1e-2)
+        )
         state = dataclasses.replace(state, train=train)
         losses.append(metrics["mtp_loss"].value())
     assert losses[-1] < 0.7 * losses[0]
@@ -304,10 +341,10 @@ def test_the_draft_modules_learn_to_draft_the_outputs(one_device, model, policy,
 
 
 def test_router_bias_switches(one_device, model, policy, rollout):
-    before, outputs = jax.device_get(policy), taught(*rollout)
-    (trained, _), _ = update(one_device, model, policy, outputs, router_bias="train")
-    (frozen, _), _ = update(one_device, model, policy, outputs, router_bias="freeze")
-    (off, _), _ = update(one_device, model, policy, outputs, router_bias="off")
+    before, samples = jax.device_get(policy), taught(*rollout)
+    (trained, _), _ = update(one_device, model, policy, samples, router_bias="train")
+    (frozen, _), _ = update(one_device, model, policy, samples, router_bias="freeze")
+    (off, _), _ = update(one_device, model, policy, samples, router_bias="off")
     moved = np.abs(trained.router_bias["moe"] - before[1]["moe"])
     np.testing.assert_allclose(moved[moved > 0], OptimizerConfig(1.0).router_bias_speed, rtol=1e-3)
     assert (moved > 0).any()
@@ -324,8 +361,9 @@ def test_models_without_experts_or_modules_are_trained_too(one_device, model, ro
     assert "expert_load_max" not in metrics
 
 
-def test_a_row_holds_at_least_the_longest_output():
-    assert row_shape(rl_config()) == (12, 16, 1)
-    assert row_shape(rl_config(row_tokens=10)) == (12, 16, 8)
-    assert row_shape(rl_config(row_tokens=48, minibatches=2)) == (2, 48, 24)
-    assert row_shape(rl_config(row_tokens=48, microbatch_rows=5)) == (5, 48, 24)
+def test_a_row_holds_at_least_the_longest_sample(model):
+    assert batch_shape(rl_config(), model) == BatchShape(12, 16, 1)
+    assert batch_shape(rl_config(row_tokens=10), model) == BatchShape(12, 16, 8)
+    assert batch_shape(rl_config(row_tokens=48, minibatches_per_rollout=2), model) == BatchShape(2, 48, 24)
+    assert batch_shape(rl_config(row_tokens=48, microbatch_rows=5), model) == BatchShape(5, 48, 24)
+    assert batch_shape(rl_config(row_tokens=48, microbatch_rows=5), model, 8) == BatchShape(8, 48, 24)

@@ -1,4 +1,4 @@
-"""What rollouts may do otherwise: read 8-bit weights and latents, return their routes, lie on a mesh of their own."""
+"""What rollouts may do otherwise: read 8-bit weights and latents, return their routes, run on a mesh of their own."""
 
 import dataclasses
 
@@ -7,17 +7,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.config import MeshConfig, OptimizerConfig, RLConfig, RolloutConfig
+from r1jax.config import EngineConfig, MeshConfig, SamplingConfig
 from r1jax.errors import RunError, UsageError
 from r1jax.model.moe import affinities, choose_experts
 from r1jax.model.quantize import dequantize, is_quantized, quantize, quantize_params
 from r1jax.model.spec import init_params
 from r1jax.model.transformer import forward_cached
-from r1jax.parallel import memory, programs
-from r1jax.parallel.layout import make_layout
-from tests.core.test_rollout import N, P, generate, make_engine, tokens
-from tests.core.test_sampling import SAMPLER_TOLERANCE, teacher_forced
-from tests.shared.unpacked import completion_mask, fresh_state, join, one_update, score, taught, trainer_arrays, weighed
+from r1jax.parallel import memory, programs, rollout_programs
+from r1jax.parallel.layout import Layout, make_layout, rollout_layout
+from r1jax.parallel.rollout_programs import RolloutSpec
+from r1jax.types import Weights
+from tests.shared.configs import rl_config
+from tests.shared.engines import SAMPLER_TOLERANCE, N, P, generate, make_engine, placed, teacher_forced, tokens
+from tests.shared.plain_rollouts import (
+    completion_mask,
+    fresh_state,
+    join,
+    one_update,
+    score,
+    taught,
+    trainer_arrays,
+    weighed,
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +70,7 @@ def test_every_matrix_of_a_layer_is_quantized_with_a_scale_for_each_output(model
     assert not plain & {"q_DHM", "kv_a_DX", "gate_DF", "down_FD", "project_2DD"}
 
 
-@pytest.mark.parametrize("config", [{"weights": "int8", "cache": "int8"}], ids=str)
+@pytest.mark.parametrize("config", [{"weight_dtype": "int8", "cache_dtype": "int8"}], ids=str)
 def test_eight_bits_change_a_dense_model_little(one_device, dense_model, dense_policy, prompts, config):
     engine = make_engine(one_device, dense_model, eos=-1, **config)
     arrays, generation = trainer_arrays(prompts, generate(engine, dense_policy, prompts), P, N)
@@ -67,7 +78,9 @@ def test_eight_bits_change_a_dense_model_little(one_device, dense_model, dense_p
     assert 1e-4 < gap.mean() < 0.1
 
 
-@pytest.mark.parametrize("config", [{"weights": "int8"}, {"weights": "fp8"}, {"cache": "int8"}], ids=str)
+@pytest.mark.parametrize(
+    "config", [{"weight_dtype": "int8"}, {"weight_dtype": "fp8"}, {"cache_dtype": "int8"}], ids=str
+)
 def test_eight_bits_change_little_and_by_what_they_should(one_device, model, policy, prompts, config):
     """The sampler's log-probabilities are those of the dequantized weights, and near the trainer's; of an 8-bit cache
     only the latter is known."""
@@ -80,34 +93,35 @@ def test_eight_bits_change_little_and_by_what_they_should(one_device, model, pol
     assert tokens(generate(make_engine(one_device, model, eos=-1, slots=3, **config), policy, prompts)) == tokens(
         groups
     )
-    if "weights" in config:
-        rounded = dequantize(quantize_params(policy[0], model, config["weights"]), jnp.float32)
+    if "weight_dtype" in config:
+        rounded = dequantize(quantize_params(policy[0], model, config["weight_dtype"]), jnp.float32)
         gap = np.abs(teacher_forced(model, (rounded, policy[1]), arrays, generation) - generation.logp_BGN)
         assert gap.max() < SAMPLER_TOLERANCE
 
 
 def test_eight_bits_are_held_on_the_device_and_nowhere_expanded_whole(one_device, model, policy):
     c = dataclasses.replace(model, num_hidden_layers=6)
-    r, S, W = RolloutConfig(steps_per_round=4, weights="int8", cache="int8"), 6, 96
-    params, bias = programs.abstract_policy(c)
-    weights = jax.eval_shape(lambda p: programs.rollout_weights(p, c, "int8"), params)
-    slots = jax.eval_shape(programs.make_slots(one_device, c, r, S, W))
-    settings = make_engine(one_device, c).settings(1.0, False)
-    run = programs.make_decode(one_device, c, r, W)
-    text = run.lower(weights, bias, slots, np.zeros(S, bool), np.int32(9), settings).compile().as_text()
+    S, W = 6, 96
+    engine = make_engine(one_device, c, steps_per_round=4, weight_dtype="int8", cache_dtype="int8")
+    params, bias = programs.abstract_weights(c)
+    quantized = jax.eval_shape(lambda p: rollout_programs.rollout_params(p, c, "int8"), params)
+    slots = jax.eval_shape(rollout_programs.make_slots(engine.spec, S, W))
+    run = rollout_programs.make_decode(engine.spec, W)
+    arguments = (Weights(quantized, bias), slots, np.zeros(S, bool), np.int32(9), engine.settings())
+    text = run.lower(*arguments).compile().as_text()
     assert "s8[5,4,64,32]" in text  # gate_EDF of the five layers
     assert "f32[5,4,64,32]" not in text
     assert f"s8[5,{S},{W},48]" in text
     assert f"f32[5,{S},{W},48]" not in text
 
 
-def forward_routes(model, policy, prompts, groups):
-    """The experts that one pass over each prompt and output chooses, by the model itself."""
+def forward_routes(model, policy, groups):
+    """The experts that one pass over each sample chooses, by the model itself."""
     run = jax.jit(lambda t, p: forward_cached(*policy, t, p, [], model)[2])
-    for (_, ids), group in zip(prompts, groups, strict=True):
-        for output in group:
-            row = np.asarray([ids + output.tokens])
-            yield ids, output, np.asarray(run(row, np.arange(row.shape[1])[None]))[0]
+    for group in groups:
+        for sample in group:
+            row = np.asarray([sample.tokens])
+            yield sample, np.asarray(run(row, np.arange(row.shape[1])[None]))[0]
 
 
 @pytest.mark.parametrize("config", [{}, {"speculative": True, "prefill_chunk": 7, "slots": 4}], ids=str)
@@ -115,15 +129,15 @@ def test_routes_come_back_with_the_tokens(one_device, model, policy, prompts, co
     engine = make_engine(one_device, model, routing_replay=True, **config)
     groups = generate(engine, policy, prompts)
     assert tokens(groups) == tokens(generate(make_engine(one_device, model), policy, prompts))
-    for _, output, expected in forward_routes(model, policy, prompts, groups):
-        np.testing.assert_array_equal(np.sort(np.concatenate(output.routes)), np.sort(expected))
+    for sample, expected in forward_routes(model, policy, groups):
+        np.testing.assert_array_equal(np.sort(sample.routes), np.sort(expected))
     _, generation = trainer_arrays(prompts, groups, P, N)
     assert generation.routes_BGTLK.shape == (len(prompts), 3, P + N, 1, model.num_experts_per_tok)
-    ids, output, expected = next(forward_routes(model, policy, prompts[2:], groups[2:]))
-    routes = generation.routes_BGTLK[2, 0]
-    assert (routes[: P - len(ids)] == -1).all()
-    np.testing.assert_array_equal(np.sort(routes[P - len(ids) : P + len(output.tokens)]), np.sort(expected))
-    assert (routes[P + len(output.tokens) :] == -1).all()
+    sample, expected = next(forward_routes(model, policy, groups[2:]))
+    routes, start = generation.routes_BGTLK[2, 0], P - sample.prompt_length
+    assert (routes[:start] == -1).all()
+    np.testing.assert_array_equal(np.sort(routes[start : start + len(sample.tokens)]), np.sort(expected))
+    assert (routes[start + len(sample.tokens) :] == -1).all()
 
 
 def test_prescribed_experts_get_this_routers_gate_values(model, policy):
@@ -174,10 +188,13 @@ def test_a_grpo_step_replays_its_rollouts_routes(one_device, model, policy, prom
     for replay in (False, True):
         engine = make_engine(one_device, model, eos=-1, routing_replay=replay)
         arrays, generation = trainer_arrays(prompts, generate(engine, policy, prompts), P, N)
-        config = RLConfig(OptimizerConfig(1e-3), engine.config, 1, 6, 3, 1, P, N, 8, row_tokens=2 * (P + N))
-        outputs = taught(arrays, generation, weighed(config, generation, rewards))
+        config = rl_config(
+            engine=engine.config, sampling=engine.sampling, steps=1, prompts_per_step=6, group_size=3,
+            row_tokens=2 * (P + N),
+        )  # fmt: skip
+        samples = taught(arrays, generation, weighed(config, generation, rewards))
         state = fresh_state(one_device, model, (trainer, policy[1]), config)
-        _, metrics = one_update(one_device, model, config, state, outputs, engine.routes_shape)
+        _, metrics = one_update(one_device, model, config, state, samples)
         gaps[replay] = metrics["logprob_gap"].value()
         assert metrics["ratio_deviation_max"].value() == 0
     assert gaps[True] < 0.7 * gaps[False]
@@ -186,7 +203,7 @@ def test_a_grpo_step_replays_its_rollouts_routes(one_device, model, policy, prom
 MESHES = [MeshConfig(data=2, expert=2, tensor=2), MeshConfig(data=4, fsdp=2), MeshConfig(expert=4)]
 
 
-EVERYTHING = {"weights": "int8", "speculative": True, "routing_replay": True}
+EVERYTHING = {"weight_dtype": "int8", "speculative": True, "routing_replay": True}
 ON_MESHES = [
     pytest.param(MESHES[0], {}, marks=pytest.mark.slow),
     (MESHES[1], {}),
@@ -199,38 +216,42 @@ ON_MESHES = [
 @pytest.mark.parametrize(("mesh", "config"), ON_MESHES, ids=str)
 def test_rollouts_on_another_mesh_give_the_same_tokens(one_device, model, policy, prompts, mesh, config):
     trainer = make_layout(MeshConfig(fsdp=8))
-    placed = jax.device_put(policy, (trainer.params(model), trainer.replicated()))
     expected = generate(make_engine(one_device, model, **config), policy, prompts)
     engine = make_engine(trainer, model, mesh=mesh, **config)
-    assert dict(engine.layout.mesh.shape) != dict(trainer.mesh.shape)
-    assert tokens(generate(engine, placed, prompts)) == tokens(expected)
+    assert dict(engine.spec.layout.mesh.shape) != dict(trainer.mesh.shape)
+    assert tokens(generate(engine, placed(trainer, model, policy), prompts)) == tokens(expected)
 
 
-def test_weights_are_copied_only_where_they_lie_otherwise(model, policy):
+def spec(layout: Layout, model, **numbers) -> RolloutSpec:
+    config = EngineConfig(**numbers)
+    return RolloutSpec(rollout_layout(layout, config), model, config)
+
+
+def test_weights_are_copied_only_where_they_are_sharded_otherwise(model, policy):
     def buffers(params):
         return [s.data.unsafe_buffer_pointer() for w in jax.tree.leaves(params) for s in w.addressable_shards]
 
     trainer = make_layout(MeshConfig(fsdp=8))
-    placed = jax.device_put(policy, (trainer.params(model), trainer.replicated()))
-    params, _ = programs.sync(trainer, model, "model")(*placed)
-    assert buffers(params) == buffers(placed[0])
-    other = make_layout(MeshConfig(expert=4, data=2))
-    params, _ = programs.sync(other, model, "model")(*placed)
+    weights = placed(trainer, model, policy)
+    params, _ = rollout_programs.sync(spec(trainer, model), weights)
+    assert buffers(params) == buffers(weights.params)
+    other = MeshConfig(expert=4, data=2)
+    params, _ = rollout_programs.sync(spec(trainer, model, mesh=other), weights)
     assert params["moe"]["feed_forward"]["gate_EDF"].addressable_shards[0].data.shape == (1, 1, 64, 32)
-    params, _ = programs.sync(other, model, "int8")(*placed)
+    params, _ = rollout_programs.sync(spec(trainer, model, mesh=other, weight_dtype="int8"), weights)
     gate = params["moe"]["feed_forward"]["gate_EDF"]
     assert gate.values.addressable_shards[0].data.shape == (1, 1, 64, 32)
     assert gate.scale.addressable_shards[0].data.shape == (1, 1, 1, 32)
 
 
-@pytest.mark.parametrize("config", [{}, {"cache": "int8", "weights": "int8", "speculative": True}], ids=str)
+@pytest.mark.parametrize("config", [{}, {"cache_dtype": "int8", "weight_dtype": "int8", "speculative": True}], ids=str)
 def test_memory_is_known_before_it_is_taken(one_device, model, policy, config):
     engine = make_engine(one_device, model, **config)
-    slots = programs.make_slots(one_device, model, engine.config, engine.slots, engine.width)()
+    slots = rollout_programs.make_slots(engine.spec, engine.slots, engine.width)()
     held = sum(x.nbytes for x in jax.tree.leaves(slots.cache))
     assert engine.memory["cache"] == held
-    weights, _ = programs.sync(one_device, model, engine.config.weights)(*policy)
-    copied = sum(x.nbytes for x in jax.tree.leaves(weights)) if config else 0
+    params, _ = rollout_programs.sync(engine.spec, Weights(*policy))
+    copied = sum(x.nbytes for x in jax.tree.leaves(params)) if config else 0
     assert engine.memory["copy of the weights"] == copied
     if not config:  # two layers of 48 numbers of four bytes
         assert engine.memory["cache"] == 8 * (P + N + 6) * 2 * 48 * 4
@@ -238,8 +259,8 @@ def test_memory_is_known_before_it_is_taken(one_device, model, policy, config):
 
 def test_memory_is_divided_over_devices(one_device, model):
     eight = make_layout(MeshConfig(data=4, expert=2))
-    settings = RolloutConfig(slots=64, weights="int8")
-    alone, divided = (memory.rollout_memory(layout, model, settings, P, N) for layout in (one_device, eight))
+    specs = (spec(layout, model, slots=64, weight_dtype="int8") for layout in (one_device, eight))
+    alone, divided = (memory.rollout_memory(s, SamplingConfig(P, N)) for s in specs)
     assert divided["cache"] * 8 == alone["cache"]
     assert alone["copy of the weights"] / 2 < divided["copy of the weights"] < alone["copy of the weights"]
 
@@ -247,12 +268,11 @@ def test_memory_is_divided_over_devices(one_device, model):
 def test_what_cannot_fit_is_refused_before_anything_is_made(one_device, model):
     """A context of 128K tokens is a number in a config: it fits with few slots, and not with many."""
     long = dataclasses.replace(model, max_position_embeddings=131072)
-    config = RolloutConfig(slots=4)
-    needs = memory.rollout_memory(one_device, long, config, 1024, 131072 - 1024)
+    needs = memory.rollout_memory(spec(one_device, long, slots=4), SamplingConfig(1024, 131072 - 1024))
     assert needs["cache"] == 4 * (131072 + 16) * 2 * 48 * 4
     engine = make_engine(one_device, dataclasses.replace(long, max_position_embeddings=2**40), slots=4)
     assert engine.slots == 4
-    with pytest.raises(UsageError, match=r"GiB are needed on each device, which has .*cache \d+.*RolloutConfig.slots"):
+    with pytest.raises(UsageError, match=r"cache \d+.*EngineConfig.slots"):
         make_engine(one_device, dataclasses.replace(long, max_position_embeddings=2**40), slots=64, new=2**30)
 
 
@@ -261,16 +281,14 @@ def test_out_of_memory_names_the_buffer_and_the_knobs(one_device, model, policy,
     monkeypatch.setattr("r1jax.rollout.engine.require_memory", lambda layout, needs: None)
     endless = dataclasses.replace(model, max_position_embeddings=2**40)
     engine = make_engine(one_device, endless, slots=64, new=2**30)
-    says = (
-        r"out of memory for the cache of 64 slots of 1,073,741,870 tokens \(estimated at 245\d\d\.\d\d GiB.*EXHAUSTED"
-    )
+    says = r"cache of 64 slots of 1,073,741,870 tokens \(estimated at 245\d\d\.\d\d GiB.*EXHAUSTED"
     with pytest.raises(RunError, match=says) as caught:
         generate(engine, policy, prompts)
-    for knob in ("RolloutConfig.slots", "max_new_tokens", "RolloutConfig.prefill_rows"):
+    for knob in ("EngineConfig.slots", "SamplingConfig.max_new_tokens", "EngineConfig.prefill_rows"):
         assert knob in str(caught.value)
 
 
 def test_replay_without_experts_is_refused(one_device, model):
     dense = dataclasses.replace(model, first_k_dense_replace=2, num_nextn_predict_layers=0)
-    with pytest.raises(UsageError, match="routing_replay needs a model with experts"):
+    with pytest.raises(UsageError, match="routing_replay"):
         make_engine(one_device, dense, routing_replay=True)

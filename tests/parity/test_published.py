@@ -1,4 +1,4 @@
-"""import-hf and export-hf: nothing lost, nothing half done, every bad input named."""
+"""import-hf and export-hf lose no bit, leave nothing half done, and name what is wrong with an input."""
 
 import dataclasses
 import json
@@ -20,53 +20,26 @@ from r1jax.checkpoint.arrays import open_array
 from r1jax.checkpoint.published import array_specs, published_tensors
 from r1jax.checkpoint.published_config import from_published, to_published
 from r1jax.checkpoint.safetensors_files import dequantise, open_safetensors
-from r1jax.checkpoint.store import CheckpointStore, about, policy_item
+from r1jax.checkpoint.store import policy_item
+from r1jax.cli.experiments import gin_path, load_experiment
 from r1jax.cli.gin_config import read_config
-from r1jax.cli.main import gin_path, load_experiment, main
+from r1jax.cli.main import main
 from r1jax.config import MeshConfig, RopeScalingConfig
 from r1jax.data.toy.running_sum import TOKENIZER
 from r1jax.errors import UsageError
-from r1jax.model.spec import count_params, init_params, init_router_bias
+from r1jax.model.spec import count_params
 from r1jax.parallel.layout import make_layout
 from r1jax.runs import hugging_face
-from r1jax.runs.hugging_face import export_hf, fingerprint, import_hf
+from r1jax.runs.hugging_face import fingerprint
 from r1jax.runs.policy import load_policy
-from r1jax.telemetry.progress import Progress
 from tests.conftest import ROOT
+from tests.shared.checkpoints import export, import_, make_checkpoint, read_tensors
 
 INDEX = "model.safetensors.index.json"
 
 
-def make_checkpoint(directory: Path, model, seed: int = 0) -> None:
-    """One of ours, with uneven routing biases where the model has any."""
-    params = init_params(jax.random.key(seed), model)
-    bias = init_router_bias(model)
-    if model.topk_method == "noaux_tc":
-        bias = jax.tree.map(lambda b: 0.1 * jax.random.normal(jax.random.key(seed + 1), b.shape), bias)
-    store = CheckpointStore(epath.Path(directory) / "checkpoints")
-    store.save(1, policy_item(params, bias), {"step": np.int32(1)}, {}, about(model, None))
-    store.close()
-
-
-def import_(source: Path, dest: Path, mtp: bool = True) -> None:
-    import_hf(epath.Path(source), epath.Path(dest), mtp=mtp, progress=Progress())
-
-
-def export(source: Path, dest: Path) -> None:
-    export_hf(epath.Path(source), epath.Path(dest), progress=Progress())
-
-
-def read_tensors(directory: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """Every tensor of a published checkpoint by the safetensors library: dtype, shape, bytes."""
-    found = {}
-    for file in sorted(directory.glob("*.safetensors")):
-        for name, view in safetensors.deserialize(file.read_bytes()):
-            found[name] = (view["dtype"], tuple(view["shape"]), bytes(view["data"]))
-    return found
-
-
 def write_raw(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes]]) -> None:
-    """A safetensors file by hand, so that it can be wrong."""
+    """Writes a safetensors file by hand, so that it can be malformed."""
     header, offset = {}, 0
     for name, (dtype, shape, data) in tensors.items():
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(data)]}
@@ -77,7 +50,7 @@ def write_raw(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes]]
 
 @pytest.fixture(scope="module")
 def bf16_model(model):
-    """Every part: groups, two MTP modules, YaRN; widths that no block of 128 divides."""
+    """A model with groups, two MTP modules, YaRN, and widths that are not multiples of 128."""
     return dataclasses.replace(
         model,
         hidden_size=160,
@@ -115,17 +88,17 @@ def test_import_export_import_is_bit_identical(published, tmp_path, bf16_model, 
     for a, b in zip(jax.tree.leaves(policy_tree(one)), jax.tree.leaves(policy_tree(two)), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    assert one.params["moe"]["feed_forward"]["gate_EDF"].dtype == "bfloat16"
-    assert one.router_bias["moe"].dtype == "float32"
+    assert one.weights.params["moe"]["feed_forward"]["gate_EDF"].dtype == "bfloat16"
+    assert one.weights.router_bias["moe"].dtype == "float32"
     assert read_tensors(tmp_path / "hf") == read_tensors(published)
 
 
 def policy_tree(policy):
-    return policy_item(policy.params, policy.router_bias)
+    return policy_item(*policy.weights)
 
 
 def test_what_was_trained_is_what_is_exported(published, tmp_path, one_device):
-    """Orbax's own checkpoint, and the one that is written part by part, hold the same arrays."""
+    """A checkpoint saved by Orbax and one written part by part hold the same arrays."""
     import_(published, tmp_path / "imported")
     ours = load_policy(epath.Path(published.parent / "ours"), one_device)
     back = load_policy(epath.Path(tmp_path / "imported"), one_device)
@@ -137,7 +110,7 @@ def test_an_import_is_restored_onto_any_mesh(published, tmp_path, one_device):
     import_(published, tmp_path / "ours")
     mesh = make_layout(MeshConfig(data=1, fsdp=2, expert=2, tensor=2), devices=jax.devices())
     sharded = load_policy(epath.Path(tmp_path / "ours"), mesh)
-    gate = sharded.params["moe"]["feed_forward"]["gate_EDF"]
+    gate = sharded.weights.params["moe"]["feed_forward"]["gate_EDF"]
     assert gate.addressable_shards[0].data.size == gate.size // 8
     whole = load_policy(epath.Path(tmp_path / "ours"), one_device)
     for a, b in zip(jax.tree.leaves(policy_tree(sharded)), jax.tree.leaves(policy_tree(whole)), strict=True):
@@ -148,13 +121,15 @@ def test_without_mtp(published, tmp_path, one_device):
     import_(published, tmp_path / "ours", mtp=False)
     policy = load_policy(epath.Path(tmp_path / "ours"), one_device)
     assert policy.model.num_nextn_predict_layers == 0
-    assert "mtp" not in policy.params
+    assert "mtp" not in policy.weights.params
     with_mtp = load_policy(epath.Path(published.parent / "ours"), one_device)
-    np.testing.assert_array_equal(np.asarray(policy.params["head_DV"]), np.asarray(with_mtp.params["head_DV"]))
+    np.testing.assert_array_equal(
+        np.asarray(policy.weights.params["head_DV"]), np.asarray(with_mtp.weights.params["head_DV"])
+    )
 
 
 def to_fp8(tensors: dict) -> dict:
-    """Linear weights as published: e4m3, and for each 128 x 128 weights a float32 scale."""
+    """Linear weights as published: e4m3, with a float32 scale for each 128 x 128 block."""
     rng, out = np.random.default_rng(0), {}
     for name, (dtype, shape, data) in tensors.items():
         if not name.endswith("proj.weight"):
@@ -219,10 +194,10 @@ def test_float32_weights_stay_float32(published, tmp_path, one_device):
     import_(source, tmp_path / "ours")
     policy = load_policy(epath.Path(tmp_path / "ours"), one_device)
     assert policy.model.param_dtype == policy.model.dtype == "float32"
-    np.testing.assert_array_equal(np.asarray(policy.params["norm_D"]), tensors["model.norm.weight"])
+    np.testing.assert_array_equal(np.asarray(policy.weights.params["norm_D"]), tensors["model.norm.weight"])
 
 
-# What is done to a good source -> what the one line must say.
+# (damage to a good source, what the one-line error must name)
 NORM, EXPERT = "model.layers.1.self_attn.kv_a_layernorm.weight", "model.layers.2.mlp.experts.3.up_proj.weight"
 MTP = "model.layers.3.eh_proj.weight"
 
@@ -276,105 +251,108 @@ def drop_scale(source: Path):
 
 BF16 = ("BF16", (32,), bytes(64))
 BAD = {
-    "missing": (change_tensors(lambda t: t.pop(NORM)), ["no tensor", NORM]),
-    "missing expert": (change_tensors(lambda t: t.pop(EXPERT)), ["no tensor", EXPERT]),
+    "missing": (change_tensors(lambda t: t.pop(NORM)), [NORM]),
+    "missing expert": (change_tensors(lambda t: t.pop(EXPERT)), [EXPERT]),
     "missing mtp": (change_tensors(lambda t: t.pop(MTP)), [MTP, "--no-mtp"]),
-    "extra": (change_tensors(lambda t: t.update({"model.layers.1.extra.weight": BF16})), ["extra.weight", "not part"]),
+    "extra": (
+        change_tensors(lambda t: t.update({"model.layers.1.extra.weight": BF16})),
+        ["model.layers.1.extra.weight"],
+    ),
     "extra layer": (change_config(num_hidden_layers=2, num_nextn_predict_layers=2), ["model.layers.2"]),
     "misshapen": (
         change_tensors(lambda t: t.update({NORM: ("BF16", (16,), bytes(32))})),
-        [NORM, "(16,)", "expected (32,)"],
+        [NORM, "(16,)", "(32,)"],
     ),
-    "transposed": (change_config(intermediate_size=64), ["model.layers.0.mlp", "expected (160, 64)"]),
-    "truncated": (truncate, ["is truncated", "model.layers."]),
+    "transposed": (change_config(intermediate_size=64), ["model.layers.0.mlp", "(160, 64)"]),
+    "truncated": (truncate, ["truncated", "model.layers."]),
     "wrong size": (
         change_tensors(lambda t: t.update({NORM: ("BF16", (32,), bytes(62))})),
         [NORM, "62 bytes"],
     ),
     "integer": (change_tensors(lambda t: t.update({NORM: ("I8", (32,), bytes(32))})), [NORM, "I8"]),
-    "missing shard": (remove_shard, ["model.safetensors.index.json", "is missing"]),
-    "index of another shard": (misplace_in_index, [NORM, "no such tensor"]),
+    "missing shard": (remove_shard, [INDEX, "-of-"]),
+    "index of another shard": (misplace_in_index, [INDEX, NORM]),
     "no index": (
         lambda s: [f.unlink() for f in s.glob("*.safetensors*")],
-        ["neither model.safetensors.index.json nor model.safetensors"],
+        [INDEX, "model.safetensors"],
     ),
-    "broken index": (lambda s: (s / INDEX).write_text("{"), [INDEX, "not an index"]),
+    "broken index": (lambda s: (s / INDEX).write_text("{"), [INDEX]),
     "broken header": (
         lambda s: sorted(s.glob("*.safetensors"))[0].write_bytes(b"\xff" * 64),
-        ["not a safetensors file"],
+        ["-of-"],
     ),
-    "scale": (drop_scale, [EXPERT, "is FP8", "_scale_inv"]),
+    "scale": (drop_scale, [EXPERT, "FP8", "_scale_inv"]),
     "another embedding": (
         change_tensors(lambda t: t.update({"model.layers.3.embed_tokens.weight": ("BF16", (208, 160), bytes(66560))})),
-        ["model.layers.3.embed_tokens.weight differs from model.embed_tokens.weight", "--no-mtp"],
+        ["model.layers.3.embed_tokens.weight", " model.embed_tokens", "--no-mtp"],
     ),
-    "nothing there": (shutil.rmtree, ["neither model.safetensors.index.json nor"]),
+    "nothing there": (shutil.rmtree, [INDEX]),
     "no config": (lambda s: (s / "config.json").unlink(), ["config.json"]),
     "broken config": (lambda s: (s / "config.json").write_text("{"), ["config.json"]),
-    "rope": (change_config(rope_scaling={"type": "linear", "factor": 2.0}), ["rope_scaling type is 'linear'", "yarn"]),
-    "rope without a type": (change_config(rope_scaling={"factor": 2.0}), ["'default'", "factor", "expected 'yarn'"]),
+    "rope": (change_config(rope_scaling={"type": "linear", "factor": 2.0}), ["rope_scaling", "'linear'", "'yarn'"]),
+    "rope without a type": (change_config(rope_scaling={"factor": 2.0}), ["rope_scaling", "'default'", "factor"]),
     "rope of two types": (
         change_config(rope_scaling={"type": "yarn", "rope_type": "default", "factor": 2.0}),
-        ["'default' and 'yarn'"],
+        ["rope_scaling", "'default'", "'yarn'"],
     ),
     "rope key": (
         change_config(
             rope_scaling={"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8, "attention_factor": 1}
         ),
-        ["'attention_factor', which this model doesn't know"],
+        ["rope_scaling", "'attention_factor'"],
     ),
-    "rope text": (change_config(rope_scaling="yarn"), ["rope_scaling is 'yarn', expected an object"]),
+    "rope text": (change_config(rope_scaling="yarn"), ["rope_scaling is 'yarn'"]),
     "rope factor nan": (
         change_config(rope_scaling={"type": "yarn", "factor": float("nan"), "original_max_position_embeddings": 8}),
         ["factor is nan"],
     ),
-    "v3 with softmax": (change_config(scoring_func="softmax"), ["deepseek_v3 with scoring_func 'softmax'"]),
+    "v3 with softmax": (change_config(scoring_func="softmax"), ["deepseek_v3", "scoring_func 'softmax'"]),
     "eps nan": (change_config(rms_norm_eps=float("nan")), ["rms_norm_eps is nan"]),
-    "eps text": (change_config(rms_norm_eps="1e-6"), ["rms_norm_eps is '1e-6' (str), expected float"]),
+    "eps text": (change_config(rms_norm_eps="1e-6"), ["rms_norm_eps is '1e-6' (str)"]),
     "infinite scale": (change_config(routed_scaling_factor=float("inf")), ["routed_scaling_factor is inf"]),
-    "rope base": (change_config(rope_theta=1), ["rope_theta is 1, expected more than 1"]),
+    "rope base": (change_config(rope_theta=1), ["rope_theta is 1"]),
     "fraction": (change_config(max_position_embeddings=4096.5), ["max_position_embeddings is 4096.5"]),
-    "whole float": (change_config(hidden_size=160.0), ["hidden_size is 160.0 (float), expected int"]),
+    "whole float": (change_config(hidden_size=160.0), ["hidden_size is 160.0 (float)"]),
     "boolean": (change_config(num_nextn_predict_layers=True), ["num_nextn_predict_layers is True"]),
-    "text boolean": (change_config(norm_topk_prob="False"), ["norm_topk_prob is 'False' (str), expected bool"]),
+    "text boolean": (change_config(norm_topk_prob="False"), ["norm_topk_prob is 'False' (str)"]),
     "negative": (change_config(kv_lora_rank=-32), ["kv_lora_rank is -32"]),
     "list as type": (change_config(model_type=[]), ["model_type is []"]),
     "no shared experts": (change_config(n_shared_experts=0), ["n_shared_experts is 0"]),
-    "a hundred million layers": (change_config(num_hidden_layers=10**8), ["no tensor model.layers."]),
-    "index of a number": (lambda s: (s / INDEX).write_text('{"weight_map": {"a": 5}}'), ["a is in 5"]),
-    "index above": (lambda s: (s / INDEX).write_text('{"weight_map": {"a": "../b"}}'), ["a is in '../b'"]),
-    "empty index": (lambda s: (s / INDEX).write_text('{"weight_map": {}}'), ["names no tensors"]),
+    "a hundred million layers": (change_config(num_hidden_layers=10**8), ["model.layers."]),
+    "index of a number": (lambda s: (s / INDEX).write_text('{"weight_map": {"a": 5}}'), [INDEX, " 5"]),
+    "index above": (lambda s: (s / INDEX).write_text('{"weight_map": {"a": "../b"}}'), [INDEX, "'../b'"]),
+    "empty index": (lambda s: (s / INDEX).write_text('{"weight_map": {}}'), [INDEX, "weight_map"]),
     "shard that is a directory": (
         lambda s: (s / INDEX).write_text('{"weight_map": {"a": "b"}}') and (s / "b").mkdir(),
-        ["names b, which is missing"],
+        [INDEX, " b,"],
     ),
     "scale of bf16": (
         change_tensors(lambda t: t.update({EXPERT + "_scale_inv": ("F32", (1, 2), bytes(8))})),
-        [EXPERT, "scale of no FP8 tensor"],
+        [EXPERT, EXPERT + "_scale_inv"],
     ),
     "fp8 norm": (
         change_tensors(
             lambda t: t.update({NORM: ("F8_E4M3", (32,), bytes(32)), NORM + "_scale_inv": ("F32", (1,), bytes(4))})
         ),
-        [NORM, "no matrix"],
+        [NORM, "FP8", "(32,)"],
     ),
     "rope factor": (
         change_config(rope_scaling={"type": "yarn", "original_max_position_embeddings": 32}),
-        ["rope_scaling has no 'factor'"],
+        ["rope_scaling", "'factor'"],
     ),
     "scoring_func": (change_config(scoring_func="tanh"), ["scoring_func is 'tanh'", "sigmoid"]),
     "topk_method": (change_config(topk_method="best"), ["topk_method is 'best'", "noaux_tc"]),
     "model_type": (change_config(model_type="gpt2"), ["model_type is 'gpt2'", "deepseek_v3"]),
-    "missing key": (change_config(kv_lora_rank="remove"), ["no 'kv_lora_rank'"]),
+    "missing key": (change_config(kv_lora_rank="remove"), ["'kv_lora_rank'"]),
     "text for a number": (change_config(hidden_size="160"), ["config.json"]),
     "activation": (change_config(hidden_act="gelu"), ["hidden_act", "silu"]),
     "bias": (change_config(attention_bias=True), ["attention_bias"]),
     "groups": (change_config(n_group=3), ["n_group 3"]),
-    "vocabulary": (grow_tokenizer, ["tokenizer has ids up to 208", "vocab_size is 208"]),
+    "vocabulary": (grow_tokenizer, ["tokenizer", "vocab_size is 208"]),
     "tokenizer": (lambda s: (s / "tokenizer.json").write_text("{"), ["tokenizer.json"]),
     "end token": (
         lambda s: (s / "tokenizer_config.json").write_text('{"eos_token": "<nope>"}'),
-        ["eos_token '<nope>' is not in the vocabulary"],
+        ["eos_token '<nope>'"],
     ),
 }
 
@@ -395,10 +373,10 @@ def test_bad_input_is_one_clear_line_and_dest_untouched(case, published, tmp_pat
 def test_dest_that_exists_is_left_alone(published, tmp_path, capsys):
     (tmp_path / "dest").mkdir()
     assert main(["import-hf", str(published), str(tmp_path / "dest")]) == 2
-    assert "exists" in capsys.readouterr().err
+    assert f"{tmp_path / 'dest'} " in capsys.readouterr().err
     assert not list((tmp_path / "dest").iterdir())
     assert main(["export-hf", str(tmp_path / "nothing"), str(tmp_path / "out")]) == 2
-    assert "no checkpoint" in capsys.readouterr().err
+    assert str(tmp_path / "nothing") in capsys.readouterr().err
 
 
 KILLED = """
@@ -421,24 +399,24 @@ def test_a_part_that_is_missing_is_not_exported_as_zeros(published, tmp_path, ca
     chunk = tmp_path / "ours" / "checkpoints" / "0" / "policy" / "params.moe.feed_forward.gate_EDF" / "0.0.0.0"
     chunk.unlink()
     assert main(["export-hf", str(tmp_path / "ours"), str(tmp_path / "out")]) == 1
-    assert "params.moe.feed_forward.gate_EDF can't be read" in capsys.readouterr().err
+    assert "params.moe.feed_forward.gate_EDF" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_what_else_is_called_partial_is_left_alone(published, tmp_path, capsys):
+def test_another_directory_called_partial_is_left_alone(published, tmp_path, capsys):
     thesis = tmp_path / "dest.partial" / "thesis.txt"
     thesis.parent.mkdir()
     thesis.write_text("years of work")
     assert main(["import-hf", str(published), str(tmp_path / "dest")]) == 2
-    assert "remove it" in capsys.readouterr().err
+    assert "dest.partial" in capsys.readouterr().err
     assert main(["export-hf", str(published.parent / "ours"), str(tmp_path / "dest")]) == 2
     assert thesis.read_text() == "years of work"
     (tmp_path / "file").write_text("")
     assert main(["import-hf", str(published), str(tmp_path / "file" / "dest")]) == 2
-    assert "no directory" in capsys.readouterr().err
+    assert str(tmp_path / "file") in capsys.readouterr().err
 
 
-def test_a_changed_source_does_not_go_on(published, tmp_path):
+def test_a_changed_source_does_not_resume(published, tmp_path):
     """Other weights of the same shapes, or another config, are another import."""
     source = tmp_path / "hf"
     shutil.copytree(published, source)
@@ -456,7 +434,7 @@ def load_config(source: Path):
     return from_published(json.loads((source / "config.json").read_text()), mtp=True)
 
 
-def test_an_interrupted_import_looks_unfinished_and_goes_on(published, tmp_path, one_device, capsys):
+def test_an_interrupted_import_is_refused_as_a_checkpoint_and_resumes(published, tmp_path, one_device, capsys):
     dest = tmp_path / "dest"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", KILLED, str(published), str(dest)]
@@ -470,8 +448,8 @@ def test_an_interrupted_import_looks_unfinished_and_goes_on(published, tmp_path,
     before = {p.relative_to(tmp_path / "dest.partial"): p.stat().st_mtime_ns for p in chunks}
     assert len(before) > 60
 
-    assert main(["import-hf", str(published), str(dest), "--no-mtp"]) == 2  # another import than the one begun
-    assert "remove it" in capsys.readouterr().err
+    assert main(["import-hf", str(published), str(dest), "--no-mtp"]) == 2  # not the import that was begun
+    assert "dest.partial" in capsys.readouterr().err
     import_(published, dest)
     assert {p: (dest / p).stat().st_mtime_ns for p in before} == before  # nothing was written twice
     assert not (tmp_path / "dest.partial").exists()
@@ -492,26 +470,26 @@ def test_generate_from_an_import(published, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == text
     assert text["text"] == TOKENIZER.decode(text["ids"])
     assert main(["eval", str(tmp_path / "ours"), "--task", "running_sum"]) == 2
-    assert "imported with its own tokenizer" in capsys.readouterr().err
+    assert "running_sum" in capsys.readouterr().err
 
 
 def test_a_run_may_compute_and_store_otherwise_but_not_be_another_model(published, tmp_path, bf16_model, one_device):
     import_(published, tmp_path / "ours")
     wanted = dataclasses.replace(bf16_model, param_dtype="float32", experts="dense")
     policy = load_policy(epath.Path(tmp_path / "ours"), one_device, wanted)
-    assert policy.params["norm_D"].dtype == "float32"
-    with pytest.raises(UsageError, match=r"another model: .*rope_theta.*Set ModelConfig"):
+    assert policy.weights.params["norm_D"].dtype == "float32"
+    with pytest.raises(UsageError, match=r"rope_theta.*ModelConfig"):
         load_policy(epath.Path(tmp_path / "ours"), one_device, dataclasses.replace(wanted, rope_theta=7.0))
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_nextn_predict_layers": 0, "tie_word_embeddings": True}])
-def test_config_goes_out_and_comes_in(bf16_model, changes):
+def test_config_survives_export_and_import(bf16_model, changes):
     model = dataclasses.replace(bf16_model, param_dtype="float32", dtype="float32", **changes)
     assert from_published(to_published(model, bos_id=0, eos_id=1), mtp=True) == model
 
 
 def test_models_without_a_published_form_are_refused(bf16_model):
-    with pytest.raises(UsageError, match="no published form"):
+    with pytest.raises(UsageError, match="topk_method"):
         to_published(dataclasses.replace(bf16_model, topk_method="greedy"), bos_id=None, eos_id=None)
     softmax = dataclasses.replace(bf16_model, topk_method="greedy", scoring_func="softmax", norm_topk_prob=True)
     with pytest.raises(UsageError, match="norm_topk_prob"):
@@ -549,7 +527,7 @@ def test_presets_have_the_published_number_of_parameters(name, capsys):
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED_COUNTS, "small", "tiny_dense"])
-def test_presets_go_out_and_come_in(name):
+def test_presets_survive_export_and_import(name):
     model = preset(name)
     back = from_published(to_published(model, bos_id=0, eos_id=1), mtp=True)
     free = {field: getattr(model, field) for field in ("param_dtype", "dtype", "experts")}
@@ -559,7 +537,7 @@ def test_presets_go_out_and_come_in(name):
 
 
 def test_a_published_config_is_the_preset():
-    """DeepSeek-V3's config.json, with the keys that say something of the architecture."""
+    """DeepSeek-V3's config.json, with the keys that describe the architecture."""
     config = {
         "model_type": "deepseek_v3", "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0,
         "eos_token_id": 1, "ep_size": 1, "first_k_dense_replace": 3, "hidden_act": "silu", "hidden_size": 7168,
@@ -585,7 +563,7 @@ def test_small_is_about_100_million():
     assert 90e6 < sum(count_params(preset("small")).values()) < 110e6
 
 
-# The published config.json of dense models: keys that say something of the architecture, and some that don't.
+# The published config.json of dense models: the keys that describe the architecture, and some that don't.
 DENSE_CONFIGS = {
     "qwen2_5_1_5b": {
         "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
@@ -630,27 +608,27 @@ YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768
 @pytest.mark.parametrize(
     ("name", "changes", "says"),
     [
-        ("qwen2_5_1_5b", {"use_sliding_window": True}, "use_sliding_window is True, expected False"),
-        ("qwen2_5_1_5b", {"layer_types": ["sliding_attention"]}, "expected 'full_attention' for each layer"),
+        ("qwen2_5_1_5b", {"use_sliding_window": True}, "use_sliding_window is True"),
+        ("qwen2_5_1_5b", {"layer_types": ["sliding_attention"]}, "layer_types is ['sliding_attention']"),
         ("qwen2_5_1_5b", {"layer_types": 3}, "layer_types is 3"),
         ("qwen2_5_1_5b", {"hidden_act": "gelu"}, "hidden_act"),
-        ("qwen2_5_1_5b", {"rope_scaling": YARN | {"attention_factor": 1.0}}, "'attention_factor', which this model"),
+        ("qwen2_5_1_5b", {"rope_scaling": YARN | {"attention_factor": 1.0}}, "'attention_factor'"),
         ("qwen2_5_1_5b", {"rope_scaling": YARN | {"mscale": 0.7}}, "mscale 0.7"),
-        ("qwen2_5_1_5b", {"hidden_size": None}, "no 'hidden_size'"),
-        ("qwen2_5_1_5b", {"num_attention_heads": None}, "no 'num_attention_heads'"),
+        ("qwen2_5_1_5b", {"hidden_size": None}, "'hidden_size'"),
+        ("qwen2_5_1_5b", {"num_attention_heads": None}, "'num_attention_heads'"),
         ("qwen2_5_1_5b", {"num_attention_heads": 0}, "num_attention_heads is 0"),
-        ("qwen2_5_1_5b", {"num_key_value_heads": 5}, "not a multiple of num_key_value_heads 5"),
+        ("qwen2_5_1_5b", {"num_key_value_heads": 5}, "num_key_value_heads 5"),
         ("qwen2_5_1_5b", {"hidden_size": "1536"}, "hidden_size is '1536' (str)"),
-        ("qwen3_1_7b", {"attention_bias": True}, "attention_bias is True, expected False"),
-        ("llama3_1_8b", {"attention_bias": True}, "attention_bias is True, expected False"),
-        ("llama3_1_8b", {"mlp_bias": True}, "mlp_bias is True, expected False"),
-        ("llama3_1_8b", {"pretraining_tp": 2}, "pretraining_tp is 2, expected 1"),
-        ("llama3_1_8b", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "no 'high_freq_factor'"),
+        ("qwen3_1_7b", {"attention_bias": True}, "attention_bias is True"),
+        ("llama3_1_8b", {"attention_bias": True}, "attention_bias is True"),
+        ("llama3_1_8b", {"mlp_bias": True}, "mlp_bias is True"),
+        ("llama3_1_8b", {"pretraining_tp": 2}, "pretraining_tp is 2"),
+        ("llama3_1_8b", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "'high_freq_factor'"),
         ("llama3_1_8b", {"rope_scaling": {"rope_type": "dynamic", "factor": 8.0}}, "'dynamic'"),
         ("llama3_1_8b", {"num_hidden_layers": "32"}, "num_hidden_layers is '32' (str)"),
     ],
 )
-def test_what_a_dense_model_may_not_have_is_one_line(name, changes, says):
+def test_an_unsupported_dense_model_is_one_line(name, changes, says):
     with pytest.raises(UsageError) as error:
         from_published(DENSE_CONFIGS[name] | changes, mtp=True)
     assert str(error.value).startswith("config.json: ")
@@ -658,14 +636,14 @@ def test_what_a_dense_model_may_not_have_is_one_line(name, changes, says):
     assert "\n" not in str(error.value)
 
 
-def test_what_older_dense_models_leave_out():
+def test_defaults_of_older_dense_models():
     """Llama 2's config.json: all heads have keys of their own, and share the width."""
     config = DENSE_CONFIGS["llama3_1_8b"] | {"num_key_value_heads": None, "rope_scaling": None}
     model = from_published(config, mtp=True)
     assert (model.num_key_value_heads, model.head_dim) == (32, 128)
 
 
-def test_a_dense_checkpoint_comes_in_and_goes_out_bit_identical(tmp_path, dense_model, one_device):
+def test_a_dense_checkpoint_survives_export_and_import_bit_for_bit(tmp_path, dense_model, one_device):
     """In bfloat16, tied, with the biases of Qwen2.5 and without norms."""
     changes = dict(qk_norm=False, tie_word_embeddings=True, param_dtype="bfloat16", dtype="bfloat16")
     model = dataclasses.replace(dense_model, **changes, initializer_range=0.02, experts="grouped")
@@ -681,5 +659,5 @@ def test_a_dense_checkpoint_comes_in_and_goes_out_bit_identical(tmp_path, dense_
 
 
 def test_a_dense_model_of_no_family_is_refused(dense_model):
-    with pytest.raises(UsageError, match="both attention_bias and qk_norm has no published form"):
+    with pytest.raises(UsageError, match="attention_bias and qk_norm"):
         to_published(dense_model, bos_id=None, eos_id=None)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from r1jax.objectives.grpo import grpo_loss
-from tests.stages.test_algorithms import LONGEST, preset
+from tests.shared.loss_batches import LAYOUTS, LONGEST, pack, preset
 
 NEEDED = "parity with trl needs torch and `pip install trl==1.16.0` (see requirements.txt)"
 torch = pytest.importorskip("torch", reason=NEEDED)
@@ -23,17 +23,22 @@ GRPOTrainer = pytest.importorskip("trl.trainer.grpo_trainer", reason=NEEDED).GRP
 # What a user of trl would set for the same. Its `loss_type` "dapo" is the mean over all tokens, "grpo" the mean over
 # outputs of their means; only for CISPO `epsilon_high` is the largest ratio itself.
 TRL = {
-    "grpo": dict(loss_type="dapo", epsilon_low=0.2, epsilon_high=0.2, beta=0.001),
+    "grpo": dict(loss_type="grpo", epsilon_low=0.2, epsilon_high=0.2, beta=0.001),
     "dapo": dict(loss_type="dapo", epsilon_low=0.2, epsilon_high=0.28),
     "dr_grpo": dict(loss_type="dr_grpo", epsilon_low=0.2, epsilon_high=0.2),
-    "gspo": dict(loss_type="dapo", importance_sampling_level="sequence", epsilon_low=3e-4, epsilon_high=4e-4),
+    "gspo": dict(loss_type="grpo", importance_sampling_level="sequence", epsilon_low=3e-4, epsilon_high=4e-4),
     "cispo": dict(loss_type="cispo", epsilon_high=5.0),
 }
 # A preset changed: ours, and trl's.
+TOKEN_MEAN = dict(aggregation="token_mean"), dict(loss_type="dapo")
 CHANGED = {
-    "paper": ("grpo", dict(aggregation="sequence_mean"), dict(loss_type="grpo")),
-    "gspo_paper": ("gspo", dict(aggregation="sequence_mean"), dict(loss_type="grpo")),
-    "corrected_kl": ("grpo", dict(kl_correction=True, kl_coef=0.1), dict(use_bias_correction_kl=True, beta=0.1)),
+    "grpo_token_mean": ("grpo", *TOKEN_MEAN),
+    "gspo_token_mean": ("gspo", *TOKEN_MEAN),
+    "corrected_kl": (
+        "grpo",
+        dict(kl_correction=True, kl_coef=0.1) | TOKEN_MEAN[0],
+        dict(use_bias_correction_kl=True, beta=0.1) | TOKEN_MEAN[1],
+    ),
 }
 
 
@@ -81,10 +86,11 @@ def trl_loss(logp, old, ref, advantage, mask, parts: int, **settings):
     return total.item(), leaf.grad.numpy()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", [*TRL, *CHANGED])
-def test_loss_and_gradient_equal_trl(name, masked, parts):
+def test_loss_and_gradient_equal_trl(name, masked, parts, layout):
     base, ours, theirs = CHANGED.get(name, (name, {}, {}))
     config = dataclasses.replace(preset(base), **ours)
     logp, old, ref, advantage, mask = batch(masked)
@@ -93,7 +99,8 @@ def test_loss_and_gradient_equal_trl(name, masked, parts):
         trained = (mask.sum(axis=1) > 0).mean()
         expected, gradient = expected / trained, gradient / trained
     with jax.enable_x64(True):
-        run = lambda x: grpo_loss(x, old, ref, advantage, mask, config)[0].mean()  # noqa: E731
+        packed = pack(layout, mask, advantage, old=old, ref=ref)
+        run = lambda x: grpo_loss(packed.place(x), packed.batch, config, LONGEST)[0].mean()  # noqa: E731
         value, found = jax.value_and_grad(run)(logp)
     assert float(value) == pytest.approx(expected, rel=1e-6)
     np.testing.assert_allclose(found, gradient, rtol=1e-6, atol=1e-12)

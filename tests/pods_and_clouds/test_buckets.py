@@ -7,9 +7,9 @@ import pytest
 from etils import epath
 
 from r1jax.cli.main import main
-from r1jax.data.feeds import on_this_machine, record_files, records, write_array_record
+from r1jax.data.feeds import local_copy, record_files, records, write_array_record
 from r1jax.paths import absolute
-from r1jax.telemetry.files import append, write_whole
+from r1jax.telemetry.files import append, write_atomically
 from tests.shared.fake_gcs import fake_gcs
 from tests.shared.small_run import r1jax, settings
 
@@ -36,11 +36,11 @@ def bucket(server, monkeypatch, tmp_path):
 def test_files_grow_and_are_replaced(bucket):
     path = absolute("gs://bucket/run/metrics.jsonl")
     assert str(path) == "gs://bucket/run/metrics.jsonl"
-    write_whole(path, "1\n")
+    write_atomically(path, "1\n")
     append(path, "2\n")
     append(path, "3\n")
     assert path.read_text() == "1\n2\n3\n"
-    write_whole(path, "4\n")
+    write_atomically(path, "4\n")
     assert path.read_text() == "4\n"
     assert list(bucket.objects) == ["run/metrics.jsonl"]
 
@@ -50,10 +50,10 @@ def test_records_are_copied_once_for_what_they_hold(bucket):
     write_array_record(path, [{"x": 1}, {"x": 2}])
     assert list(bucket.objects) == ["data/sums.array_record"]
     assert list(records(path, None)) == [{"x": 1}, {"x": 2}]
-    first = on_this_machine(path)
+    first = local_copy(path)
     assert record_files(path) == [first]
     write_array_record(path, [{"x": 3}, {"x": 4}, {"x": 5}])
-    assert on_this_machine(path) != first
+    assert local_copy(path) != first
     assert list(records(path, None)) == [{"x": 3}, {"x": 4}, {"x": 5}]
 
 

@@ -1,4 +1,4 @@
-"""What a dry run says is what a run does: the same programs on the same shapes, for every experiment at every scale."""
+"""A dry run has the programs of a run, on the same shapes, for every experiment at every scale."""
 
 import dataclasses
 import io
@@ -9,9 +9,10 @@ import jax
 import pytest
 from rich.console import Console
 
+from r1jax.cli.experiments import gin_path, load_experiment
 from r1jax.cli.gin_config import read_config
-from r1jax.cli.main import gin_path, load_experiment
 from r1jax.config import (
+    EngineConfig,
     EvaluateConfig,
     MeshConfig,
     OptimizerConfig,
@@ -20,52 +21,53 @@ from r1jax.config import (
     RejectionConfig,
     RewardModelConfig,
     RLConfig,
-    RolloutConfig,
+    SamplingConfig,
     SFTConfig,
 )
 from r1jax.data.feeds import Records, distinct_problems, ensure_records, write_array_record
 from r1jax.data.tasks import TASKS
-from r1jax.dry_run.lowering import Lowering, lower_stages, readable
+from r1jax.dry_run.lowering import Lowering, lower_stages
 from r1jax.dry_run.stage_programs import stage_programs
-from r1jax.parallel import programs, reward_programs
+from r1jax.dry_run.tables import format_bytes
+from r1jax.parallel import programs, reward_programs, rollout_programs, transfers
 from r1jax.parallel.layout import make_layout
 from r1jax.parallel.memory import stage_memory
 from r1jax.rewards.rules import Reward
 from r1jax.runs.learned_reward import LearnedReward
-from r1jax.runs.run import check_stages, open_run, stages
+from r1jax.runs.run import Experiment, check_stages, open_run, stages
 from r1jax.stages.evaluate import evaluate
-from r1jax.stages.preferences import judged
+from r1jax.stages.preferences import preferences
 from r1jax.stages.pretrain import pretrain
 from r1jax.stages.reward_model import reward_model
 from r1jax.stages.rl import rl
 from r1jax.stages.sft import sft
 from r1jax.telemetry.progress import Progress
 from r1jax.types import Problem, Sample
-from tests.command_line.test_cli import run as command
 from tests.conftest import ROOT
+from tests.shared.command_line import command
 
 ROLLOUTS = {"make_slots", "prefill", "insert", "decode"}
-RL = ROLLOUTS | {"start_training", "snapshot", "advantages", "prepare_batch", "grpo_gradients", "add_gradients"}
+RL = ROLLOUTS | {"start_training", "snapshot", "add_logprobs", "rl_gradients", "add_gradients"}
 PROGRAMS = {
-    PretrainConfig: {"init_policy", "start_training", "pretrain_step", "checksums"},
+    PretrainConfig: {"init_weights", "start_training", "pretrain_step", "checksums"},
     SFTConfig: {"start_training", "sft_step", "checksums"},
     RewardModelConfig: {
         "start_reward_model", "reward_model_step", "reward_model_metrics", "checksums", "reward_scores",
     },
-    RLConfig: RL | {"grpo_update", "checksums"},
+    RLConfig: RL | {"rl_update", "checksums"},
     EvaluateConfig: ROLLOUTS,
     RejectionConfig: ROLLOUTS,
     PreferencesConfig: ROLLOUTS,
 }  # fmt: skip
 MODELS = {"16b": "model/deepseek_v2_lite.gin", "671b": "model/deepseek_v3.gin"}
-DEVICES = {"16b": 1, "671b": 8}  # the other way round is slow
+DEVICES = {"16b": 1, "671b": 8}  # slow tests swap them
 
 
 def config_of(experiment: str, scale: str):
     module = load_experiment(experiment)
     files = module.GIN_FILES
     if scale != "own":
-        files = (MODELS[scale], f"scale/{experiment}_{scale}.gin", "algorithm/r1.gin")
+        files = (MODELS[scale], "algorithm/r1.gin", f"scale/{experiment}_{scale}.gin")
     return read_config(module.Config, [gin_path(file) for file in files], [])
 
 
@@ -90,7 +92,7 @@ def test_every_experiment_lowers_at_every_scale(experiment, scale, devices):
     assert [x.shape for x in jax.live_arrays() if id(x) not in before and x.size > 8] == []
     for name, stage in stages(config).items():
         programs = PROGRAMS[type(stage)]
-        if hasattr(stage, "rollout") and config.model.param_dtype != config.model.dtype:
+        if hasattr(stage, "engine") and config.model.param_dtype != config.model.dtype:
             programs = programs | {"copy_weights"}  # in the dtype of the activations
         assert {one.program for one in lowered if one.stage == name} == programs, name
     own = [one for one in lowered if one.shared_with is None]
@@ -98,9 +100,9 @@ def test_every_experiment_lowers_at_every_scale(experiment, scale, devices):
     assert len(own) < len(lowered)
 
 
-def test_the_scales_of_each_experiment_are_there():
-    there = {path.stem for path in ROOT.glob("gin_configs/scale/r1_*b.gin")}
-    assert there == {f"{experiment}_{scale}" for experiment in ("r1", "r1_zero") for scale in MODELS}
+def test_each_experiment_has_its_scales():
+    found = {path.stem for path in ROOT.glob("gin_configs/scale/r1_*b.gin")}
+    assert found == {f"{experiment}_{scale}" for experiment in ("r1", "r1_zero") for scale in MODELS}
 
 
 @pytest.mark.parametrize("scale", MODELS)
@@ -108,15 +110,15 @@ def test_the_papers_numbers(scale):
     """R1, supplement: 8,192 outputs of a rollout, 512 of an update; 10,400 and 1,700 updates; 800k demonstrations."""
     config = config_of("r1", scale)
     for stage in (config.rl, config.reasoning_rl, config.rules_rl, config.final_rl):
-        assert stage.questions * stage.group_size == 8192
-        assert stage.questions * stage.group_size / stage.minibatches == 512
-        assert (stage.clip_high, stage.kl_coef, stage.max_new_tokens) == (10, 0.001, 32768)
+        assert stage.prompts_per_step * stage.group_size == 8192
+        assert stage.prompts_per_step * stage.group_size / stage.minibatches_per_rollout == 512
+        assert (stage.loss.clip_high, stage.loss.kl_coef, stage.sampling.max_new_tokens) == (10, 0.001, 32768)
         assert stage.optimizer.learning_rate == 3e-6
-    assert config.rl.steps * config.rl.updates == 10400
+    assert config.rl.steps * config.rl.updates_per_rollout == 10400
     assert (config.rules_rl.steps + config.final_rl.steps) * 16 == pytest.approx(1700, abs=8)
     assert config.final_rl.steps * 16 == 400
-    assert [s.temperature for s in (config.rl, config.reasoning_rl, config.final_rl)] == [1.0, 1.0, 0.7]
-    assert config.rejection.prompts * config.rejection.keep + config.general.examples == 800_000
+    assert [s.sampling.temperature for s in (config.rl, config.reasoning_rl, config.final_rl)] == [1.0, 1.0, 0.7]
+    assert config.rejection.num_prompts * config.rejection.keep + config.general.examples == 800_000
     assert (config.model.param_dtype, config.model.dtype) == ("float32", "bfloat16")
 
 
@@ -126,7 +128,7 @@ PROGRAM = type(jax.jit(lambda: 0))
 
 
 class Watched:
-    """A jitted program that notes what it is called or traced with."""
+    """A jitted program that records the arguments of its calls and traces."""
 
     def __init__(self, name: str, jitted, seen: set):
         self.name, self.jitted, self.seen = name, jitted, seen
@@ -155,7 +157,7 @@ def signature(arguments) -> str:
 
 @pytest.fixture
 def seen(monkeypatch) -> Iterator[set[tuple[str, str]]]:
-    """(maker, signature) of every call of every program of `parallel/`, those that nobody has thought of included."""
+    """(maker, signature) of every call of every program in `parallel/`, so that no program is forgotten."""
     found: set[tuple[str, str]] = set()
 
     def watching(name, made):
@@ -171,7 +173,7 @@ def seen(monkeypatch) -> Iterator[set[tuple[str, str]]]:
         return maker
 
     ours = [module for name, module in sys.modules.items() if name.startswith("r1jax.")]
-    for source in (programs, reward_programs):
+    for source in (programs, reward_programs, rollout_programs, transfers):
         for name, made in list(vars(source).items()):
             watched = watching(name, made)
             for module in ours if watched is not made else ():
@@ -192,68 +194,76 @@ def test_a_dry_run_has_the_programs_of_a_run_and_no_others(seen, experiment_conf
     """
     mesh = MeshConfig(data=1, fsdp=2, tensor=2) if everything else MeshConfig(data=1)
     layout = make_layout(mesh, jax.devices()[: mesh.fsdp * mesh.tensor])
-    lengths = dict(max_prompt_tokens=24, max_new_tokens=12)
-    plain = rollout = other = RolloutConfig(slots=24, prefill_rows=4, weights="int8")
+    sampling = other_sampling = SamplingConfig(max_prompt_tokens=24, max_new_tokens=12)
+    plain = engine = other = EngineConfig(slots=24, prefill_rows=4, weight_dtype="int8")
     if everything:
-        rollout = dataclasses.replace(plain, routing_replay=True, speculative=True)
-        plain, other = RolloutConfig(slots=16, mesh=MeshConfig()), RolloutConfig(slots=8, cache="int8", top_p=0.9)
+        engine = dataclasses.replace(plain, routing_replay=True, speculative=True)
+        plain, other = EngineConfig(slots=16, mesh=MeshConfig()), EngineConfig(slots=8, cache_dtype="int8")
+        other_sampling = dataclasses.replace(sampling, top_p=0.9)
     optimizer = OptimizerConfig(1e-3)
     configs = {
         "pretrain": PretrainConfig(optimizer, steps=1, batch_size=4, sequence_length=80, documents=200),
         "rl": dataclasses.replace(
-            experiment_config.rl, rollout=rollout, steps=2, questions=4, group_size=4, minibatches=2, prompts=16,
-            row_tokens=70, microbatch_rows=2, reference_refresh_updates=3, **lengths,
+            experiment_config.rl, sampling=sampling, engine=engine, steps=2, prompts_per_step=4, group_size=4,
+            minibatches_per_rollout=2, num_prompts=16, row_tokens=70, microbatch_rows=2, reference_refresh_updates=3,
         ),
-        "evaluate": EvaluateConfig(plain, problems=8, samples=8, **lengths),
+        "evaluate": EvaluateConfig(sampling, plain, num_prompts=8, samples_per_prompt=8),
         "sft": SFTConfig(optimizer, epochs=1, batch_size=4, sequence_length=80),
-        "judged": PreferencesConfig(other, prompts=8, samples=2, **lengths),
+        "preferences": PreferencesConfig(other_sampling, other, num_prompts=8, samples_per_prompt=2),
         "reward_model": RewardModelConfig(optimizer, "pairwise", max_tokens=64, batch_size=6, held_out=0.5),
     }  # fmt: skip
     config = dataclasses.make_dataclass("Config", ["run", "model", *configs])(
         experiment_config.run, experiment_config.model, **configs
     )
-    said = {name: set() for name in configs}
+    expected = {name: set() for name in configs}
     for name, stage in stages(config).items():
         for program in stage_programs(layout, config.model, stage):
             assert program.traced
-        said[name] = set(seen)
+        expected[name] = set(seen)
         seen.clear()
 
-    run = open_run(str(tmp_path / "run"), "small", config, layout, Progress(), summary="", note="")
+    run = open_run(str(tmp_path / "run"), Experiment("small"), config, layout, Progress()).with_task(TASK)
     corpus, sums = ensure_records(
         [Records(TASK.corpus, "train", 200), Records(TASK.prompts, "train", 16)], 0, run.workdir / "data"
     )
-    demonstrations, preferences = (run.workdir / "data" / f"{name}.array_record" for name in ("shown", "preferred"))
+    demonstrations, preferred = (run.workdir / "data" / f"{name}.array_record" for name in ("shown", "preferred"))
     questions = [p.question for p in distinct_problems(sums, 16)]
     write_array_record(demonstrations, [{"question": q, "response": "3"} for q in questions])
-    write_array_record(preferences, [{"question": q, "chosen": "3", "rejected": "4"} for q in questions])
+    write_array_record(preferred, [{"question": q, "chosen": "3", "rejected": "4"} for q in questions])
 
-    def does(stage: str, made):
-        """Nothing else, and nothing less, than was said of the stage."""
-        alone, here = (sorted(name for name, _ in found) for found in (said[stage] - seen, seen - said[stage]))
-        assert seen == said[stage], f"{stage}: only a dry run has {alone}, only a run {here}"
+    def check(stage: str, output):
+        """The stage that has just run has called exactly the programs that its dry run has traced."""
+        dry, real = (sorted(name for name, _ in found) for found in (expected[stage] - seen, seen - expected[stage]))
+        assert seen == expected[stage], f"{stage}: only a dry run has {dry}, only a run {real}"
         seen.clear()
-        return made
+        return output
 
-    base = does("pretrain", pretrain(run, "pretrain", config.pretrain, config.model, TASK, corpus))
+    base = check("pretrain", pretrain(run.stage("pretrain"), config.pretrain, corpus))
     rewards = load_experiment("r1_zero").make_rewards(config, TASK)
-    varied = {"varied": Reward(lambda sample: sum(sample.tokens) % 97 / 97, 1.0)}  # a base of one step is never right
-    does("rl", rl(run, "rl", config.rl, config.model, base, TASK, sums, varied))
-    does("evaluate", evaluate(run, "evaluate", config.evaluate, base, TASK, rewards))
-    does("sft", sft(run, "sft", config.sft, config.model, base, TASK, {"shown": demonstrations}))
+    varied = {
+        "varied": Reward(lambda sample: sum(sample.response_tokens) % 97 / 97, 1.0)
+    }  # a base of one step is never right
+    check("rl", rl(run.stage("rl"), config.rl, base, sums, varied))
+    check("evaluate", evaluate(run.stage("evaluate"), config.evaluate, base, rewards))
+    check("sft", sft(run.stage("sft"), config.sft, base, {"shown": demonstrations}))
     marks = iter(range(10_000))
-    marked = judged(
-        run, "judged", config.judged, "pointwise", {"base": base}, TASK, sums, lambda problem, text: next(marks)
+    rated = preferences(
+        run.stage("preferences"),
+        config.preferences,
+        "pointwise",
+        {"base": base},
+        sums,
+        lambda problem, text: next(marks),
     )
-    does("judged", marked)
-    directory = reward_model(
-        run, "reward_model", config.reward_model, config.model, base, TASK, {"preferred": preferences}
-    )
-    LearnedReward(layout, directory, TASK).grade([Sample(Problem(0, questions[0], "3", "en"), "3", [3], True, {})])
-    does("reward_model", directory)
+    check("preferences", rated)
+    directory = reward_model(run.stage("reward_model"), config.reward_model, base, {"preferred": preferred})
+    problem = Problem(0, questions[0], "3", "en")
+    sample = Sample(problem, text="3", tokens=[3], loss_mask=[1], finish_reason="stop")
+    LearnedReward(layout, directory, TASK).grade([sample])
+    check("reward_model", directory)
 
 
-# What it says.
+# What it prints.
 
 
 def test_a_dry_run_names_each_stage_and_program(capsys):
@@ -279,26 +289,28 @@ def test_a_dry_run_counts_what_each_stage_holds(one_device):
         assert held == pytest.approx({"weights": weights, "optimizer": 2 * weights, "gradients": weights}, rel=1e-3)
     held = stage_memory(one_device, config.model, config.final_rl)
     assert (held["gradients"], held["reference"]) == (pytest.approx(2 * weights, rel=1e-3), weights)
-    head = 4 * 102_400 * 2048  # which a reward model has not
+    head = 4 * 102_400 * 2048  # a reward model has none
     assert stage_memory(one_device, config.model, config.safe)["weights"] == weights - head + 4 * 2048
 
 
 @pytest.mark.parametrize(
-    ("binding", "says"),
+    ("binding", "named"),
     [
-        ("sft/SFTConfig.batch_size=6", "sft: SFTConfig.batch_size is 6"),
-        (
-            "helpful/RewardModelConfig.max_tokens=9000",
-            "helpful: RewardModelConfig.max_tokens is 9000, expected at most",
-        ),
-        ("cold_start/SFTConfig.sequence_length=9000", "cold_start: SFTConfig.sequence_length is 9000"),
-        ("ModelConfig.attention='splash'", "pretrain: 'pretrain_step' can't be lowered: "),
+        ("sft/SFTConfig.batch_size=6", "sft: SFTConfig.batch_size"),
+        ("helpful/RewardModelConfig.max_tokens=9000", "helpful: RewardModelConfig.max_tokens"),
+        ("cold_start/SFTConfig.sequence_length=9000", "cold_start: SFTConfig.sequence_length"),
+        ("ModelConfig.attention='splash'", "pretrain: 'pretrain_step'"),
     ],
 )
-def test_a_stage_that_cannot_be_lowered_is_named(capsys, binding, says):
+def test_a_stage_that_cannot_be_lowered_is_named(capsys, binding, named):
     status, _, err = command(capsys, "run", "r1", "--dry_run", "--set", binding)
-    assert (status, says in err, len(err.strip().splitlines())) == (2, True, 1), err
+    assert (status, named in err, len(err.strip().splitlines())) == (2, True, 1), err
 
 
-def test_sizes_have_units():
-    assert [readable(x) for x in (8, 98_304, 3 * 2**20, 1.5 * 2**40)] == ["8 B", "96.0 KiB", "3.0 MiB", "1,536.0 GiB"]
+def test_bytes_have_units():
+    assert [format_bytes(x) for x in (8, 98_304, 3 * 2**20, 1.5 * 2**40)] == [
+        "8 B",
+        "96.0 KiB",
+        "3.0 MiB",
+        "1,536.0 GiB",
+    ]

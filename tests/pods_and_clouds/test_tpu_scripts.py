@@ -1,4 +1,4 @@
-"""The scripts for pods, against a fake gcloud that records every call and fails as told (fake_gcloud.py)."""
+"""The scripts for pods, against a fake gcloud that records every call and injects failures (fake_gcloud.py)."""
 
 import contextlib
 import functools
@@ -66,7 +66,7 @@ PROGRAMS = {
 
 
 class Cloud:
-    """A checkout with the scripts, and a fake cloud beside it."""
+    """A checkout with the scripts, and a fake cloud next to it."""
 
     def __init__(self, directory: Path):
         self.directory, self.checkout = directory / "cloud", directory / "checkout"
@@ -128,7 +128,7 @@ class Cloud:
         """A run.sh that has seen both workers running."""
         command = f"exec {self.command('run.sh', *RUN)}"
         environment = self.environment() | {"POD_PAUSE": "0.2"}
-        # A shell's background jobs ignore Ctrl-C, and what they start inherits it: here it is heard in any case.
+        # Background jobs of a shell ignore Ctrl-C, and so do their children: restore the default handler.
         hears = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         started = ["bash", "-c", command]
         watcher = subprocess.Popen(started, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=hears)
@@ -141,7 +141,7 @@ class Cloud:
         return [shlex.join(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
     def steps(self) -> list[str]:
-        """The calls that do something, in a word or two; polls that follow each other are one."""
+        """The calls that change something, in a word or two; consecutive polls count as one."""
         steps: list[str] = []
         for call in self.calls():
             words = shlex.split(call)
@@ -244,7 +244,7 @@ def test_a_dry_run_prints_commands_and_calls_nothing(cloud, pod, script):
     assert commands
     for line in commands:
         assert shlex.split(line)[0] in ("gcloud", "git", "mkdir"), line
-    # Pasted into a shell one after the other, they do it.
+    # Pasted into a shell one by one, the commands have the same effect.
     for line in commands:
         if "-L 6006" not in line and "tail" not in line:
             pasted = pod.shell(line)
@@ -252,37 +252,37 @@ def test_a_dry_run_prints_commands_and_calls_nothing(cloud, pod, script):
 
 
 @pytest.mark.parametrize(
-    ("script", "words", "pod", "says"),
+    ("script", "words", "pod", "named"),
     [
-        ("create.sh", [], (), "name is not set: give --name"),
-        ("create.sh", [], POD[:2], "project is not set"),
-        ("create.sh", [], POD[:4], "zone is not set"),
-        ("create.sh", [], POD[:6], "accelerator_type is not set"),
+        ("create.sh", [], (), "name is"),
+        ("create.sh", [], POD[:2], "project is"),
+        ("create.sh", [], POD[:4], "zone is"),
+        ("create.sh", [], POD[:6], "accelerator_type is"),
         ("create.sh", ["--name", "R1"], POD, "name is 'R1'"),
         ("create.sh", ["--zone", "us-west4"], POD, "zone is 'us-west4'"),
-        ("create.sh", ["--spot", "yes"], POD, "spot is 'yes': expected true or false"),
+        ("create.sh", ["--spot", "yes"], POD, "spot is 'yes'"),
         ("create.sh", ["--valid_until", "soon"], POD, "valid_until is 'soon'"),
-        ("create.sh", ["--accelerator_type", "v5litepod-17"], POD, "expected v5litepod-N with N one of 1 4 8 16"),
-        ("create.sh", ["--accelerator_type", "h100"], POD, "expected v5litepod-N, v6e-N or v5p-N"),
-        ("create.sh", ["--colour", "red"], POD, "no flag --colour"),
-        ("create.sh", ["--zone"], POD, "--zone needs a value"),
-        ("create.sh", ["r1"], POD, "can't read 'r1'"),
-        ("create.sh", ["--pod", "nowhere.env"], POD, "can't read nowhere.env"),
-        ("run.sh", [], POD, "nothing to run"),
-        ("run.sh", ["--", "r1_zero_math", "--workdir", "runs/x"], POD, "no --workdir gs://"),
+        ("create.sh", ["--accelerator_type", "v5litepod-17"], POD, "accelerator_type is 'v5litepod-17'"),
+        ("create.sh", ["--accelerator_type", "h100"], POD, "accelerator_type is 'h100'"),
+        ("create.sh", ["--colour", "red"], POD, "--colour"),
+        ("create.sh", ["--zone"], POD, "--zone"),
+        ("create.sh", ["r1"], POD, "'r1'"),
+        ("create.sh", ["--pod", "nowhere.env"], POD, "nowhere.env"),
+        ("run.sh", [], POD, "after --"),
+        ("run.sh", ["--", "r1_zero_math", "--workdir", "runs/x"], POD, "--workdir gs://"),
         ("run.sh", ["--max_restarts", "many", *RUN], POD, "max_restarts is 'many'"),
-        ("logs.sh", ["--worker", "2"], POD, "has workers 0 to 1"),
-        ("tensorboard.sh", [], POD, "workdir is not set"),
-        ("cost.sh", ["--accelerator_type", "v6e-8", "--hours", "1"], (), "not set: give --price_per_chip_hour\n"),
-        ("gke.sh", ["nothing"], (), "no verb 'nothing'"),
-        ("gke.sh", ["manifest", *RUN], POD, "image is not set"),
-        ("gke.sh", ["manifest", "--image", "i", *RUN, "a\nb"], POD, "a line break"),
+        ("logs.sh", ["--worker", "2"], POD, "worker is 2"),
+        ("tensorboard.sh", [], POD, "workdir is"),
+        ("cost.sh", ["--accelerator_type", "v6e-8", "--hours", "1"], (), "--price_per_chip_hour\n"),
+        ("gke.sh", ["nothing"], (), "'nothing'"),
+        ("gke.sh", ["manifest", *RUN], POD, "image is"),
+        ("gke.sh", ["manifest", "--image", "i", *RUN, "a\nb"], POD, "argument"),
     ],
 )
-def test_wrong_settings_are_one_line_and_exit_2(cloud, script, words, pod, says):
+def test_wrong_settings_are_one_line_and_exit_2(cloud, script, words, pod, named):
     done = cloud.run(script, *words, pod=pod)
     assert (done.returncode, cloud.calls()) == (2, [])
-    assert says in done.stderr
+    assert named in done.stderr
     assert done.stderr.startswith(f"{script}: ")
     assert len(done.stderr.strip().splitlines()) == 1
 
@@ -298,7 +298,7 @@ def test_settings_come_from_a_file_and_flags_win(cloud):
     )
     (cloud.checkout / "tpu_scripts" / "pod.env").write_text("name=r2\ncolour=red\n")
     done = cloud.run("create.sh", pod=())
-    assert (done.returncode, "has the line 'colour=red'" in done.stderr) == (2, True)
+    assert (done.returncode, "colour=red" in done.stderr) == (2, True)
     (cloud.checkout / "tpu_scripts" / "pod.env").write_text("name=$(touch executed)\n")
     assert "name is '$(touch" in cloud.run("create.sh", *POD[2:], pod=()).stderr  # read, not executed
     assert not (cloud.directory / "executed").exists()
@@ -318,7 +318,7 @@ def test_create_asks_once_and_waits(cloud):
         describe,
         node,
     ]
-    done = cloud.run("create.sh")  # again: it is there
+    done = cloud.run("create.sh")  # again: it is ready
     assert done.returncode == 0
     assert cloud.steps() == ["create"]
 
@@ -337,10 +337,10 @@ def test_a_request_that_fails_in_the_queue(cloud):
     cloud.plan(create=[["ACCEPTED", "FAILED"]], reason=["Quota 'X' exhausted. Limit 0"])
     done = cloud.run("create.sh")
     assert (done.returncode, "Quota 'X' exhausted" in done.stderr) == (1, True)
-    assert "delete.sh it first" in cloud.run("create.sh").stderr
+    assert "delete.sh" in cloud.run("create.sh").stderr
     assert cloud.run("delete.sh").returncode == 0
     assert cloud.steps() == ["create", "delete"]
-    assert "there is no r1" in cloud.run("delete.sh").stderr
+    assert "r1 " in cloud.run("delete.sh").stderr
 
 
 def test_setup_sends_installs_and_counts(cloud):
@@ -350,7 +350,7 @@ def test_setup_sends_installs_and_counts(cloud):
     done = cloud.run("setup.sh")
     assert done.returncode == 0, done.stderr
     assert cloud.steps() == ["create", *SET_UP]
-    assert "not sent, as git does not know it (git add): fork.py" in done.stderr
+    assert "(git add): fork.py" in done.stderr
     assert done.stderr.count("8 devices, 4 here") == 2
     for worker in range(2):
         home = cloud.directory / "workers" / str(worker)
@@ -368,18 +368,18 @@ def test_setup_names_the_worker_that_differs(cloud):
     (cloud.directory / "devices.1").write_text("8 devices, 3 here, jax 0.10.2\n")
     done = cloud.run("setup.sh")
     assert done.returncode == 1
-    assert "worker 1 has 8 devices, 3 here, jax 0.10.2; expected 8 devices, 4 here" in done.stderr
+    assert "worker 1 has 8 devices, 3 here" in done.stderr
     assert "worker 0 has" not in done.stderr
 
 
 def test_all_workers_look_at_the_devices_at_once(cloud):
-    """Where one was not reached the others waited for it in vain, and alone it would do the same."""
+    """If one is not reached, all look again: they see the devices only together."""
     assert cloud.run("create.sh").returncode == 0
     cloud.plan(**{"before devices": ["away 1"]})
     done = cloud.run("setup.sh")
     assert done.returncode == 0, done.stderr
     assert cloud.steps() == ["create", *SET_UP, "ssh all devices"]
-    assert "not all workers saw the devices; try 1 of 3" in done.stderr
+    assert "try 1 of 3" in done.stderr
 
 
 def test_a_run_to_its_end(pod):
@@ -394,15 +394,15 @@ def test_a_run_to_its_end(pod):
 def test_run_needs_a_pod(cloud):
     done = cloud.run("run.sh", *RUN)
     assert (done.returncode, cloud.steps()) == (1, [])
-    assert "there is no r1 in us-west4-a: create.sh and setup.sh first" in done.stderr
+    assert "create.sh and setup.sh" in done.stderr
     assert cloud.run("create.sh").returncode == 0
     assert cloud.run("sync.sh").returncode == 0
     done = cloud.run("run.sh", *RUN)
-    assert (done.returncode, "is not set up: setup.sh first" in done.stderr) == (1, True)
+    assert (done.returncode, "setup.sh" in done.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("trouble", ["preempt", "suspend"])
-def test_a_preempted_run_goes_on(pod, trouble):
+def test_a_preempted_run_resumes(pod, trouble):
     pod.plan(runs="stay stay\n0 0", **{"before poll": ["", "", trouble]})
     done = pod.run("run.sh", *RUN)
     assert done.returncode == 0, done.stderr
@@ -422,11 +422,11 @@ def test_preempted_and_then_no_quota_ends(pod):
     assert pod.steps() == ["ssh all start", "ssh all poll", "delete", "create"]
 
 
-def test_creating_again_is_tried_again_and_bounded(pod):
+def test_recreation_is_retried_and_bounded(pod):
     pod.plan(create=["internal"] * 9, **{"before start": ["preempt"]})
     done = pod.run("run.sh", "--max_restarts", "3", *RUN)
     assert done.returncode == 1
-    assert "given up after 3 restarts in a row" in done.stderr
+    assert "after 3 restarts" in done.stderr
     assert pod.steps() == ["ssh all start", "delete", "create", "create", "create"]
 
 
@@ -442,28 +442,28 @@ def test_a_setup_that_failed_deletes_no_pod(pod):
     ]  # fmt: skip
 
 
-def test_one_that_saved_on_sigterm_is_run_again(pod):
+def test_a_run_that_saved_on_sigterm_is_restarted(pod):
     pod.plan(runs="1 75\n75 75\n0 0")
     done = pod.run("run.sh", *RUN)
     assert done.returncode == 0, done.stderr
     assert pod.steps() == ["ssh all start", "ssh all poll"] * 3
 
 
-def test_a_run_that_saves_forever_is_given_up(pod):
+def test_restarts_without_progress_are_bounded(pod):
     pod.plan(runs="75 75\n" * 9)
     done = pod.run("run.sh", "--max_restarts", "2", *RUN)
-    assert (done.returncode, "given up after 2 restarts in a row" in done.stderr) == (1, True)
+    assert (done.returncode, "after 2 restarts" in done.stderr) == (1, True)
     assert pod.starts(0) == 3
 
 
 @pytest.mark.parametrize(
-    ("runs", "status", "says"),
+    ("runs", "status", "named"),
     [("0 1", 1, "worker 1: the run failed (exit status 1)"), ("75 2", 2, "worker 1: the config is wrong")],
 )
-def test_a_failure_is_shown_and_not_run_again(pod, runs, status, says):
+def test_a_failure_is_shown_and_not_restarted(pod, runs, status, named):
     pod.plan(runs=runs)
     done = pod.run("run.sh", *RUN)
-    assert (done.returncode, says in done.stderr) == (status, True), done.stderr
+    assert (done.returncode, named in done.stderr) == (status, True), done.stderr
     assert "step 7 of worker" in done.stderr
     assert [pod.starts(worker) for worker in range(2)] == [1, 1]
 
@@ -494,9 +494,9 @@ def test_a_second_watcher_only_watches_and_another_command_is_refused(pod):
     watcher.communicate()
     assert [pod.starts(worker) for worker in range(2)] == [1, 1]
     done = pod.run("run.sh", *RUN, "--set", "x=1")
-    assert (done.returncode, "runs something else: r1_zero_math" in done.stderr) == (1, True)
+    assert (done.returncode, ": r1_zero_math" in done.stderr) == (1, True)
     done = pod.run("setup.sh")
-    assert (done.returncode, "a run is going, and its code stays as it is" in done.stderr) == (1, True)
+    assert (done.returncode, "stop.sh" in done.stderr) == (1, True)
     assert "worker 1: running step 7 of worker 1" in pod.run("status.sh").stdout
     assert "step 7 of worker 1" in pod.run("logs.sh", "--worker", "1", "--lines", "5").stdout
 
@@ -527,7 +527,7 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(pod):
     pod.plan(runs="stay stay")
     with pod.watch() as watcher:
         watcher.send_signal(signal.SIGINT)
-        assert "the run goes on" in watcher.stderr.read()
+        assert "the run continues" in watcher.stderr.read()
     assert watcher.returncode == 130
     assert "worker 0: running" in pod.run("status.sh").stdout
 
@@ -548,16 +548,16 @@ def test_a_worker_out_of_reach_for_good(pod):
     pod.plan(runs="stay stay", unreachable={"1": 99})
     done = pod.run("run.sh", *RUN)
     assert done.returncode == 1
-    assert "worker 1 of r1 can't be reached after 5 tries" in done.stderr
-    assert "delete.sh, create.sh, setup.sh and run.sh" in done.stderr
+    assert "worker 1 of r1 " in done.stderr
+    assert "delete.sh, create.sh, setup.sh" in done.stderr
     assert pod.steps() == ["ssh all start", *["ssh 1 start"] * 5]
     done = pod.run("status.sh")
     assert (done.returncode, "worker 1: does not answer" in done.stdout) == (1, True)
 
 
-def test_a_host_that_was_restarted_is_run_again(pod):
+def test_a_run_on_a_restarted_host_is_restarted(pod):
     pod.plan(runs="0 0")
-    for worker in range(2):  # a pid that is no run's any more, and no exit status
+    for worker in range(2):  # the pid of no run, and no exit status
         job = pod.directory / "workers" / str(worker) / "r1jax_job"
         job.mkdir()
         (job / "pid").write_text("1")
@@ -569,7 +569,7 @@ def test_a_host_that_was_restarted_is_run_again(pod):
 def test_gcloud_that_does_not_answer_deletes_nothing(pod):
     pod.plan(runs="stay stay", describe=["", "", *["silent"] * 200])
     done = pod.run("run.sh", *RUN)
-    assert (done.returncode, "the run goes on; watch it again" in done.stderr) == (1, True)
+    assert (done.returncode, "gcloud failed" in done.stderr) == (1, True)
     assert pod.steps() == ["ssh all start"]
 
 
@@ -594,7 +594,7 @@ def test_a_short_silence_of_gcloud_is_waited_out(pod):
         ("v5p-12288", 6144, 1536, "16x16x24"),
     ],
 )
-def test_what_an_accelerator_type_is(cloud, accelerator_type, chips, hosts, topology):
+def test_accelerator_types(cloud, accelerator_type, chips, hosts, topology):
     words = ("--accelerator_type", accelerator_type, "--hours", "1.5", "--price_per_chip_hour", "2")
     assert cloud.run("cost.sh", *words, pod=()).stdout == (
         f"{accelerator_type}: {chips} chips x 1.5 hours x 2 a chip-hour = {chips * 3:.2f}\n"

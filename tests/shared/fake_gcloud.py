@@ -1,8 +1,8 @@
-"""Stands in for gcloud in test_tpu_scripts.py: records every call, injects failures, and is a small cloud.
+"""A fake gcloud for test_tpu_scripts.py, which records every call, injects failures and imitates a TPU pod.
 
-A directory ($FAKE_CLOUD) has all of it: `calls` (a JSON list of words a line), `plan.json` (what goes wrong, and when),
-`state.json`, and `workers/N`, the home of worker N. What is asked of a worker is executed there, with the machine's own
-bash, so that the pid files, logs and exit statuses of worker.sh are real. Flags that gcloud does not have are refused.
+Its state is in directory $FAKE_CLOUD: `calls` (a JSON list of words per line), `plan.json` (the failures to inject),
+`state.json`, and `workers/N`, the home of worker N. Commands for a worker are executed there by the machine's own bash,
+so that the pid files, logs and exit statuses of worker.sh are real. Flags that gcloud lacks are refused.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from pathlib import Path
 CLOUD = Path(os.environ["FAKE_CLOUD"])
 WHERE = {"--zone", "--project"}
 SSH = WHERE | {"--quiet", "--worker"}
-FLAGS = {  # as gcloud 528 knows them
+FLAGS = {  # of gcloud 528
     "queued-resources create": WHERE
     | {"--node-id", "--accelerator-type", "--runtime-version", "--spot", "--valid-until-duration"},
     "queued-resources describe": WHERE | {"--format"},
@@ -57,7 +57,7 @@ def main(words: list[str]) -> None:
 
 
 def edit(name: str, change):
-    """`change` of a JSON file, alone with it: workers run at the same time."""
+    """Applies `change` to a JSON file under a lock, since workers run at the same time."""
     with open(CLOUD / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         path = CLOUD / name
@@ -68,12 +68,12 @@ def edit(name: str, change):
 
 
 def planned(name: str):
-    """The next of what is planned, None when nothing is left."""
+    """Removes and returns the next planned event of a kind; None when none is left."""
     return edit("plan.json", lambda plan: plan[name].pop(0) if plan.get(name) else None)
 
 
 def following(name: str):
-    """A state's next value; the last one stays."""
+    """The next value of a state; the last value is repeated."""
 
     def step(state):
         values = state.get(name)
@@ -127,24 +127,24 @@ def end_jobs(number: int) -> None:
 
 
 def preempt() -> None:
-    """As gcloud may see it first: of the TPU alone."""
+    """A preemption as gcloud may report it first: only the TPU has changed."""
     end_jobs(signal.SIGKILL)
     edit("state.json", lambda state: state.update(node=["PREEMPTED"]))
 
 
 def suspend() -> None:
-    """And later: the TPU is gone, its queued resource is left."""
+    """A preemption as gcloud reports it later: the TPU is gone, its queued resource remains."""
     end_jobs(signal.SIGKILL)
     edit("state.json", lambda state: state.update(queue=["SUSPENDED"], node=[]))
 
 
 def away(times: str) -> None:
-    """Worker 1 is not reached so often."""
+    """Makes worker 1 unreachable this many times."""
     edit("plan.json", lambda plan: plan.update(unreachable={"1": int(times)}))
 
 
 def reach(flags) -> tuple[list[int], list[int]]:
-    """The workers that are reached, and those that are not this time."""
+    """(workers that are reached, workers that are not reached this time)."""
     state = following("node") or not_found()
     if state == "PREEMPTED":
         raise GcloudError('ERROR: (gcloud) This TPU has terminal state "PREEMPTED", so it cannot be used anymore.', 1)

@@ -1,4 +1,4 @@
-"""A bucket on this machine: as much of Google Cloud Storage's JSON interface as gcsfs and TensorStore use."""
+"""A bucket on this machine: the part of Google Cloud Storage's JSON API that gcsfs and TensorStore use."""
 
 import base64
 import email
@@ -17,8 +17,8 @@ OBJECT = re.compile(r"/(?:download/|upload/)?storage/v1/b/(?P<bucket>[^/]+)/o(?:
 
 @dataclass
 class Bucket:
-    objects: dict[str, tuple[bytes, int]] = field(default_factory=dict)  # what it holds, and its generation
-    uploads: dict[str, tuple[str, bytearray]] = field(default_factory=dict)  # those under way
+    objects: dict[str, tuple[bytes, int]] = field(default_factory=dict)  # content and generation, by name
+    uploads: dict[str, tuple[str, bytearray]] = field(default_factory=dict)  # unfinished resumable uploads
     generation: int = 1
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -64,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
-            with suppress(BrokenPipeError):  # gcsfs does not wait for what it does not want
+            with suppress(BrokenPipeError):  # gcsfs closes connections early
                 self.wfile.write(data)
 
     def handle_any(self) -> None:
@@ -157,7 +157,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(200, done if rest.startswith("/rewriteTo") else about)
 
     def batch(self) -> None:
-        """Deletes, several in one request."""
+        """A batch request with several deletions."""
         boundary, parts = "done", []
         for number, asked in enumerate(re.findall(rb"DELETE (\S+)", self.body), 1):
             match = OBJECT.match(urlsplit(asked.decode()).path)
@@ -173,7 +173,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def fake_gcs():
-    """(the bucket, what makes gs:// mean it in a process's environment)."""
+    """(the bucket, the environment variables that make gs:// refer to it)."""
     bucket = Bucket()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Here", (Handler,), {"bucket": bucket}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -185,7 +185,7 @@ def fake_gcs():
                 "STORAGE_EMULATOR_HOST": address,
                 "TENSORSTORE_GCS_HTTP_URL": address,
                 "FSSPEC_GCS_TOKEN": "anon",
-                "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # which asks another service about a bucket
+                "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # it would query another service
             },
         )
     finally:

@@ -12,9 +12,9 @@ from pathlib import Path
 from tests.conftest import ROOT, xla_flags
 from tests.shared.small_run import SMALL
 
-# A base that knows nothing gets no reward for being right: these two differ between any outputs, and `accuracy` lets
-# rejection sampling keep some. Each process notes what it grades.
-FORK = '''"""Every kind of work that processes share: records, training, rollouts, grading, parts."""
+# An untrained base is never right. These two rewards differ between outputs, so that RL has a signal and rejection
+# sampling keeps some. Each process records what it grades.
+FORK = '''"""All kinds of work that processes share: records, training, rollouts, grading, parts."""
 
 import os
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from r1jax.stages.pretrain import pretrain
 from r1jax.stages.rejection import rejection
 from r1jax.stages.rl import rl
 
-GIN_FILES = ("model/tiny_dense.gin", "scale/cpu.gin", "algorithm/grpo.gin")
+GIN_FILES = ("model/tiny_dense.gin", "algorithm/grpo.gin", "scale/cpu.gin", "scale/token_mean.gin")
 
 
 @dataclass(frozen=True)
@@ -41,44 +41,45 @@ class Config(Parent):
 def even(sample):
     with (Path(os.environ["GRADED"]) / str(os.getpid())).open("a") as file:
         file.write(f"{sample.problem.id} {sample.tokens}\\n")
-    return float(len(set(sample.tokens)) % 2 == 0)
+    return float(len(set(sample.response_tokens)) % 2 == 0)
 
 
 def run(run, config):
+    run = run.with_task(TASK)
     wanted = [
         Records(TASK.corpus, "train", config.pretrain.documents),
-        Records(TASK.prompts, "train", config.rl.prompts),
+        Records(TASK.prompts, "train", config.rl.num_prompts),
     ]
     corpus, problems = ensure_records(wanted, run.seed, run.workdir / "data")
     rewards = {
         "accuracy": Reward(even, 1.0),
-        "variety": Reward(lambda sample: len(set(sample.tokens)) / 10, 1.0),
+        "variety": Reward(lambda sample: len(set(sample.response_tokens)) / 10, 1.0),
     }
-    base = pretrain(run, "pretrain", config.pretrain, config.model, TASK, corpus)
-    policy = rl(run, "rl", config.rl, config.model, base, TASK, problems, rewards)
-    rejection(run, "rejection", config.rejection, policy, TASK, problems, rewards)
-    evaluate(run, "evaluate", config.evaluate, policy, TASK, rewards)
+    base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
+    policy = rl(run.stage("rl"), config.rl, base, problems, rewards)
+    rejection(run.stage("rejection"), config.rejection, policy, problems, rewards)
+    evaluate(run.stage("evaluate"), config.evaluate, policy, rewards)
 '''
 
 NUMBERS = SMALL | {
     "PretrainConfig.batch_size": 8,
     "RLConfig.log_samples_every": 1,
-    "EvaluateConfig.samples": 2,
+    "EvaluateConfig.samples_per_prompt": 2,
     "EvaluateConfig.k": 2,
-    "RejectionConfig.prompts": 8,
-    "RejectionConfig.part": 4,
-    "RejectionConfig.samples": 8,
-    "RejectionConfig.max_prompt_tokens": 24,
-    "RejectionConfig.max_new_tokens": 12,
+    "RejectionConfig.num_prompts": 8,
+    "RejectionConfig.shard_prompts": 4,
+    "RejectionConfig.samples_per_prompt": 8,
+    "SamplingConfig.max_prompt_tokens": 24,
+    "SamplingConfig.max_new_tokens": 12,
     "RejectionConfig.language": 0.0,
-    "rejection/RolloutConfig.stop_ids": tuple(range(10, 60)),  # or next to nothing would end
+    "rejection/SamplingConfig.stop_ids": tuple(range(10, 60)),  # otherwise hardly any output would end
     "RLConfig.offload": ("reference", "optimizer"),
     "MeshConfig.data": 2,
     "MeshConfig.fsdp": 4,
 }
 
-# The stages that the fork above has not: written and judged data, SFT, reward models and RL with one, a step behind.
-TAUGHT = '''"""Stages that learn from demonstrations and from judgements."""
+# The stages that the fork above lacks: SFT, preference data, reward models, and RL with them, one step off-policy.
+TAUGHT = '''"""Stages that learn from demonstrations and from preference data."""
 
 from dataclasses import dataclass
 
@@ -88,23 +89,23 @@ from r1jax.config import ExamplesConfig, PreferencesConfig, RewardModelConfig, S
 from r1jax.data.feeds import Records, ensure_records
 from r1jax.rewards.rules import Reward
 from r1jax.stages.evaluate import evaluate
-from r1jax.stages.preferences import judged
+from r1jax.stages.preferences import preferences
 from r1jax.runs.learned_reward import LearnedReward
 from r1jax.stages.pretrain import pretrain
 from r1jax.stages.reward_model import reward_model
 from r1jax.stages.rl import rl
 from r1jax.stages.sft import sft
 
-GIN_FILES = ("model/tiny_dense.gin", "scale/cpu.gin", "algorithm/grpo.gin")
+GIN_FILES = ("model/tiny_dense.gin", "algorithm/grpo.gin", "scale/cpu.gin", "scale/token_mean.gin")
 
 
 @dataclass(frozen=True)
 class Config(Parent):
     general: ExamplesConfig
     sft: SFTConfig
-    pairs: PreferencesConfig
+    preference_pairs: PreferencesConfig
     helpful: RewardModelConfig
-    marked: PreferencesConfig
+    ratings: PreferencesConfig
     safe: RewardModelConfig
 
 
@@ -117,26 +118,28 @@ def even(problem, response):
 
 
 def run(run, config):
+    run = run.with_task(TASK)
     wanted = [
         Records("r1_corpus", "train", config.pretrain.documents),
-        Records("chat_problems", "train", config.rl.prompts),
+        Records("chat_problems", "train", config.rl.num_prompts),
         Records("chat_demonstrations", "train", config.general.examples),
     ]
     corpus, requests, demonstrations = ensure_records(wanted, run.seed, run.workdir / "data")
-    base = pretrain(run, "pretrain", config.pretrain, config.model, TASK, corpus)
-    tuned = sft(run, "sft", config.sft, config.model, base, TASK, {"general": demonstrations})
+    base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
+    tuned = sft(run.stage("sft"), config.sft, base, {"general": demonstrations})
     policies = {"base": base, "sft": tuned}
-    pairs = judged(run, "pairs", config.pairs, "pairwise", policies, TASK, requests, different)
-    helpful = reward_model(run, "helpful", config.helpful, config.model, tuned, TASK, {"pairs": pairs})
-    marked = judged(run, "marked", config.marked, "pointwise", policies, TASK, requests, even)
-    safe = reward_model(run, "safe", config.safe, config.model, tuned, TASK, {"marked": marked})
+    stage = run.stage("preference_pairs")
+    pairs = preferences(stage, config.preference_pairs, "pairwise", policies, requests, different)
+    helpful = reward_model(run.stage("helpful"), config.helpful, tuned, {"preference_pairs": pairs})
+    ratings = preferences(run.stage("ratings"), config.ratings, "pointwise", policies, requests, even)
+    safe = reward_model(run.stage("safe"), config.safe, tuned, {"ratings": ratings})
     learned = {
-        name: Reward(LearnedReward(run.layout, model, TASK, max_tokens=config.rl.longest + 1), 1.0)
+        name: Reward(LearnedReward(run.layout, model, TASK, max_tokens=config.rl.sampling.max_tokens + 1), 1.0)
         for name, model in (("helpful", helpful), ("safe", safe))
     }
-    rewards = learned | {"accuracy": Reward(lambda sample: float(len(sample.tokens) % 2), 1.0)}
-    policy = rl(run, "rl", config.rl, config.model, tuned, TASK, requests, rewards)
-    evaluate(run, "evaluate", config.evaluate, policy, TASK, rewards)
+    rewards = learned | {"accuracy": Reward(lambda sample: float(len(sample.response_tokens) % 2), 1.0)}
+    policy = rl(run.stage("rl"), config.rl, tuned, requests, rewards)
+    evaluate(run.stage("evaluate"), config.evaluate, policy, rewards)
 '''
 
 TAUGHT_NUMBERS = {
@@ -146,11 +149,11 @@ TAUGHT_NUMBERS = {
     "SFTConfig.epochs": 1,
     "sft/OptimizerConfig.learning_rate": 1e-3,
     "general/ExamplesConfig.examples": 32,
-    "PreferencesConfig.prompts": 16,
-    "PreferencesConfig.samples": 8,
-    "pairs/PreferencesConfig.pairs": 2,
-    "PreferencesConfig.max_prompt_tokens": 24,
-    "PreferencesConfig.max_new_tokens": 12,
+    "PreferencesConfig.num_prompts": 16,
+    "PreferencesConfig.samples_per_prompt": 8,
+    "preference_pairs/PreferencesConfig.pairs_per_prompt": 2,
+    "SamplingConfig.max_prompt_tokens": 24,
+    "SamplingConfig.max_new_tokens": 12,
     "RewardModelConfig.max_tokens": 64,
     "RewardModelConfig.batch_size": 8,
     "helpful/RewardModelConfig.kind": "'pairwise'",
@@ -160,16 +163,16 @@ TAUGHT_NUMBERS = {
     "RewardModelConfig.epochs": 1,
     "RewardModelConfig.log_every": 1,
     "RewardModelConfig.held_out": 0.2,
-    "RolloutConfig.stop_ids": tuple(range(10, 60)),  # or next to nothing would end
-    "RolloutConfig.mesh": "@rollout/MeshConfig()",
+    "SamplingConfig.stop_ids": tuple(range(10, 60)),  # otherwise hardly any output would end
+    "EngineConfig.mesh": "@rollout/MeshConfig()",
     "rollout/MeshConfig.data": 4,
     "rollout/MeshConfig.fsdp": 1,
     "rollout/MeshConfig.tensor": 2,
-    "RLConfig.staleness": 1,
-    "RLConfig.importance": "'token'",
+    "RLConfig.max_staleness": 1,
+    "LossConfig.importance": "'token'",
 }
 
-# Sends its own process a signal in the third step of a stage, once the second is on disk; SIGTERM has time to be heard.
+# Sends its own process a signal in the third step of a stage, once the second checkpoint is on disk, and waits.
 SIGNAL = """
 import os, sys, time
 from r1jax.telemetry.metrics import MetricsWriter
@@ -189,15 +192,15 @@ sys.exit(main(sys.argv[1:]))
 
 @dataclass(frozen=True)
 class Ended:
-    """What a process left behind."""
+    """A process that has ended."""
 
     status: int
     text: str
-    seconds: float  # after the first one of the run that ended
+    seconds: float  # from the end of the run's first process to end
 
     @property
     def said(self) -> str:
-        """The last line of its own."""
+        """The last line that r1jax itself printed."""
         return ([""] + [line for line in self.text.splitlines() if line.startswith("r1jax: ")])[-1]
 
 
@@ -210,7 +213,7 @@ def start(
     signals: tuple[int, str, int] | None,
     variables: Mapping[str, str],
 ) -> subprocess.Popen:
-    """One process of a run; `signals` are a process, the stage in which it sends itself a signal, and the signal."""
+    """Starts one process of a run; `signals` is (process, the stage in which it sends itself a signal, the signal)."""
     hurt = signals is not None and signals[0] == process
     code = ["-c", SIGNAL.format(stage=signals[1], number=int(signals[2]))] if signals and hurt else ["-m", "r1jax"]
     together = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes), "--process_id", str(process)]
@@ -218,7 +221,7 @@ def start(
     environment = os.environ | {
         "XLA_FLAGS": xla_flags(8 // processes),
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        # XLA's threads, one for each device: once they all waited in collectives that others of them had yet to reach.
+        # XLA threads: with one for each device, all can wait in collectives that others have yet to reach.
         "NPROC": "32",
         "COLUMNS": "200",
         "GRADED": str(out / "graded"),

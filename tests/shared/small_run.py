@@ -1,4 +1,4 @@
-"""A run of a minute's fraction, through the command line, in a process of its own."""
+"""A run of under a minute, through the command line, in a process of its own."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.conftest import ROOT, xla_flags
 
-OPTIMISED = {"XLA_FLAGS": ""}  # variables of a run as users have it
+OPTIMISED = {"XLA_FLAGS": ""}  # the environment of a user's run
 
 SMALL = {
     "PretrainConfig.steps": 4,
@@ -17,21 +17,21 @@ SMALL = {
     "PretrainConfig.save_every": 2,
     "PretrainConfig.log_every": 1,
     "RLConfig.steps": 4,
-    "RLConfig.questions": 4,
+    "RLConfig.prompts_per_step": 4,
     "RLConfig.group_size": 4,
-    "RLConfig.minibatches": 2,
+    "RLConfig.minibatches_per_rollout": 2,
     "RLConfig.save_every": 2,
-    "RLConfig.prompts": 16,
-    "RLConfig.max_new_tokens": 12,
+    "RLConfig.num_prompts": 16,
+    "SamplingConfig.max_new_tokens": 12,
     "RLConfig.reference_refresh_updates": 3,
-    "EvaluateConfig.problems": 16,
-    "EvaluateConfig.samples": 8,
-    "RolloutConfig.slots": 24,
-    "EvaluateConfig.max_new_tokens": 12,
+    "EvaluateConfig.num_prompts": 16,
+    "EvaluateConfig.samples_per_prompt": 8,
+    "EngineConfig.slots": 24,
+    "evaluate/SamplingConfig.max_new_tokens": 12,
 }
 
-# A base of four steps solves nothing, so that accuracy alone would give no gradient: this reward always differs.
-FORK = '''"""A fork outside the project: long answers pay."""
+# A base of four steps solves nothing, so that accuracy alone gives no gradient: this reward differs within groups.
+FORK = '''"""A fork outside the project that rewards variety."""
 
 from experiments import r1_zero
 from experiments.r1_zero import GIN_FILES, TASK, Config
@@ -43,7 +43,7 @@ def run(run, config):
     r1_zero.run(run, config, r1_zero.make_rewards(config, TASK) | {"variety": length})
 '''
 
-# Sends itself a signal, as a power cut or a scheduler would, in a stage's third step, once the second is on disk.
+# Sends its own process a signal in the third step of a stage, once the second checkpoint is on disk.
 KILL = """
 import os, signal, sys, time
 from r1jax.telemetry.metrics import MetricsWriter
@@ -71,8 +71,9 @@ def r1jax(
     cwd: Path = ROOT,
     devices: int = 1,
     variables: Mapping[str, str] | None = None,
+    given: str = "",
 ):
-    """Runs the command line; returns the finished process with its output."""
+    """Runs the command line; returns the finished process with its output. `given` is its stdin."""
     code = ["-c", KILL.format(stage=kill_in, signal=signal)] if kill_in else ["-m", "r1jax"]
     environment = os.environ | {
         "XLA_FLAGS": xla_flags(devices),
@@ -80,6 +81,5 @@ def r1jax(
         "COLUMNS": "200",
         **(variables or {}),
     }
-    return subprocess.run(
-        [sys.executable, *code, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, *code, *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, input=given, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""What the workers of test_mathematics.py are asked to do. Light: a worker imports this file only."""
+"""Tasks for the workers of tests. It imports little, since every worker imports it."""
 
 import os
 import signal

@@ -6,19 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax.cli.gin_config import read_config
-from r1jax.cli.main import load_experiment, main
-from r1jax.config import RLConfig
-from r1jax.objectives.grpo import ADVANTAGES, grpo_loss, importance_weights
+from r1jax.cli.main import main
+from r1jax.config import LossConfig
+from r1jax.objectives.grpo import grpo_loss, importance_weights
+from r1jax.rollout.advantages import ADVANTAGES
 from tests.conftest import ROOT
+from tests.shared.loss_batches import LAYOUTS, LONGEST, pack, preset
 
 PRESETS = sorted(path.stem for path in (ROOT / "gin_configs" / "algorithm").glob("*.gin"))
-LONGEST = 44  # max_new_tokens of scale/cpu.gin
-
-
-def preset(name: str) -> RLConfig:
-    files = [str(ROOT / "gin_configs" / f) for f in ("model/tiny.gin", "scale/cpu.gin", f"algorithm/{name}.gin")]
-    return read_config(load_experiment("r1_zero").Config, files, []).rl
 
 
 def surrogate(logp, old, ref, A, low, high, kl):
@@ -73,15 +68,16 @@ def cispo(logp, old, ref, A, lengths):
 
 
 LOSSES = {
-    "grpo": by_token(0.2, 0.2, 0.001, lambda n, lengths: sum(lengths)),
+    "grpo": by_token(0.2, 0.2, 0.001, lambda n, lengths: n * len(lengths)),
     "dapo": by_token(0.2, 0.28, 0.0, lambda n, lengths: sum(lengths)),
     "r1": by_token(10.0, 10.0, 0.001, lambda n, lengths: n * len(lengths)),
     "dr_grpo": by_token(0.2, 0.2, 0.0, lambda n, lengths: len(lengths) * LONGEST),
     "rloo": by_token(1.0, 1e3, 0.001, lambda n, lengths: len(lengths) * LONGEST),
-    "gspo": by_sequence(lambda n, lengths: n / sum(lengths)),
+    "gspo": by_sequence(lambda n, lengths: 1 / len(lengths)),
     "cispo": cispo,
-    "gspo's paper": by_sequence(lambda n, lengths: 1 / len(lengths)),
-    "paper": by_token(0.2, 0.2, 0.001, lambda n, lengths: n * len(lengths)),
+    "grpo, token_mean": by_token(0.2, 0.2, 0.001, lambda n, lengths: sum(lengths)),
+    "gspo, token_mean": by_sequence(lambda n, lengths: n / sum(lengths)),
+    "defaults": by_token(0.2, 0.2, 0.001, lambda n, lengths: n * len(lengths)),  # LossConfig's are DeepSeekMath's
 }
 
 
@@ -100,19 +96,19 @@ def numbers():
     return logp, old, ref, A, lengths, (np.arange(9) < np.array(lengths)[:, None]).astype(float)
 
 
+def loss_of(packed, config: LossConfig, logp_ON):
+    return grpo_loss(packed.place(logp_ON), packed.batch, config, LONGEST)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", sorted(LOSSES))
-def test_loss_and_gradient_equal_the_papers_loops(name):
+def test_loss_and_gradient_equal_the_papers_loops(name, layout):
     logp, old, ref, A, lengths, mask = numbers()
-    config = preset({"paper": "grpo", "gspo's paper": "gspo"}.get(name, name))
-    if name == "gspo's paper":
-        config = dataclasses.replace(config, aggregation="sequence_mean")
-    if name == "paper":  # the defaults of RLConfig are DeepSeekMath's
-        defaults = {f.name: f.default for f in dataclasses.fields(RLConfig)}
-        names = ("advantage", "ratio", "objective", "kl_estimator", "aggregation", "clip_low", "clip_high", "kl_coef")
-        config = dataclasses.replace(config, **{n: defaults[n] for n in names})
+    config = LossConfig() if name == "defaults" else preset(*name.split(", "))
     expected, gradient = LOSSES[name](logp, old, ref, A, lengths)
     with jax.enable_x64(True):
-        run = lambda x: grpo_loss(x, old, ref, A, mask, config)[0].mean()  # noqa: E731
+        packed = pack(layout, mask, A, old=old, ref=ref)
+        run = lambda x: loss_of(packed, config, x)[0].mean()  # noqa: E731
         value, found = jax.value_and_grad(run)(logp)
     assert float(value) == pytest.approx(expected, rel=1e-6)
     np.testing.assert_allclose(found, gradient, rtol=1e-6, atol=1e-12)
@@ -120,38 +116,45 @@ def test_loss_and_gradient_equal_the_papers_loops(name):
 
 
 def test_every_preset_is_tested():
-    assert set(PRESETS) == LOSSES.keys() - {"paper", "gspo's paper"}
+    assert set(PRESETS) == {name for name in LOSSES if "," not in name} - {"defaults"}
     assert preset("dr_grpo").advantage == "centred"
     assert preset("rloo").advantage == "leave_one_out"
     assert {preset(name).advantage for name in PRESETS} == set(ADVANTAGES)
 
 
-def test_importance_weights_by_hand():
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_importance_weights_by_hand(layout):
     log_ratio = np.log([[1.5, 1.5, 8.0], [0.5, 3.0, 1.0]])
     mask = np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+    packed = pack(layout, mask, np.zeros(2), old=log_ratio, sampler=0.0)
 
     def weights(**changes):
-        return np.asarray(importance_weights(log_ratio, mask, dataclasses.replace(preset("grpo"), **changes))) * mask
+        config = dataclasses.replace(preset("grpo"), **changes)
+        return packed.take(importance_weights(packed.batch, config))
 
     np.testing.assert_array_equal(weights(), mask)
     np.testing.assert_allclose(weights(importance="token"), [[1.5, 1.5, 0], [0.5, 2, 1]], rtol=1e-6)
     np.testing.assert_allclose(
-        weights(importance="token", importance_beyond="mask"), [[1.5, 1.5, 0], [0.5, 0, 1]], rtol=1e-6
+        weights(importance="token", importance_mode="mask"), [[1.5, 1.5, 0], [0.5, 0, 1]], rtol=1e-6
     )
     np.testing.assert_allclose(weights(importance="sequence"), [[2, 2, 0], [1.5, 1.5, 1.5]], rtol=1e-6)
     np.testing.assert_allclose(
-        weights(importance="sequence", importance_beyond="mask"), [[0, 0, 0], [1.5, 1.5, 1.5]], rtol=1e-6
+        weights(importance="sequence", importance_mode="mask"), [[0, 0, 0], [1.5, 1.5, 1.5]], rtol=1e-6
     )
 
 
-def test_weights_scale_the_objective_and_not_the_kl():
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_scale_the_objective_and_not_the_kl(layout):
     logp, old, ref, A, _, mask = numbers()
     weights = np.random.default_rng(1).random((6, 9))
-    config = dataclasses.replace(preset("grpo"), kl_coef=0.3)
+    config = dataclasses.replace(preset("grpo"), importance="token")
+
+    def loss(A, kl, w):
+        packed = pack(layout, mask, A, old=old, ref=ref, sampler=old - np.log(w))
+        c = dataclasses.replace(config, kl_coef=kl, importance_limit=2.1)
+        return float(loss_of(packed, c, logp)[0].mean())
+
     with jax.enable_x64(True):
-        loss = lambda A, kl, w: float(  # noqa: E731
-            grpo_loss(logp, old, ref, A, mask, dataclasses.replace(config, kl_coef=kl), w)[0].mean()
-        )
         assert loss(A, 0.3, 2.0) == pytest.approx(2 * loss(A, 0.0, 1.0) + loss(0 * A, 0.3, 1.0), rel=1e-6)
         assert loss(A, 0.0, weights) != pytest.approx(loss(A, 0.0, 1.0))
 
@@ -161,32 +164,33 @@ def test_kl_estimators_and_their_correction(estimator):
     """Expected over the old policy, the corrected k1 and k3 are KL(new || reference); k2 is near it."""
     new, old, ref = (np.log(p) for p in ([[0.5, 0.3, 0.2]], [[0.2, 0.5, 0.3]], [[0.4, 0.35, 0.25]]))
     exact = float((np.exp(new) * (new - ref)).sum())
-    mask = np.ones((1, 3))
     config = dataclasses.replace(preset("grpo"), kl_estimator=estimator, kl_correction=True)
+
+    def kl(i):
+        packed = pack("one a row", np.ones((1, 1)), np.zeros(1), old=old[:, [i]], ref=ref[:, [i]])
+        return loss_of(packed, config, new[:, [i]])[1]["kl"].value()
+
     with jax.enable_x64(True):
-        found = sum(
-            np.exp(old[0, i])
-            * grpo_loss(new[:, [i]], old[:, [i]], ref[:, [i]], np.zeros(1), mask[:, :1], config)[1]["kl"].value()
-            for i in range(3)
-        )
+        found = sum(np.exp(old[0, i]) * kl(i) for i in range(3))
     assert found == pytest.approx(exact, rel=0.2 if estimator == "k2" else 1e-6)
 
 
 @pytest.mark.parametrize(
-    ("binding", "says"),
+    "binding",
     [
-        ("RLConfig.advantage = 'gae'", "expected one of 'group', 'centred', 'leave_one_out'"),
-        ("RLConfig.ratio = 'word'", "expected one of 'token', 'sequence'"),
-        ("RLConfig.objective = 'ppo'", "expected one of 'clipped', 'weighted'"),
-        ("RLConfig.kl_estimator = 'k4'", "expected one of 'k1', 'k2', 'k3'"),
-        ("RLConfig.truncated = 'drop'", "expected one of 'keep', 'mask'"),
-        ("RLConfig.old_logprobs = 'both'", "expected one of 'trainer', 'sampler'"),
-        ("RLConfig.importance = 'word'", "expected one of 'none', 'token', 'sequence'"),
-        ("RLConfig.importance_limit = 0.0", "importance_limit is 0.0, expected more than 0"),
-        ("RLConfig.overlong_buffer = 45", "overlong_buffer is 45, expected 0 to max_new_tokens"),
-        ("RLConfig.clip_low = 0.0", "expected more than 0"),
+        "advantage = 'gae'",
+        "ratio = 'word'",
+        "objective = 'ppo'",
+        "kl_estimator = 'k4'",
+        "mask_truncated = 'drop'",
+        "old_logprobs = 'both'",
+        "importance = 'word'",
+        "importance_mode = 'drop'",
+        "importance_limit = 0.0",
+        "overlong_buffer = 45",
+        "clip_low = 0.0",
     ],
 )
-def test_choices_that_are_none(capsys, tmp_path, binding, says):
-    assert main(["run", "r1_zero", "--workdir", str(tmp_path / "w"), "--set", binding]) == 2
-    assert says in capsys.readouterr().err
+def test_choices_that_are_none(capsys, tmp_path, binding):
+    assert main(["run", "r1_zero", "--workdir", str(tmp_path / "w"), "--set", f"LossConfig.{binding}"]) == 2
+    assert binding.split()[0] in capsys.readouterr().err.replace(f"LossConfig.{binding}", "")

@@ -8,8 +8,10 @@ from statistics import fmean
 import pytest
 from etils import epath
 
+from r1jax.cli.experiments import gin_path, load_experiment
+from r1jax.cli.gin_config import read_config
 from r1jax.cli.main import main
-from r1jax.config import EvaluateConfig, JsonlConfig, RolloutConfig
+from r1jax.config import JsonlConfig
 from r1jax.data.sources import Source
 from r1jax.data.tasks import text_task
 from r1jax.errors import UsageError
@@ -21,14 +23,17 @@ from r1jax.runs.policy import load_policy
 from r1jax.stages.evaluate import measure
 from r1jax.telemetry.statistics import confidence_interval, consensus, lengths, outcomes
 from r1jax.types import Problem, Sample
-from tests.data_and_rewards.test_sources import publish_words, save
-from tests.parity.test_published import export, import_, make_checkpoint
+from tests.shared.checkpoints import export, import_, make_checkpoint, save_policy
+from tests.shared.configs import change, evaluate_config
+from tests.shared.samples import make_sample
+from tests.shared.word_tokenizer import publish_words
 
 QUESTIONS = [("Natalia sold 48 clips and then half as many .", "48 / 2 = 24 \n#### 72"), ("compute 3 + 4 ?", "#### 7")]
 
 
 def sample(text: str = "", accuracy: float | None = None, tokens: int = 1, finished: bool = True, source: str = ""):
-    return Sample(Problem(0, "q", "1", "en", source), text, [5] * tokens, finished, {"accuracy": accuracy})
+    problem = Problem(0, "q", "1", "en", source)
+    return make_sample(problem, text, [5] * tokens, finished=finished, accuracy=accuracy)
 
 
 def group(*accuracies: float | None) -> list[Sample]:
@@ -185,7 +190,8 @@ def test_any_outputs_can_be_drawn_and_the_same_ones_alike(groups, tmp_path):
     first, second = (svg_text(plot("t", figures, groups, 7)) for _ in range(2))
     assert first == second and first.startswith("<svg")
     assert svg_text(plot("t", lengths(groups), groups, 7)).startswith("<svg")  # without an outcome
-    write_evaluation(epath.Path(tmp_path), "t", {"max_new_tokens": 7}, figures, groups)
+    config = evaluate_config(slots=8, num_prompts=2, samples_per_prompt=1, max_prompt_tokens=2, max_new_tokens=7, k=1)
+    write_evaluation(epath.Path(tmp_path), "t", config, figures, groups)
     assert json.loads((tmp_path / "evaluation.json").read_text())["figures"] == figures
 
 
@@ -213,9 +219,15 @@ def test_figures_by_source_add_up(imported, one_device):
     task = text_task("mixed", epath.Path(imported / "base" / "tokenizer"), Source("countdown").problems)
     mixed = itertools.chain(file.problems("test", 0), task.held_out(5, 0))
     problems = [dataclasses.replace(p, id=place) for place, p in enumerate(mixed)]
-    verdicts = {"gsm8k": lambda s: float(s.tokens[0] % 2), "countdown": lambda s: float(s.tokens[0] % 3 == 0)}
+    verdicts = {
+        "gsm8k": lambda s: float(s.response_tokens[0] % 2),
+        "countdown": lambda s: float(s.response_tokens[0] % 3 == 0),
+    }
     rewards = {"accuracy": by_source(verdicts, 1.0), "format": Reward(format_reward, 0.0)}
-    config = EvaluateConfig(RolloutConfig(slots=16), 7, samples=4, max_prompt_tokens=200, max_new_tokens=6, k=4)
+    config = evaluate_config(
+        slots=16, num_prompts=7, samples_per_prompt=4, max_prompt_tokens=200, max_new_tokens=6, k=4,
+        temperature=0.6, top_p=0.95,
+    )  # fmt: skip
     figures, groups = measure(one_device, policy, config, task, rewards, problems, 0)
     assert [g[0].problem for g in groups] == problems
     of = {s: [g for g in groups if g[0].problem.source == s] for s in verdicts}
@@ -224,7 +236,7 @@ def test_figures_by_source_add_up(imported, one_device):
         right = [sum(verdicts[source](s) for s in g) for g in some]
         assert figures[f"{source}/pass@1"] == pytest.approx(fmean(right) / 4)
         assert figures[f"{source}/pass@4"] == fmean(r > 0 for r in right)
-        assert figures[f"{source}/response_tokens"] == fmean(len(s.tokens) for g in some for s in g)
+        assert figures[f"{source}/response_tokens"] == fmean(len(s.response_tokens) for g in some for s in g)
     for name in ("pass@1", "pass@2", "pass@4", "greedy_accuracy", "response_tokens", "truncated", "cons@4"):
         by_hand = (2 * figures[f"gsm8k/{name}"] + 5 * figures[f"countdown/{name}"]) / 7
         assert figures[name] == pytest.approx(by_hand), name
@@ -238,7 +250,7 @@ def test_problems_without_an_outcome_have_the_other_figures(imported, one_device
     policy = load_policy(epath.Path(imported / "base"), one_device)
     task = text_task("countdown", epath.Path(imported / "base" / "tokenizer"))
     rewards = {"accuracy": Reward(accuracy_reward, 1.0, ("sums",)), "format": Reward(format_reward, 0.0)}
-    config = EvaluateConfig(RolloutConfig(slots=8), 2, samples=2, max_prompt_tokens=200, max_new_tokens=2, k=2)
+    config = evaluate_config(slots=8, num_prompts=2, samples_per_prompt=2, max_prompt_tokens=200, max_new_tokens=2, k=2)
     figures, _ = measure(one_device, policy, config, task, rewards, task.held_out(2, 0), 0)
     assert figures["format"] == 0 and not any("pass@" in name for name in figures)
 
@@ -278,37 +290,37 @@ def test_eval_of_an_import(task, imported, tmp_path, capsys):
 
 def test_what_does_not_fit_is_one_line(imported, model, policy, one_device, tmp_path, capsys):
     base, words, file = str(imported / "base"), str(tmp_path / "words"), str(imported / "gsm8k.jsonl")
-    save(epath.Path(words), model, policy, "running_sum")
+    save_policy(epath.Path(words), model, policy, "running_sum")
     (tmp_path / "bad.jsonl").write_text('{"problem": "p"}\n')
     make_checkpoint(tmp_path / "bare", load_policy(epath.Path(base), one_device).model)
-    for arguments, says in (
-        ([base, "--task", "gsm8k"], "task 'gsm8k' is a file of problems: say which with --file"),
-        ([base, "--task", "gsm8k", "--file", "nowhere.jsonl"], "--file nowhere.jsonl: there is no such file"),
-        ([base, "--task", "math", "--file", file], "no column 'problem' among 'question', 'answer'"),
-        ([base, "--task", "gsm8k", "--file", str(tmp_path / "bad.jsonl")], "bad.jsonl, line 1: no column 'question'"),
-        ([base, "--task", "countdown", "--file", file], "--file is for aime, gsm8k, math, math_500"),
-        ([base, "--task", "chess"], "no task 'chess': there are running_sum, countdown, aime, gsm8k, math, math_500"),
-        ([base, "--task", "running_sum"], "was imported with its own tokenizer, which task 'running_sum'"),
-        ([words, "--task", "countdown"], "knows its 208 words only: task 'countdown' needs"),
-        ([str(tmp_path / "bare"), "--task", "countdown"], "has no tokenizer, which task 'countdown' needs"),
-        ([base, "--task", "countdown", "--k", "9", "--samples", "4"], "--k 9 is more than --samples 4"),
-        ([base, "--task", "countdown", "--out", file], "is a file, expected a directory"),
-        ([base, "--task", "countdown", "--max_tokens", "999999"], "more than the model's max_position_embeddings"),
+    for arguments, named in (
+        ([base, "--task", "gsm8k"], "--file"),
+        ([base, "--task", "gsm8k", "--file", "nowhere.jsonl"], "nowhere.jsonl"),
+        ([base, "--task", "math", "--file", file], "'problem'"),
+        ([base, "--task", "gsm8k", "--file", str(tmp_path / "bad.jsonl")], "bad.jsonl, line 1"),
+        ([base, "--task", "countdown", "--file", file], "--file"),
+        ([base, "--task", "chess"], "--task is 'chess'"),
+        ([base, "--task", "running_sum"], "--task running_sum"),
+        ([words, "--task", "countdown"], "--task countdown"),
+        ([str(tmp_path / "bare"), "--task", "countdown"], "tokenizer"),
+        ([base, "--task", "countdown", "--k", "9", "--samples", "4"], "--k"),
+        ([base, "--task", "countdown", "--out", file], "--out"),
+        ([base, "--task", "countdown", "--max_tokens", "999999"], "max_position_embeddings"),
     ):
         status, _, err = evaluate(capsys, *arguments)
         lines = [line for line in err.splitlines() if line.startswith("r1jax: ")]
         assert (status, len(lines)) == (2, 1), (arguments, err)
-        assert says in err, (arguments, err)
+        assert named in err, (arguments, err)
 
 
 def test_top_p_of_an_evaluation_is_its_own():
-    numbers = {"problems": 1, "samples": 8, "max_prompt_tokens": 1, "max_new_tokens": 1}
-    default = EvaluateConfig(RolloutConfig(), **numbers)
-    assert (default.temperature, default.top_p) == (0.6, 0.95)
-    with pytest.raises(ValueError, match=r"top_p is EvaluateConfig's, but RolloutConfig.top_p is 0.9"):
-        EvaluateConfig(RolloutConfig(top_p=0.9), **numbers)
-    with pytest.raises(ValueError, match="top_p is 0, expected more than 0"):
-        EvaluateConfig(RolloutConfig(), **numbers, top_p=0)
+    """The protocol's, in the scope of the evaluation: RL draws from the whole distribution."""
+    files = ("model/deepseek_v2_lite.gin", "algorithm/r1.gin", "scale/r1_zero_16b.gin")
+    config = read_config(load_experiment("r1_zero").Config, [gin_path(file) for file in files], [])
+    assert (config.evaluate.sampling.temperature, config.evaluate.sampling.top_p) == (0.6, 0.95)
+    assert (config.rl.sampling.temperature, config.rl.sampling.top_p) == (1.0, 1.0)
+    with pytest.raises(ValueError, match="top_p"):
+        change(config.evaluate, top_p=0.0)
 
 
 def test_a_tokenizer_of_words_says_which_text_it_cannot_encode(tmp_path):
@@ -316,5 +328,5 @@ def test_a_tokenizer_of_words_says_which_text_it_cannot_encode(tmp_path):
     from r1jax.data.toy.running_sum import TOKENIZER
 
     TOKENIZER.save(epath.Path(tmp_path))
-    with pytest.raises(UsageError, match="the tokenizer can't encode 'what is love'"):
+    with pytest.raises(UsageError, match="'what is love'"):
         load_tokenizer(epath.Path(tmp_path)).encode("what is love")

@@ -1,4 +1,4 @@
-"""What README claims of R1, its failure and distillation, and that no kill changes a bit. An hour: `make test-slow`."""
+"""The published figures of R1, reward hacking and distillation; kills change no bit. An hour: `make test-slow`."""
 
 import json
 import os
@@ -16,56 +16,56 @@ import pytest
 from etils import epath
 
 from tests.conftest import ROOT
-from tests.resume.test_stages import contents
+from tests.shared.checkpoints import contents
 from tests.shared.small_run import OPTIMISED, r1jax
 
 SEEDS = (0, 1, 2)
 run = partial(r1jax, "run", variables=OPTIMISED)
 
-# All stages, each short. The base has to be right now and then, or nothing would be kept.
+# All stages, each short. The base has to be right now and then, or rejection sampling would keep nothing.
 SHORT = {
     "PretrainConfig.steps": 200,
     "PretrainConfig.save_every": 50,
     "PretrainConfig.documents": 4000,
-    "RLConfig.questions": 8,
+    "RLConfig.prompts_per_step": 8,
     "RLConfig.group_size": 4,
     "RLConfig.save_every": 2,
-    "RLConfig.prompts": 256,
+    "RLConfig.num_prompts": 256,
     "rl/RLConfig.steps": 4,
     "reasoning_rl/RLConfig.steps": 4,
     "rules_rl/RLConfig.steps": 3,
     "final_rl/RLConfig.steps": 4,
     "RejectionConfig.language": 0.0,
-    "RejectionConfig.part": 64,
-    "rejection/RejectionConfig.prompts": 256,
+    "RejectionConfig.shard_prompts": 64,
+    "rejection/RejectionConfig.num_prompts": 256,
     "SFTConfig.save_every": 2,
     "general/ExamplesConfig.examples": 64,
     "sft/SFTConfig.epochs": 2,
     "chat/ExamplesConfig.examples": 64,
-    "PreferencesConfig.prompts": 64,
+    "PreferencesConfig.num_prompts": 64,
     "RewardModelConfig.save_every": 2,
     "RewardModelConfig.epochs": 1,
-    "pairs/PreferencesConfig.pairs": 4,
+    "preference_pairs/PreferencesConfig.pairs_per_prompt": 4,
     "RewardModelConfig.held_out": 0.2,
-    "EvaluateConfig.problems": 16,
-    "EvaluateConfig.samples": 8,
+    "EvaluateConfig.num_prompts": 16,
+    "EvaluateConfig.samples_per_prompt": 8,
 }
 SETTINGS = [word for name, value in SHORT.items() for word in ("--set", f"{name}={value}")]
-# Where the run is killed, a random moment after the stage has begun: some are killed twice.
+# The stages in which the run is killed, a random time after they began; some twice.
 MOMENTS = (
     "data", "pretrain", "pretrain", "evaluate_base", "r1_zero", "r1_zero", "evaluate_r1_zero", "cold_start_data",
     "cold_start", "evaluate_cold_start", "reasoning_rl", "reasoning_rl", "evaluate_reasoning_rl", "rejection", "sft",
-    "evaluate_sft", "pairs", "helpful", "marked", "safe", "rules_rl", "final_rl", "final_rl", "evaluate_r1",
+    "evaluate_sft", "preference_pairs", "helpful", "ratings", "safe", "rules_rl", "final_rl", "final_rl", "evaluate_r1",
 )  # fmt: skip
 
 
 def contents_of_stages(workdir: Path) -> dict[str, str]:
-    """What each stage's mark says that it gave; of evaluations, their figures."""
+    """The content hash of each stage's output; of evaluations, of their figures."""
     return {path.parent.name: json.loads(path.read_text())["content"] for path in workdir.glob("*/complete.json")}
 
 
 def killed_at(workdir: Path, stage: str, delay: float) -> bool:
-    """Runs until a moment after `stage` has begun, and kills; whether it was still running."""
+    """Kills a run `delay` seconds after `stage` began; returns whether it was still running."""
     command = [sys.executable, "-m", "r1jax", "run", "r1", "--workdir", str(workdir), *SETTINGS]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | OPTIMISED, stdout=subprocess.DEVNULL)
     while process.poll() is None and not (workdir / stage).exists():
@@ -77,7 +77,7 @@ def killed_at(workdir: Path, stage: str, delay: float) -> bool:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """A shortened run that nothing disturbed."""
+    """A shortened run without interruption."""
     workdir = tmp_path_factory.mktemp("r1") / "whole"
     done = run("r1", "--workdir", str(workdir), *SETTINGS)
     assert done.returncode == 0, done.stderr
@@ -109,7 +109,7 @@ def test_killed_at_twenty_random_moments_it_ends_in_the_same_bits(whole, tmp_pat
             np.testing.assert_array_equal(found[name], expected[name], err_msg=f"{stage} {name}")
 
 
-# What README's table says, as the median of three seeds.
+# The published table: medians of three seeds.
 
 
 def figures(workdir: Path) -> dict[str, dict[str, float]]:
@@ -173,8 +173,8 @@ def test_the_last_rl_is_preferred_and_refuses_what_harms(middle):
 
 
 @pytest.mark.slow
-def test_reward_models_of_written_judgements_are_hacked(runs, tmp_path):
-    """Their reward rises, what it stands for falls; by pairs that policies gave, the same RL does neither."""
+def test_reward_models_trained_on_written_pairs_are_hacked(runs, tmp_path):
+    """The reward rises while refusals fall; with pairs sampled from policies, neither happens."""
     workdir = tmp_path / "hacked"
     done = run("r1_hacked", "--workdir", str(workdir), "--set", f"FinishedRunConfig.path='{runs[0]}'")
     assert done.returncode == 0, done.stderr

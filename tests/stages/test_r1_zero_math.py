@@ -18,24 +18,25 @@ from r1jax.data.tasks import r1_zero_prompt
 from r1jax.rewards.unicode_scripts import script_consistency_reward
 from r1jax.runs.policy import load_policy
 from r1jax.telemetry.metrics import read_metrics
-from r1jax.types import Problem, Sample
+from r1jax.types import Problem
 from tests.shared.deepseek_tokens import GSM8K, TOKENS, VOCABULARY, needs_data, publish
+from tests.shared.samples import make_sample
 from tests.shared.small_run import r1jax
 
 PROMPT, NEW, STEPS, ROWS = 128, 6, 3, 4
 NUMBERS = {
-    "RLConfig.steps": STEPS, "RLConfig.questions": 2, "RLConfig.group_size": 2, "RLConfig.prompts": 8,
-    "RLConfig.save_every": 2, "RLConfig.max_prompt_tokens": PROMPT, "RLConfig.max_new_tokens": NEW,
+    "RLConfig.steps": STEPS, "RLConfig.prompts_per_step": 2, "RLConfig.group_size": 2, "RLConfig.num_prompts": 8,
+    "RLConfig.save_every": 2, "SamplingConfig.max_prompt_tokens": PROMPT, "SamplingConfig.max_new_tokens": NEW,
     "RLConfig.row_tokens": None, "RLConfig.microbatch_rows": ROWS, "RLConfig.log_samples_every": 1,
-    "rl/OptimizerConfig.mtp": "'off'", "RolloutConfig.slots": 4, "RolloutConfig.prefill_rows": 2,
-    "EvaluateConfig.problems": 3, "EvaluateConfig.samples": 2, "EvaluateConfig.k": 2,
-    "EvaluateConfig.max_prompt_tokens": PROMPT, "EvaluateConfig.max_new_tokens": NEW,
+    "rl/OptimizerConfig.mtp": "'off'", "EngineConfig.slots": 4, "EngineConfig.prefill_rows": 2,
+    "EvaluateConfig.num_prompts": 3, "EvaluateConfig.samples_per_prompt": 2, "EvaluateConfig.k": 2,
+    "evaluate/SamplingConfig.max_prompt_tokens": PROMPT, "evaluate/SamplingConfig.max_new_tokens": NEW,
     "BaseConfig.dtype": "'float32'", "BaseConfig.experts": "'dense'",
 }  # fmt: skip
 
 
 def shortest(name: str, count: int, path: Path) -> list[str]:
-    """Writes GSM8K's shortest problems: real ones, and cheap."""
+    """Writes GSM8K's shortest problems, which are cheap."""
     lines = sorted((GSM8K / name).read_text().splitlines(), key=lambda line: len(json.loads(line)["question"]))[:count]
     path.write_text("\n".join(lines) + "\n")
     return [json.loads(line)["question"] for line in lines]
@@ -68,7 +69,9 @@ def test_gsm8k_in_deepseeks_tokens_from_import_to_report(tmp_path, model, one_de
 
     rows, samples = (read_metrics(epath.Path(run / "rl" / name)) for name in ("metrics.jsonl", "samples.jsonl"))
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    tokenizer = tokenizers.Tokenizer.from_file(str(published / "tokenizer.json"))  # the library's own, beside ours
+    tokenizer = tokenizers.Tokenizer.from_file(
+        str(published / "tokenizer.json")
+    )  # the library's own, to compare with ours
     begin = json.loads((published / "tokenizer_config.json").read_text())["bos_token"]["content"]
     by_step = defaultdict(list)
     for sample in samples:
@@ -77,7 +80,7 @@ def test_gsm8k_in_deepseeks_tokens_from_import_to_report(tmp_path, model, one_de
     for row in rows:
         assert all(math.isfinite(value) for value in row.values()), row
         drawn = by_step[row["step"]]
-        assert len(drawn) == row["outputs_trained"] == ROWS
+        assert len(drawn) == row["samples_trained"] == ROWS
         assert {s["problem"]["question"] for s in drawn} <= set(asked)
         for s in drawn:
             assert 0 < len(s["tokens"]) <= NEW and max(s["tokens"]) < TOKENS
@@ -85,13 +88,14 @@ def test_gsm8k_in_deepseeks_tokens_from_import_to_report(tmp_path, model, one_de
             assert s["text"] == tokenizer.decode(text, skip_special_tokens=False)
             assert (s["rewards"]["accuracy"], s["rewards"]["format"], s["advantage"]) == (0, 0, 0)
             problem = Problem(**s["problem"])
-            graded = Sample(problem, s["text"], s["tokens"], s["finished"], {})
+            graded = make_sample(problem, s["text"], s["tokens"], finished=s["finished"])
             assert s["rewards"]["language"] == language(graded)
         prompts = [tokenizer.encode(begin + r1_zero_prompt(s["problem"]["question"])).ids for s in drawn]
         tokens = sum(len(p) + len(s["tokens"]) for p, s in zip(prompts, drawn, strict=True))
-        assert row["filled"] == pytest.approx(tokens / (ROWS * (PROMPT + NEW)))  # what was trained on, to the token
+        # What was trained on, to the token.
+        assert row["packing_efficiency"] == pytest.approx(tokens / (ROWS * (PROMPT + NEW)))
         assert row["rollout_tokens"] == sum(len(s["tokens"]) for s in drawn)
-        assert row["logprob_gap_max"] < 1e-4  # over the ids that there are: padding would show here
+        assert row["logprob_gap_max"] < 1e-4  # over real ids only: padded ids would show here
         assert row["ratio_deviation_max"] == row["accuracy"] == row["format"] == row["groups_with_signal"] == 0
         assert 0 < row["entropy"] < math.log(TOKENS)
         assert row["accuracy_timeouts"] == row["accuracy_crashes"] == 0
@@ -115,11 +119,11 @@ def test_gsm8k_in_deepseeks_tokens_from_import_to_report(tmp_path, model, one_de
     assert page.count("<svg") == 2 + len(drawn)  # the graph of the stages, and pass@k before and after
 
 
-def test_what_is_missing_is_one_line_before_anything_is_made(tmp_path, capsys):
+def test_a_missing_base_is_one_line_before_anything_is_written(tmp_path, capsys):
     status = main(arguments(tmp_path, tmp_path / "run"))
     err = capsys.readouterr().err
     assert (status, len(err.strip().splitlines())) == (2, 1)
-    assert "BaseConfig: no checkpoint at" in err and "import-hf" in err
+    assert "BaseConfig" in err and "import-hf" in err
     assert main(["run", "r1_zero_math", "--dry_run"]) == 2
-    assert "BaseConfig: no checkpoint at" in capsys.readouterr().err
+    assert "BaseConfig" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

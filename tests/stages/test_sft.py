@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: each demonstration once an epoch, whole, and learnt from on its response alone."""
+"""Supervised fine-tuning: every epoch has each demonstration once, whole, with the loss on its response only."""
 
 import dataclasses
 import json
@@ -11,21 +11,21 @@ import pytest
 from etils import epath
 
 from r1jax.config import DemonstrationsConfig, OptimizerConfig, SFTConfig
-from r1jax.data.demonstrations import count_batches, demonstration_batches, encode, taught_batch
+from r1jax.data.demonstrations import count_batches, demonstration_batches, encode, sft_batch
 from r1jax.data.feeds import Records, ensure_records, records, write_array_record
 from r1jax.data.tasks import TASKS
 from r1jax.errors import UsageError
 from r1jax.model.transformer import forward, logits
-from r1jax.objectives.language_model import language_model_loss
+from r1jax.objectives.language_model import LossTerms, language_model_loss
 from r1jax.parallel import programs
-from r1jax.runs.run import open_run
-from r1jax.stages import sft as sft_stage
+from r1jax.runs.run import Experiment, open_run
 from r1jax.stages.demonstrations import demonstrations
 from r1jax.stages.pretrain import pretrain
 from r1jax.stages.sft import sft
 from r1jax.telemetry.metrics import read_metrics
 from r1jax.telemetry.progress import Progress
-from tests.resume.test_stages import contents
+from r1jax.types import TokenBatch
+from tests.shared.checkpoints import contents
 
 TASK = TASKS["running_sum"]
 CONFIG = SFTConfig(OptimizerConfig(1e-3), epochs=3, batch_size=4, sequence_length=48, log_every=1, save_every=3)
@@ -40,28 +40,28 @@ def written(tmp_path_factory) -> epath.Path:
     return path
 
 
-def taught(batches) -> list[tuple[list[int], list[int]]]:
+def learnt(batches) -> list[tuple[list[int], list[int]]]:
     """(prompt, response) of each demonstration in the batches."""
     found = []
     for batch in batches:
-        rows = (batch.tokens.tokens_BT, batch.tokens.segment_ids_BT, batch.is_taught_BT, batch.tokens.positions_BT)
-        for tokens, segments, is_taught, positions in zip(*rows, strict=True):
+        rows = (batch.tokens_BT, batch.segment_ids_BT, batch.loss_mask_BT, batch.positions_BT)
+        for tokens, segments, mask, positions in zip(*rows, strict=True):
             for segment in range(1, segments.max() + 1):
                 inside = segments == segment
                 assert positions[inside].tolist() == list(range(inside.sum()))
-                found.append((tokens[inside & ~is_taught].tolist(), tokens[inside & is_taught].tolist()))
-            assert not is_taught[segments == 0].any()
+                found.append((tokens[inside & ~mask].tolist(), tokens[inside & mask].tolist()))
+            assert not mask[segments == 0].any()
     return found
 
 
-def test_every_epoch_has_each_once_whole_and_in_another_order(written):
+def test_every_epoch_has_each_demonstration_once_in_another_order(written):
     feed, counts = demonstration_batches([written], TASK, CONFIG, 0)
     assert counts == {"used": 20, "too_long": 0}
     steps = count_batches(feed)
-    batches = [taught_batch(packed, CONFIG) for packed in feed]
+    batches = [sft_batch(packed, CONFIG) for packed in feed]
     assert steps == len(batches)
-    assert {batch.is_taught_BT.shape for batch in batches} == {(4, 48)}
-    found = taught(batches)
+    assert {batch.loss_mask_BT.shape for batch in batches} == {(4, 48)}
+    found = learnt(batches)
     expected = [
         (TASK.tokenizer.encode(TASK.prompt(r["question"])), [*TASK.tokenizer.encode(r["response"]), 2]) for r in ROWS
     ]
@@ -70,7 +70,7 @@ def test_every_epoch_has_each_once_whole_and_in_another_order(written):
     assert found[:20] != found[20:40]
 
 
-def test_too_long_ones_are_left_out_and_counted(written):
+def test_demonstrations_that_are_too_long_are_skipped_and_counted(written):
     length = len(encode(ROWS[0], TASK)["tokens"])
     long = dict(ROWS[0], response="start " * 40)
     write_array_record(written.with_name("mixed"), [*ROWS, long])
@@ -79,29 +79,24 @@ def test_too_long_ones_are_left_out_and_counted(written):
     assert counts == {"used": 40, "too_long": 1}
     few = dataclasses.replace(CONFIG, examples=5, epochs=1)
     feed, counts = demonstration_batches([written], TASK, few, 0)
-    assert counts["used"] == 5 == len(taught([taught_batch(packed, few) for packed in feed]))
-    with pytest.raises(UsageError, match=r"none of the 20 demonstrations .* fits into SFTConfig.sequence_length"):
+    assert counts["used"] == 5 == len(learnt([sft_batch(packed, few) for packed in feed]))
+    with pytest.raises(UsageError, match="SFTConfig.sequence_length"):
         demonstration_batches([written], TASK, dataclasses.replace(CONFIG, sequence_length=length - 1), 0)
 
 
-def test_the_loss_is_that_of_the_responses(written, model, policy):
-    """Against log-probabilities of each demonstration alone, summed over its response by hand."""
+def test_the_loss_is_of_response_tokens_only(written, model, policy):
+    """Equals log-probabilities of each demonstration alone, summed over its response by hand."""
     feed, _ = demonstration_batches([written], TASK, CONFIG, 0)
-    batch = taught_batch(next(feed), CONFIG)
-    run = jax.jit(lambda p, b, x, y: language_model_loss(p, b, x, model, 0.0, 0.0, "off", y)[1][0]["loss"])
-    loss = run(*policy, batch.tokens, batch.is_taught_BT)
+    batch = sft_batch(next(feed), CONFIG)
+    terms = LossTerms("off", 0.0, 0.0)
+    loss = jax.jit(lambda p, b, x: language_model_loss(p, b, x, terms, model)[1][0]["loss"])(*policy, batch)
     total, count = 0.0, 0
     apart = jax.jit(lambda p, b, x: jax.nn.log_softmax(logits(p, forward(p, b, x, model).hidden_BTD)))
-    for prompt, response in taught([batch]):
+    for prompt, response in learnt([batch]):
         ids = np.zeros(48, np.int32)
         ids[: len(prompt) + len(response)] = prompt + response
         segments = np.arange(48) < len(prompt) + len(response)
-        row = dataclasses.replace(
-            batch.tokens,
-            tokens_BT=ids[None],
-            positions_BT=np.arange(48)[None],
-            segment_ids_BT=segments[None].astype(int),
-        )
+        row = TokenBatch(ids[None], np.arange(48)[None], segments[None].astype(int))
         logp = np.asarray(apart(*policy, row))[0]
         total -= sum(logp[len(prompt) - 1 + i, token] for i, token in enumerate(response))
         count += len(response)
@@ -109,16 +104,15 @@ def test_the_loss_is_that_of_the_responses(written, model, policy):
     assert float(loss.total) == pytest.approx(total, rel=1e-5)
 
 
-def test_what_the_prompt_says_teaches_nothing(written, model, policy, one_device):
-    """The gradient of a batch without a response is zero, in the modules too."""
+def test_prompt_tokens_give_no_gradient(written, model, policy, one_device):
+    """The gradient of a batch without a response is zero, also in the MTP modules."""
     feed, _ = demonstration_batches([written], TASK, CONFIG, 0)
-    batch = taught_batch(next(feed), CONFIG)
-    loss = jax.jit(
-        jax.grad(lambda p, y: language_model_loss(p, policy[1], batch.tokens, model, 0.3, 0.0, "train", y)[0])
-    )
-    none = loss(policy[0], jnp.zeros_like(batch.is_taught_BT))
+    batch = sft_batch(next(feed), CONFIG)
+    terms = LossTerms("train", 0.3, 0.0)
+    loss = jax.jit(jax.grad(lambda p, batch: language_model_loss(p, policy[1], batch, terms, model)[0]))
+    none = loss(policy[0], dataclasses.replace(batch, loss_mask_BT=jnp.zeros_like(batch.loss_mask_BT)))
     assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(none))
-    some = loss(policy[0], batch.is_taught_BT)
+    some = loss(policy[0], batch)
     assert all((np.asarray(some[part]) != 0).any() for part in ("head_DV", "embed_VD"))
     assert any((np.asarray(g) != 0).any() for g in jax.tree.leaves(some["mtp"]))
 
@@ -129,12 +123,12 @@ def stage(tmp_path, experiment_config, one_device, written):
         experiment_config,
         pretrain=dataclasses.replace(experiment_config.pretrain, steps=2, batch_size=4, documents=200, log_every=1),
     )
-    run = open_run(str(tmp_path / "run"), "x", config, one_device, Progress(), summary="", note="")
+    run = open_run(str(tmp_path / "run"), Experiment("x"), config, one_device, Progress()).with_task(TASK)
     [corpus] = ensure_records([Records(TASK.corpus, "train", 200)], 0, run.workdir / "data")
-    base = pretrain(run, "pretrain", config.pretrain, config.model, TASK, corpus)
+    base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
 
     def start(name: str, numbers: SFTConfig = CONFIG):
-        return sft(run, name, numbers, config.model, base, TASK, {"demonstrations": written})
+        return sft(run.stage(name), numbers, base, {"demonstrations": written})
 
     return start
 
@@ -145,7 +139,7 @@ def test_it_learns_and_ends_in_the_same_bits_when_interrupted(stage, monkeypatch
     assert [row["step"] for row in rows] == list(range(1, result["steps"] + 1))
     assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
     assert {"mtp_loss", "grad_norm", "learning_rate", "expert_load_max"} <= rows[0].keys()
-    made = programs.sft_step
+    made = programs.make_language_model_step
 
     def failing(*arguments):
         step, calls = made(*arguments), []
@@ -158,7 +152,7 @@ def test_it_learns_and_ends_in_the_same_bits_when_interrupted(stage, monkeypatch
 
         return run
 
-    monkeypatch.setattr(sft_stage.programs, "sft_step", failing)
+    monkeypatch.setattr(programs, "make_language_model_step", failing)
     with pytest.raises(KeyboardInterrupt):
         stage("killed")
     monkeypatch.undo()
@@ -166,12 +160,12 @@ def test_it_learns_and_ends_in_the_same_bits_when_interrupted(stage, monkeypatch
     expected, found = (contents(d / "checkpoints" / str(result["steps"])) for d in (whole, killed))
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
-    # The mark says what the policy holds: the same bits, the same content.
+    # The mark has the policy's hash: equal bits have equal marks.
     assert json.loads((killed / "complete.json").read_text()) == result
 
 
 def test_rows_longer_than_the_models_positions_are_refused(stage):
-    with pytest.raises(UsageError, match=r"SFTConfig.sequence_length is 5000, expected at most"):
+    with pytest.raises(UsageError, match=r"SFTConfig.sequence_length is 5000"):
         stage("long", dataclasses.replace(CONFIG, sequence_length=5000))
 
 
@@ -189,8 +183,8 @@ def test_demonstrations_come_from_a_file_with_the_summary_at_the_end(tmp_path, e
     path = tmp_path / "written.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = DemonstrationsConfig(str(path), question="q", reasoning="thoughts", summary="sum")
-    run = open_run(str(tmp_path / "run"), "x", experiment_config, one_device, Progress(), summary="", note="")
-    directory = demonstrations(run, "written", config)
+    run = open_run(str(tmp_path / "run"), Experiment("x"), experiment_config, one_device, Progress())
+    directory = demonstrations(run.stage("written"), config)
     found = list(records(directory, None))
     assert found[1] == {
         "question": "compute 1 #a + 1",
@@ -200,8 +194,8 @@ def test_demonstrations_come_from_a_file_with_the_summary_at_the_end(tmp_path, e
     assert len(found) == 3
     encode(found[0], TASK)
     path.write_text(path.read_text() + json.dumps({"q": "compute 1", "thoughts": "", "sum": 1}) + "\n")
-    with pytest.raises(UsageError, match=r"line 4: column 'thoughts' is '', .* set DemonstrationsConfig.reasoning"):
-        demonstrations(run, "written", config)
+    with pytest.raises(UsageError, match=r"line 4: .*'thoughts' .*DemonstrationsConfig.reasoning"):
+        demonstrations(run.stage("written"), config)
     path.write_text(json.dumps(rows[0]) + "\n")
-    with pytest.raises(UsageError, match=r"made with another config: inputs.file.content"):  # the file is another one
-        demonstrations(run, "written", config)
+    with pytest.raises(UsageError, match=r"inputs.file.content"):  # the file has changed
+        demonstrations(run.stage("written"), config)
