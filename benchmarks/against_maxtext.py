@@ -1,6 +1,6 @@
 """MaxText's training step of DeepSeek-V3 for 128 chips, compiled ahead of time and read as our dry runs are.
 
-In an environment of its own (MaxText pins other versions), from the project's root. benchmarks/README.md has the
+In an environment of its own (MaxText pins other versions), from the project's root. docs/benchmarks.md has the
 commands, also ours of the same model, topology, batch (a row of 4,096 tokens a chip) and dtypes.
 """
 
@@ -13,9 +13,9 @@ import jax
 from maxtext.trainers.pre_train import train_compile
 
 from r1jax.dry_run import hlo
-from r1jax.dry_run.compilation import collectives, times
-from r1jax.dry_run.compiled import compile_ahead
-from r1jax.dry_run.lowering import readable
+from r1jax.dry_run.aot import compile_ahead
+from r1jax.dry_run.compilation import least_times
+from r1jax.dry_run.tables import collectives, format_bytes
 from r1jax.dry_run.topology import ENVIRONMENT
 from r1jax.parallel.chips import CHIPS
 
@@ -55,12 +55,12 @@ def read_instead(func, args, kwargs, mesh, in_shardings, out_shardings, static, 
     print(made.refusal or f"compiled in {made.seconds:.0f} s")
     if made.memory:
         for name in ("arguments", "results", "temporaries", "code", "all"):
-            print(f"{name:12} {readable(getattr(made.memory, name))}")
+            print(f"{name:12} {format_bytes(getattr(made.memory, name))}")
     if made.costs:
         print(f"{made.costs.flops / 1e12:,.0f} TFLOP, and {made.costs.kernels} kernels that don't say theirs")
-        print(collectives(made.costs), times(made.costs, CHIPS["v5p"]))
+        print(collectives(made.costs), least_times(made.costs, CHIPS["v5p"]))
     for buffer in made.buffers[:6]:
-        print(readable(buffer.size), buffer.shape, buffer.kind, buffer.origin)
+        print(format_bytes(buffer.size), buffer.shape, buffer.kind, buffer.origin)
     raise SystemExit
 
 

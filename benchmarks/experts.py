@@ -9,8 +9,8 @@ import time
 import jax
 import jax.numpy as jnp
 
+from r1jax.cli.experiments import gin_path, load_experiment
 from r1jax.cli.gin_config import read_config
-from r1jax.cli.main import gin_path, load_experiment
 from r1jax.config import ModelConfig
 from r1jax.model.moe import moe
 from r1jax.model.spec import init_params

@@ -9,16 +9,16 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from r1jax.cli.experiments import gin_path, load_experiment
 from r1jax.cli.gin_config import read_config
-from r1jax.cli.main import gin_path, load_experiment
 from r1jax.config import ModelConfig
 from r1jax.model.softmax_attention import attend
 from r1jax.model.spec import init_params, init_router_bias
 from r1jax.objectives import logprobs
-from r1jax.objectives.language_model import language_model_loss
+from r1jax.objectives.language_model import LossTerms, language_model_loss
 from r1jax.types import TokenBatch
 
-DEFAULT = logprobs.AT_ONCE
+DEFAULT = logprobs.MAX_LOGITS
 LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 
 
@@ -41,9 +41,9 @@ def attention(T: int, c: ModelConfig, implementation: str) -> float:
     return gib(loss, (q, q, v), segments)
 
 
-def cross_entropy(T: int, c: ModelConfig, at_once: int) -> float:
+def cross_entropy(T: int, c: ModelConfig, max_logits: int) -> float:
     """The vocabulary's loss on hidden states: V2-Lite's 102,400 words."""
-    logprobs.AT_ONCE = at_once
+    logprobs.MAX_LOGITS = max_logits
     hidden = jax.ShapeDtypeStruct((1, T, c.hidden_size), jnp.bfloat16)
     head = {"head_DV": jax.ShapeDtypeStruct((c.hidden_size, c.vocab_size), jnp.bfloat16)}
     head["embed_VD"] = jax.ShapeDtypeStruct((c.vocab_size, c.hidden_size), jnp.bfloat16)
@@ -56,17 +56,17 @@ def model(T: int, c: ModelConfig) -> float:
 
     Dense layers: on a CPU `ragged_dot` holds a copy of the tokens for each expert.
     """
-    logprobs.AT_ONCE = DEFAULT
+    logprobs.MAX_LOGITS = DEFAULT
     c = dataclasses.replace(c, num_hidden_layers=2, first_k_dense_replace=2, attention="chunked")
     params = jax.eval_shape(lambda: init_params(jax.random.key(0), c))
     bias = jax.eval_shape(lambda: init_router_bias(c))
     batch = jax.eval_shape(lambda: TokenBatch(*[jnp.zeros((1, T), jnp.int32)] * 3))
-    loss = functools.partial(language_model_loss, config=c, mtp_weight=0.0, balance_weight=0.0)
+    loss = functools.partial(language_model_loss, terms=LossTerms("train", 0.0, 0.0), model=c)
     return gib(lambda p, b, x: loss(p, b, x)[0], params, bias, batch)
 
 
 def main() -> None:
-    files = [gin_path(f) for f in ("model/deepseek_v2_lite.gin", "scale/cpu.gin", "algorithm/grpo.gin")]
+    files = [gin_path(f) for f in ("model/deepseek_v2_lite.gin", "algorithm/grpo.gin", "scale/cpu.gin")]
     lite = read_config(load_experiment("r1_zero").Config, files, []).model
     print(f"GiB of temporaries on {jax.devices()[0].device_kind}, one row, DeepSeek-V2-Lite's widths\n")
     print("| tokens | attention, full | chunked | loss, all logits | chunked | two dense layers and loss, chunked |")

@@ -14,14 +14,15 @@ import jax
 import numpy as np
 from etils import epath
 
-from r1jax.checkpoint.store import CheckpointStore, about, policy_item
-from r1jax.config import MeshConfig, ModelConfig, RolloutConfig
+from r1jax.checkpoint.store import CheckpointStore, make_metadata, policy_item
+from r1jax.config import EngineConfig, MeshConfig, ModelConfig, SamplingConfig
 from r1jax.model.spec import init_params, init_router_bias
 from r1jax.parallel.layout import Layout, make_layout
-from r1jax.parallel.programs import random_key
-from r1jax.rollout.engine import RolloutEngine
+from r1jax.rollout.engine import Prompt, RolloutEngine
 from r1jax.runs.hugging_face import export_hf
+from r1jax.sampling.draw import position_key
 from r1jax.telemetry.progress import Progress
+from r1jax.types import Problem, Weights
 
 PROMPTS, SAMPLES, PROMPT, NEW = 16, 8, 64, 256
 SLOTS = 32
@@ -40,20 +41,25 @@ MODEL = ModelConfig(
 STOP_IDS = tuple(range(MODEL.vocab_size // 60))
 
 
-def ours(layout: Layout, policy, prompts, slots: int, at_once: int) -> tuple[float, int, float]:
+def prompt(i: int, ids: list[int]) -> Prompt:
+    return Problem(i, "", "", "en"), ids
+
+
+def ours(layout: Layout, weights: Weights, prompts: list[Prompt], slots: int, at_once: int) -> tuple[float, int, float]:
     """Tokens a second, tokens, and the share of slots' steps that gave one, `at_once` prompts at a time, warmed up."""
-    config = RolloutConfig(slots=slots, steps_per_round=16, prefill_rows=at_once, stop_ids=STOP_IDS)
-    engine = RolloutEngine(layout, MODEL, None, config, SAMPLES, PROMPT, NEW)
+    config = EngineConfig(slots=slots, steps_per_round=16, prefill_rows=at_once)
+    sampling = SamplingConfig(PROMPT, NEW, stop_ids=STOP_IDS)
+    engine = RolloutEngine(layout, MODEL, None, config, sampling, SAMPLES)
     for seed in (0, 1):
-        start, tokens, steps = time.perf_counter(), engine.counts.tokens, engine.counts.steps
+        start, tokens, steps = time.perf_counter(), engine.counts.tokens, engine.counts.model_steps
         for first in range(0, len(prompts), at_once):
-            engine.generate(*policy, prompts[first : first + at_once], random_key(seed), 1.0)
+            engine.generate(weights, prompts[first : first + at_once], position_key(seed))
         seconds = time.perf_counter() - start
-    tokens, steps = engine.counts.tokens - tokens, engine.counts.steps - steps
+    tokens, steps = engine.counts.tokens - tokens, engine.counts.model_steps - steps
     return tokens / seconds, tokens, tokens / (steps * slots)
 
 
-def theirs(policy, prompts) -> tuple[float, int]:
+def theirs(weights: Weights, prompts: list[Prompt]) -> tuple[float, int]:
     """The same of transformers.generate: one batch of all samples, with its cache."""
     import torch
     import transformers
@@ -62,7 +68,7 @@ def theirs(policy, prompts) -> tuple[float, int]:
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as home:
         store = CheckpointStore(epath.Path(home) / "checkpoints")
-        store.save(1, policy_item(*policy), {"step": np.int32(1)}, {}, about(MODEL, None))
+        store.save(1, policy_item(*weights), {"step": np.int32(1)}, {}, make_metadata(MODEL, None))
         store.close()
         export_hf(epath.Path(home), epath.Path(home) / "hf", progress=Progress())
         model = transformers.AutoModelForCausalLM.from_pretrained(Path(home) / "hf", dtype=torch.float32).eval()
@@ -83,18 +89,18 @@ def theirs(policy, prompts) -> tuple[float, int]:
 
 def main() -> None:
     layout = make_layout(MeshConfig(data=1), devices=jax.local_devices()[:1])
-    policy = init_params(jax.random.key(0), MODEL), init_router_bias(MODEL)
+    weights = Weights(init_params(jax.random.key(0), MODEL), init_router_bias(MODEL))
     rng = np.random.default_rng(0)
-    prompts = [(i, rng.integers(100, MODEL.vocab_size, PROMPT).tolist()) for i in range(PROMPTS)]
+    prompts = [prompt(i, rng.integers(100, MODEL.vocab_size, PROMPT).tolist()) for i in range(PROMPTS)]
     print(f"{PROMPTS} prompts of {PROMPT} tokens x {SAMPLES} samples of at most {NEW}\n")
     print("| what | slots | tokens | tokens a second | slots in use |")
     print("| --- | --- | --- | --- | --- |")
     for slots in (32, 64, 128):
-        speed, tokens, used = ours(layout, policy, prompts, slots, len(prompts))
+        speed, tokens, used = ours(layout, weights, prompts, slots, len(prompts))
         print(f"| engine | {slots} | {tokens:,} | {speed:,.0f} | {used:.2f} |", flush=True)
-        speed, tokens, used = ours(layout, policy, prompts, slots, slots // SAMPLES)
+        speed, tokens, used = ours(layout, weights, prompts, slots, slots // SAMPLES)
         print(f"| static batches | {slots} | {tokens:,} | {speed:,.0f} | {used:.2f} |", flush=True)
-    speed, tokens = theirs(policy, prompts)
+    speed, tokens = theirs(weights, prompts)
     print(f"| transformers.generate | {PROMPTS * SAMPLES} | {tokens:,} | {speed:,.0f} | |", flush=True)
 
 

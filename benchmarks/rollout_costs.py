@@ -9,15 +9,16 @@ import time
 
 import jax
 import numpy as np
-from rollout import MODEL
+from rollout import MODEL, prompt
 
-from r1jax.config import MeshConfig, RolloutConfig
+from r1jax.config import EngineConfig, MeshConfig, SamplingConfig
 from r1jax.model.spec import init_params, init_router_bias
 from r1jax.parallel.layout import make_layout
-from r1jax.parallel.programs import random_key
 from r1jax.rollout.engine import RolloutEngine
+from r1jax.sampling.draw import position_key
+from r1jax.types import Weights
 
-NEW = 32  # tokens of each output
+NEW = 32  # tokens of each response
 
 
 class TimedEngine(RolloutEngine):
@@ -31,43 +32,43 @@ class TimedEngine(RolloutEngine):
         return slots, emitted
 
 
-def decode_speed(layout, policy, slots: int, context: int) -> float:
-    """Tokens a second of `slots` outputs of one prompt, which ends `NEW` tokens before the context does."""
-    engine = TimedEngine(layout, MODEL, None, RolloutConfig(slots=slots), slots, context - NEW, NEW)
+def decode_speed(layout, weights, slots: int, context: int) -> float:
+    """Tokens a second of `slots` samples of one prompt, which ends `NEW` tokens before the context does."""
+    engine = TimedEngine(layout, MODEL, None, EngineConfig(slots=slots), SamplingConfig(context - NEW, NEW), slots)
     ids = np.random.default_rng(0).integers(0, MODEL.vocab_size, context - NEW).tolist()
     for seed in (0, 1):
         engine.seconds, engine.counts.tokens = 0.0, 0
-        engine.generate(*policy, [(0, ids)], random_key(seed), 1.0)
+        engine.generate(weights, [prompt(0, ids)], position_key(seed))
     return engine.counts.tokens / engine.seconds
 
 
-def queue_speed(layout, policy, prompts: int) -> tuple[float, float]:
-    """Tokens a second of everything, and milliseconds of host work for each output."""
-    engine = TimedEngine(layout, MODEL, None, RolloutConfig(slots=32), 2, 64, NEW)
+def queue_speed(layout, weights, prompts: int) -> tuple[float, float]:
+    """Tokens a second of everything, and milliseconds of host work for each sample."""
+    engine = TimedEngine(layout, MODEL, None, EngineConfig(slots=32), SamplingConfig(64, NEW), 2)
     rng = np.random.default_rng(0)
-    asked = [(i, rng.integers(0, MODEL.vocab_size, 64).tolist()) for i in range(prompts)]
+    asked = [prompt(i, rng.integers(0, MODEL.vocab_size, 64).tolist()) for i in range(prompts)]
     for some in (asked[:32], asked):
         engine.seconds, engine.counts.tokens = 0.0, 0
         start = time.perf_counter()
-        engine.generate(*policy, some, random_key(0), 1.0)
+        engine.generate(weights, some, position_key(0))
         seconds = time.perf_counter() - start
     return engine.counts.tokens / seconds, 1000 * (seconds - engine.seconds) / (2 * prompts)
 
 
 def main() -> None:
     layout = make_layout(MeshConfig(data=1), devices=jax.local_devices()[:1])
-    policy = init_params(jax.random.key(0), MODEL), init_router_bias(MODEL)
+    weights = Weights(init_params(jax.random.key(0), MODEL), init_router_bias(MODEL))
     contexts = (256, 1024, 4096)
     print("| slots |", " | ".join(f"context {c:,}" for c in contexts), "|")
     print("| --- |", " | ".join("---" for _ in contexts), "|")
     for slots in (8, 32, 128, 512):
         print(f"| {slots} |", end="", flush=True)
         for context in contexts:
-            print(f" {decode_speed(layout, policy, slots, context):,.0f} |", end="", flush=True)
+            print(f" {decode_speed(layout, weights, slots, context):,.0f} |", end="", flush=True)
         print()
-    print("\n| queued prompts | tokens a second | prefill and host, ms for each output |\n| --- | --- | --- |")
+    print("\n| queued prompts | tokens a second | prefill and host, ms for each sample |\n| --- | --- | --- |")
     for prompts in (32, 128, 512, 1024):
-        speed, host = queue_speed(layout, policy, prompts)
+        speed, host = queue_speed(layout, weights, prompts)
         print(f"| {prompts:,} | {speed:,.0f} | {host:.1f} |", flush=True)
 
 

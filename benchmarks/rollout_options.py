@@ -14,41 +14,42 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from r1jax.config import MeshConfig, RolloutConfig
-from r1jax.parallel import programs
+from r1jax.config import EngineConfig, MeshConfig, SamplingConfig
+from r1jax.objectives.logprobs import sample_logprobs
 from r1jax.parallel.layout import make_layout
 from r1jax.rollout.engine import RolloutEngine
-from r1jax.rollout.packing import Taught, microbatches
+from r1jax.rollout.packing import BatchShape, pack_microbatches
 from r1jax.runs.policy import load_policy
-from r1jax.sampling.score import by_output, output_mask, score
+from r1jax.sampling.draw import position_key
 
 PROBLEMS, SAMPLES, P, N = 128, 4, 24, 44
 FORMS = {
     "as the model is": {},
     "speculative": {"speculative": True},
-    "int8 weights": {"weights": "int8"},
-    "fp8 weights": {"weights": "fp8"},
-    "int8 cache": {"cache": "int8"},
-    "int8 weights and cache, speculative": {"weights": "int8", "cache": "int8", "speculative": True},
+    "int8 weights": {"weight_dtype": "int8"},
+    "fp8 weights": {"weight_dtype": "fp8"},
+    "int8 cache": {"cache_dtype": "int8"},
+    "int8 weights and cache, speculative": {"weight_dtype": "int8", "cache_dtype": "int8", "speculative": True},
 }
 
 
 def measure(layout, policy, asked, slots: int, form: dict) -> dict[str, float]:
-    engine = RolloutEngine(layout, policy.model, policy.tokenizer, RolloutConfig(slots=slots, **form), SAMPLES, P, N)
-    weights = (policy.params, policy.router_bias)
+    config, sampling = EngineConfig(slots=slots, **form), SamplingConfig(P, N)
+    engine = RolloutEngine(layout, policy.model, policy.tokenizer, config, sampling, SAMPLES)
     for seed in (0, 1):
         start, engine.counts = time.perf_counter(), type(engine.counts)()
-        outputs = engine.generate(*weights, asked, programs.random_key(seed), 1.0)
+        groups = engine.generate(policy.weights, asked, position_key(seed))
         seconds = time.perf_counter() - start
-    drawn = [Taught(ids, output, 0.0) for (_, ids), group in zip(asked, outputs, strict=True) for output in group]
-    [packed] = microbatches(drawn, (len(drawn), P + N, 1))
-    run = jax.jit(score, static_argnames=("longest", "c"))
-    logp, _, _ = run(*weights, packed, longest=N, temperature=1.0, c=policy.model)
-    mask = np.asarray(output_mask(packed, N)) > 0
-    gap = np.asarray(logp - by_output(packed.logp_sampler_BT, packed, N))[mask]
+    samples = [sample for group in groups for sample in group]
+    for sample in samples:
+        sample.advantages = [0.0] * len(sample.tokens)
+    [batch] = pack_microbatches(samples, BatchShape(len(samples), P + N, 1))
+    run = jax.jit(sample_logprobs, static_argnames="model")
+    logp, _, _ = run(policy.weights, batch, 1.0, model=policy.model)
+    gap = np.asarray(logp - batch.logprobs_sampler_BT)[batch.loss_mask_BT]
     return {
         "speed": engine.counts.tokens / seconds,
-        "acceptance": engine.figures().get("draft_acceptance", 0.0),
+        "acceptance": engine.metrics().get("draft_acceptance", 0.0),
         "mean": float(np.abs(gap).mean()),
         "max": float(np.abs(gap).max()),
         "kl": float((np.exp(gap) - gap - 1).mean()),
@@ -62,7 +63,7 @@ def main() -> None:
     logging.set_verbosity(logging.ERROR)
     policy = load_policy(epath.Path(parser.parse_args().checkpoint).absolute(), layout)
     problems = policy.task.held_out(PROBLEMS, 0)
-    asked = [(p.id, policy.ask(p.question)) for p in problems]
+    asked = [(p, policy.ask(p.question)) for p in problems]
     print("| slots | form | tokens/s | against the first | drafts accepted | gap, mean | gap, max | KL |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for slots in (1, 8, 64):
