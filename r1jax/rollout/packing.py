@@ -61,7 +61,7 @@ def best_fit(sizes: Sequence[int], capacity: int, max_items: int) -> list[list[i
     left = np.zeros(len(sizes), np.int64)  # of each row
     for item in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         fitting = np.flatnonzero(left[: len(rows)] >= sizes[item])
-        row = int(fitting[left[fitting].argmin()]) if len(fitting) else len(rows)
+        row = int(fitting[np.argmin(left[fitting])]) if len(fitting) else len(rows)
         if row == len(rows):
             rows.append([])
             left[row] = capacity
