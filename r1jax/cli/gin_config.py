@@ -36,7 +36,9 @@ def read_config(cls: type[T], files: Sequence[str], bindings: Sequence[str]) -> 
         gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=False)
         bound = set(re.findall(r"^([^\s#]\S*) =", gin.config_str(), re.MULTILINE))
     except (ValueError, SyntaxError, OSError, AttributeError, TypeError, ImportError, tokenize.TokenError) as error:
-        raise UsageError(f"gin: {' '.join(str(error).split())}. Names are those of r1jax/config/__init__.py") from error
+        reason = " ".join(str(error).split())
+        reason = re.sub(r"malformed node.*?<[^>]*>", "not a literal (strings need quotes).", reason)
+        raise UsageError(f"gin: {reason}. Names are those of r1jax/config/__init__.py") from error
     finally:
         logging.disable(logging.NOTSET)
     used: set[str] = set()

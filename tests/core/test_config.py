@@ -70,6 +70,8 @@ def test_direct_construction_is_untouched_by_gin():
         ("evaluate/RLConfig.steps = 3", "evaluate/RLConfig.steps"),
         ("evaluate/LossConfig.kl_coef = 0.0", "evaluate/LossConfig.kl_coef"),
         ("LossConfig.aggregation = 'tokens'", "aggregation"),
+        ("LossConfig.aggregation = tokens", "'tokens'"),
+        ("LossConfig.aggregation = [tokens]", "'tokens'"),
         ("RLConfig.minibatches_per_rollout = 700", "minibatches_per_rollout"),
         ("RLConfig.num_prompts = 3", "num_prompts"),
         ("RLConfig.row_tokens = 0", "row_tokens"),
@@ -107,6 +109,7 @@ def test_a_bad_binding_is_named_in_one_line(binding, named):
         read(binding)
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+    assert " object at 0x" not in str(error.value)
 
 
 DENSE = ["model/tiny_dense.gin", "algorithm/grpo.gin", "scale/cpu.gin"]
