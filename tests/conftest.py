@@ -11,6 +11,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 def xla_flags(devices: int) -> str:
     """Compiling is most of the suite's time, and half of that optimising; runs whose figures count do without these."""
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags += " --xla_cpu_parallel_codegen_split_count=1"  # pytest-xdist's processes share the cores already
     # Half of the rest is jaxlib 0.10's newer emitter; later ones have no other, and refuse the flag.
     has_both = version("jaxlib").startswith("0.10.") and "R1JAX_TEST_NEWER_EMITTER" not in os.environ
     return flags + (" --xla_cpu_use_fusion_emitters=false" if has_both else "")
@@ -26,12 +27,16 @@ import zlib
 
 import jax
 import pytest
+from etils import epath
 
 from r1jax.cli.experiments import gin_path, load_experiment
 from r1jax.cli.gin_config import read_config
 from r1jax.config import MeshConfig, ModelConfig
+from r1jax.data.feeds import Records, ensure_records
 from r1jax.model.spec import init_params, init_router_bias
 from r1jax.parallel.layout import make_layout
+
+TOY_RECORDS = {"running_sum_corpus": 200, "running_sum_problems": 16, "chat_problems": 16}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,6 +92,14 @@ def one_device():
 
 
 @pytest.fixture(scope="session")
+def toy_records(tmp_path_factory) -> dict[str, epath.Path]:
+    """Records of the demo by task, of seed 0. Each call of `ensure_records` starts TensorFlow, for seconds."""
+    wanted = [Records(task, "train", n) for task, n in TOY_RECORDS.items()]
+    paths = ensure_records(wanted, 0, epath.Path(tmp_path_factory.mktemp("toy_records")))
+    return dict(zip(TOY_RECORDS, paths, strict=True))
+
+
+@pytest.fixture(scope="session")
 def fork(tmp_path_factory) -> Path:
     from tests.shared.small_run import FORK
 
@@ -97,13 +110,14 @@ def fork(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, fork) -> Path:
-    """The workdir of a small run that nothing interrupted."""
+    """The workdir of a small run that nothing interrupted; what it printed is beside it, in stdout.txt."""
     from tests.shared.small_run import r1jax, settings
 
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
-    done = r1jax("run", str(fork), "--workdir", str(workdir), *settings())
+    home = tmp_path_factory.mktemp("runs")
+    done = r1jax("run", str(fork), "--workdir", str(home / "whole"), *settings(), cwd=home)
     assert done.returncode == 0, done.stderr
-    return workdir
+    (home / "stdout.txt").write_text(done.stdout)
+    return home / "whole"
 
 
 @pytest.fixture(scope="session")

@@ -315,6 +315,7 @@ def test_the_draft_modules_learn_on_their_own(one_device, model, policy, rollout
     assert "mtp_loss" not in off_metrics
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NEWER_EMITTER, reason="the test before is of the newer emitter")
 def test_with_the_newer_emitter_they_change_no_bit():
     test = f"{__file__}::test_the_draft_modules_learn_on_their_own"

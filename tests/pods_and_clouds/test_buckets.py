@@ -57,6 +57,7 @@ def test_records_are_copied_once_for_what_they_hold(bucket):
     assert list(records(path, None)) == [{"x": 3}, {"x": 4}, {"x": 5}]
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_killed_and_ends_in_the_bits_of_one_on_disk(bucket, finished, fork, capsys):
     arguments = ("run", str(fork), "--workdir", "gs://bucket/runs/one", *settings())
     assert r1jax(*arguments, kill_in="rl").returncode == -9

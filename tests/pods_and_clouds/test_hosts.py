@@ -364,7 +364,7 @@ for step in range(100_000):
 """
 
 
-@pytest.mark.parametrize(("processes", "killed"), [(2, 0), (2, 1), (4, 2)])
+@pytest.mark.parametrize(("processes", "killed"), [(2, 0), (2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
 def test_the_others_abort_when_one_is_killed(processes, killed):
     running = start(SUMS.replace("KILLED", str(killed)), processes)
     out, _ = running[killed].communicate(timeout=120)

@@ -63,6 +63,7 @@ def hurried():
     jax.config.update("jax_optimization_level", "UNKNOWN")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["rl_gradients", "decode"])
 def test_two_layers_of_v3_on_128_chips(program, hurried):
     compilation = compiled("v5p_256", "v5p:4x4x8", program, *TWO_LAYERS).compilation

@@ -14,7 +14,6 @@ from etils import epath
 from r1jax.checkpoint.store import CheckpointStore
 from r1jax.cli.experiments import load_experiment
 from r1jax.config import OptimizerConfig
-from r1jax.data.feeds import Records, ensure_records
 from r1jax.data.tasks import TASKS
 from r1jax.errors import RunError, UsageError
 from r1jax.rewards.rules import Reward
@@ -139,7 +138,7 @@ def test_a_damaged_checkpoint_is_named_and_an_earlier_one_can_be_used(finished, 
 
 
 @pytest.fixture
-def in_process(tmp_path, experiment_config, one_device, fork):
+def in_process(tmp_path, experiment_config, one_device, toy_records):
     """A run in this process, its config, corpus and problems."""
     numbers = dict(
         steps=4, prompts_per_step=4, group_size=4, minibatches_per_rollout=2, num_prompts=16, max_new_tokens=12,
@@ -155,9 +154,7 @@ def in_process(tmp_path, experiment_config, one_device, fork):
     )
     opened = open_run(str(tmp_path / "run"), Experiment("variety"), config, one_device, Progress())
     run = opened.with_task(TASKS["running_sum"])
-    wanted = [Records("running_sum_corpus", "train", 200), Records("running_sum_problems", "train", 16)]
-    corpus, problems = ensure_records(wanted, 0, run.workdir / "data")
-    return run, config, corpus, problems
+    return run, config, toy_records["running_sum_corpus"], toy_records["running_sum_problems"]
 
 
 def test_nothing_compiles_after_the_first_step(in_process, monkeypatch):

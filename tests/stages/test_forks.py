@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from r1jax.data.feeds import Records, ensure_records
 from r1jax.data.tasks import TASKS
 from r1jax.errors import UsageError
 from r1jax.rewards.rules import Reward
@@ -63,7 +62,7 @@ def load(path: Path, text: str):
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory, experiment_config, one_device, model, saved_policy):
+def start(tmp_path_factory, experiment_config, one_device, model, saved_policy, toy_records):
     """Two steps of RL with the functions of a fork; returns the stage's metrics and directory."""
     config = change(
         experiment_config.rl, steps=2, prompts_per_step=4, group_size=4, minibatches_per_rollout=1, num_prompts=16,
@@ -74,8 +73,7 @@ def start(tmp_path_factory, experiment_config, one_device, model, saved_policy):
     def start(workdir: str, rl=rl_stage.rl, **functions) -> tuple[list[dict[str, float]], epath.Path]:
         opened = open_run(str(home / workdir), Experiment("fork"), experiment_config, one_device, Progress())
         run = replace(opened, model=model, task=TASK)
-        [problems] = ensure_records([Records(TASK.prompts, "train", 16)], 0, run.workdir / "data")
-        directory = rl(run.stage("rl"), config, saved_policy, problems, REWARDS, **functions)
+        directory = rl(run.stage("rl"), config, saved_policy, toy_records[TASK.prompts], REWARDS, **functions)
         return read_metrics(directory / "metrics.jsonl"), directory
 
     return start

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from etils import epath
 
-from r1jax.data.feeds import Records, ensure_records, records
+from r1jax.data.feeds import records
 from r1jax.data.preferences import split_questions, summary
 from r1jax.data.tasks import TASKS
 from r1jax.data.toy import chat
@@ -137,12 +137,12 @@ def test_each_distinct_response_is_rated_once():
 
 
 @pytest.fixture
-def start(tmp_path, experiment_config, one_device, saved_policy):
+def start(tmp_path, experiment_config, one_device, saved_policy, toy_records):
     def start(kind: str, labeler, **changes) -> epath.Path:
         run = open_run(str(tmp_path / "run"), Experiment("x"), experiment_config, one_device, Progress()).with_task(
             TASK
         )
-        [requests] = ensure_records([Records("chat_problems", "train", 16)], 0, run.workdir / "data")
+        requests = toy_records["chat_problems"]
         config = change(CONFIG, stop_ids=tuple(range(0, 208, 9)), temperature=1.5, **changes)
         return preferences(
             run.stage(kind), config, kind, {"base": saved_policy, "again": saved_policy}, requests, labeler

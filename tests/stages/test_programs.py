@@ -8,7 +8,6 @@ from etils import epath
 
 from r1jax.cli.experiments import gin_path, load_experiment
 from r1jax.cli.gin_config import read_config
-from r1jax.data.feeds import Records, ensure_records
 from r1jax.data.tasks import TASKS
 from r1jax.parallel import programs, rollout_programs
 from r1jax.parallel.memory import stage_memory
@@ -99,7 +98,9 @@ def test_without_a_kl_term_there_is_no_reference(name, one_device, model, saved_
     assert with_kl == held | {"reference": held["weights"]}
 
 
-def test_a_checkpoint_without_a_kl_term_has_no_reference(tmp_path, experiment_config, one_device, model, saved_policy):
+def test_a_checkpoint_without_a_kl_term_has_no_reference(
+    tmp_path, experiment_config, one_device, model, saved_policy, toy_records
+):
     """Also where the reference would be offloaded; the stage resumes from such a checkpoint."""
     config = change(
         preset("dr_grpo").rl, steps=2, prompts_per_step=4, group_size=4, minibatches_per_rollout=1, num_prompts=16,
@@ -107,7 +108,7 @@ def test_a_checkpoint_without_a_kl_term_has_no_reference(tmp_path, experiment_co
     )  # fmt: skip
     opened = open_run(str(tmp_path / "run"), Experiment("x"), experiment_config, one_device, Progress())
     run = replace(opened, model=model, task=TASK)
-    [problems] = ensure_records([Records(TASK.prompts, "train", 16)], 0, run.workdir / "data")
+    problems = toy_records[TASK.prompts]
     rewards = {"varied": Reward(lambda sample: sum(sample.tokens) % 97 / 97, 1.0)}
 
     def train(name: str, config) -> epath.Path:

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from r1jax.config import RejectionConfig
-from r1jax.data.feeds import Records, distinct_problems, ensure_records, records, write_array_record
+from r1jax.data.feeds import distinct_problems, records, write_array_record
 from r1jax.data.tasks import TASKS
 from r1jax.errors import RunError, UsageError
 from r1jax.rewards.filters import choose, make_filters
@@ -84,9 +84,9 @@ REWARDS = {
 LOOSE = change(CONFIG, stop_ids=tuple(range(0, 208, 9)), temperature=1.5)
 
 
-@pytest.fixture(scope="module")
-def problems(tmp_path_factory) -> epath.Path:
-    return ensure_records([Records(TASK.prompts, "train", 16)], 0, epath.Path(tmp_path_factory.mktemp("data")))[0]
+@pytest.fixture
+def problems(toy_records) -> epath.Path:
+    return toy_records[TASK.prompts]
 
 
 @pytest.fixture

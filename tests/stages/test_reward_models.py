@@ -526,7 +526,9 @@ def test_a_reward_model_is_no_base(trained, experiment_config):
         load_policy(directory, run.layout, experiment_config.model)
 
 
-def test_rl_is_rewarded_by_reward_models_and_by_rules_each_on_its_sources(trained, base, experiment_config, tmp_path):
+def test_rl_is_rewarded_by_reward_models_and_by_rules_each_on_its_sources(
+    trained, base, experiment_config, tmp_path, toy_records
+):
     """Rules judge sums, while outputs are drawn; reward models judge all of them, after that, on the run's mesh."""
     rl_config = change(
         experiment_config.rl, steps=2, prompts_per_step=4, group_size=4, max_new_tokens=12, max_prompt_tokens=24,
@@ -535,7 +537,7 @@ def test_rl_is_rewarded_by_reward_models_and_by_rules_each_on_its_sources(traine
     layout = trained["pairwise"][0].layout
     opened = open_run(str(tmp_path / "rl"), Experiment("preference_data"), experiment_config, layout, Progress())
     run = opened.with_task(TASK)
-    [problems] = ensure_records([Records("running_sum_problems", "train", 16)], 0, run.workdir / "data")
+    problems = toy_records["running_sum_problems"]
     served = {kind: LearnedReward(run.layout, directory, TASK, rows=8) for kind, (_, directory) in trained.items()}
     rewards = {
         "accuracy": Reward(accuracy_reward, 1.0, sources=("countdown",)),

@@ -118,14 +118,13 @@ def test_prompt_tokens_give_no_gradient(written, model, policy, one_device):
 
 
 @pytest.fixture
-def stage(tmp_path, experiment_config, one_device, written):
+def stage(tmp_path, experiment_config, one_device, written, toy_records):
     config = dataclasses.replace(
         experiment_config,
         pretrain=dataclasses.replace(experiment_config.pretrain, steps=2, batch_size=4, documents=200, log_every=1),
     )
     run = open_run(str(tmp_path / "run"), Experiment("x"), config, one_device, Progress()).with_task(TASK)
-    [corpus] = ensure_records([Records(TASK.corpus, "train", 200)], 0, run.workdir / "data")
-    base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
+    base = pretrain(run.stage("pretrain"), config.pretrain, toy_records[TASK.corpus])
 
     def start(name: str, numbers: SFTConfig = CONFIG):
         return sft(run.stage(name), numbers, base, {"demonstrations": written})
