@@ -16,7 +16,7 @@ from r1jax.model.softmax_attention import attend
 from r1jax.model.spec import init_params, init_router_bias
 from r1jax.objectives import logprobs
 from r1jax.objectives.language_model import LossTerms, language_model_loss
-from r1jax.types import TokenBatch
+from r1jax.types import Segments, TokenBatch
 
 DEFAULT = logprobs.MAX_LOGITS
 LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -33,7 +33,7 @@ def attention(T: int, c: ModelConfig, implementation: str) -> float:
     H, M = c.num_attention_heads, c.qk_nope_head_dim + c.qk_rope_head_dim
     q = jax.ShapeDtypeStruct((1, T, H, M), jnp.bfloat16)
     v = jax.ShapeDtypeStruct((1, T, H, c.v_head_dim), jnp.bfloat16)
-    segments = jax.ShapeDtypeStruct((1, T), jnp.int32)
+    segments = Segments(jax.ShapeDtypeStruct((1, T), jnp.int32))
 
     def loss(arrays, segments):
         return attend(*arrays, segments, 0.1, implementation).astype(jnp.float32).sum()

@@ -89,6 +89,20 @@ class Weights(NamedTuple):
     router_bias: dict[str, Array]  # float32 [layers, E] for each stack with experts
 
 
+class Segments(NamedTuple):
+    """Which tokens of packed rows attend to which. Segment 0 is padding.
+
+    Attributes:
+      ids_BT: int32. A token attends within its own segment only, unless there are
+      ends_BT: int32: token s is seen by the tokens t of its row with s <= t < ends[s]. A shared prompt is followed by
+        its samples and ends behind the last of them, so that they all see it, and none sees another; so does a turn
+        that several others follow.
+    """
+
+    ids_BT: Array
+    ends_BT: Array | None = None
+
+
 @struct.dataclass
 class TokenBatch:
     """Packed rows. Segment 0 is padding; a token attends within its own segment only."""
@@ -96,6 +110,10 @@ class TokenBatch:
     tokens_BT: Array  # int32
     positions_BT: Array  # int32, from 0 in each segment
     segment_ids_BT: Array  # int32
+
+    @property
+    def segments(self) -> Segments:
+        return Segments(self.segment_ids_BT)
 
 
 @struct.dataclass
@@ -110,16 +128,23 @@ class Batch(SFTBatch):
     """Packed samples: a `Sample` is a segment, its fields per token are arrays of the same names.
 
     Log-probabilities stand at the token that they are of. Where `loss_mask_BT` is False, they and the advantages are
-    undefined.
+    undefined. A prompt that several samples share is a segment of its own, with an id above `max_segments`; a sample
+    behind it begins with the last tokens of the prompt, from which its first ones are predicted.
     """
 
     logprobs_sampler_BT: Array  # float32
     advantages_BT: Array  # float32
-    logprobs_old_BT: Array | None = None  # float32, of the policy before the update, by the trainer's forward pass
+    trained_BR: Array | None = None  # int32: the tokens whose logits are computed, T behind them; None: all
+    ends_BT: Array | None = None  # int32, see `Segments`; None: no prompt is shared
+    logprobs_old_BT: Array | None = None  # float32, of the policy before the first update; None: this is the first
     logprobs_ref_BT: Array | None = None  # float32, of the reference; None: the loss reads none
     routes_BTLK: Array | None = None  # int16: the experts of a token; -1: the router chooses
     sampling_masks_BTI: Array | None = None  # int32: ids of the tokens that could be drawn; -1: none
     max_segments: int = struct.field(pytree_node=False, default=1)  # samples that a row can hold
+
+    @property
+    def segments(self) -> Segments:
+        return Segments(self.segment_ids_BT, self.ends_BT)
 
 
 @struct.dataclass

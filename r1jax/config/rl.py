@@ -86,6 +86,8 @@ class RLConfig:
       epochs_per_rollout: times that each minibatch is trained on.
       row_tokens: tokens of a packed row, at least the longest prompt with its response; None: a row for each response.
       microbatch_rows: rows that are run at once; None: enough for a minibatch of the longest responses.
+      share_prompts: rows hold a prompt once, followed by its samples, which saves most of what long prompts cost; then
+        minibatches are of whole groups, and with row_tokens None a row is one group.
       max_staleness: 1 draws the next rollout with the policy before this update, while the update is computed.
       max_generation_batches: above 1, groups without a signal are replaced by those of other prompts, drawn in at most
         this many batches (DAPO, section 3.2).
@@ -106,6 +108,7 @@ class RLConfig:
     epochs_per_rollout: int = 1
     row_tokens: int | None = None
     microbatch_rows: int | None = None
+    share_prompts: bool = False
     max_staleness: int = 0
     max_generation_batches: int = 1
     reference_refresh_updates: int = 400
@@ -116,6 +119,11 @@ class RLConfig:
     @property
     def updates_per_rollout(self) -> int:
         return self.minibatches_per_rollout * self.epochs_per_rollout
+
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """Whether an update may be of another policy than the one before the first; otherwise they are the same."""
+        return self.updates_per_rollout > 1
 
     @property
     def accumulates(self) -> bool:
@@ -151,6 +159,11 @@ class RLConfig:
             raise ValueError(
                 f"minibatches_per_rollout is {self.minibatches_per_rollout}, expected at most prompts_per_step *"
                 f" group_size ({samples})"
+            )
+        if self.share_prompts and self.minibatches_per_rollout > self.prompts_per_step:
+            raise ValueError(
+                f"minibatches_per_rollout is {self.minibatches_per_rollout}, expected at most prompts_per_step"
+                f" ({self.prompts_per_step}): with share_prompts minibatches are of whole groups"
             )
         if self.max_staleness not in (0, 1):
             raise ValueError(f"max_staleness is {self.max_staleness}, expected 0 (on-policy) or 1")

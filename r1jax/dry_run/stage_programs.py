@@ -155,10 +155,12 @@ def rl_programs(layout: Layout, model: ModelConfig, config: RLConfig) -> Iterato
 
     (packed,) = pack_microbatches([], batch_shape(config, model, layout.round_up(1)))
     objective = LossSpec(config.loss, config.sampling.max_new_tokens, config.optimizer.mtp)
-    add_logprobs = programs.make_add_logprobs(layout, model, objective)
-    arguments, passes = (train.weights, reference, layout.abstract_batch(packed), SCALAR), 2 if reference else 1
-    yield (logprobs := Program("add_logprobs", add_logprobs, arguments, over_rows(packed.tokens_BT, passes)))
-    batch, _ = logprobs.result
+    batch, passes = layout.abstract_batch(packed), config.needs_old_logprobs + config.has_reference
+    if passes:
+        add_logprobs = programs.make_add_logprobs(layout, model, objective, old=config.needs_old_logprobs)
+        arguments = (train.weights, reference, batch, SCALAR)
+        yield (logprobs := Program("add_logprobs", add_logprobs, arguments, over_rows(packed.tokens_BT, passes)))
+        batch, _ = logprobs.result
     gradients = programs.make_rl_gradients(layout, model, objective)
     yield (part := Program("rl_gradients", gradients, (train.weights, batch, SCALAR), over_rows(packed.tokens_BT, 3)))
     if config.accumulates:

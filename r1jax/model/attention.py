@@ -20,18 +20,18 @@ from r1jax.config import ModelConfig
 from r1jax.model.layers import rms_norm, rotate, yarn_mscale
 from r1jax.model.ops import ONE_DEVICE, ShardedOps
 from r1jax.model.softmax_attention import MASKED
-from r1jax.types import Array, Params
+from r1jax.types import Array, Params, Segments
 
 LATENT_NORM_EPS = 1e-6  # in DeepSeek's models, whatever their rms_norm_eps is
 
 
 def attend_sequence(
-    p: Params, x_BTD: Array, positions_BT: Array, segment_ids_BT: Array, c: ModelConfig, ops: ShardedOps = ONE_DEVICE
+    p: Params, x_BTD: Array, positions_BT: Array, segments: Segments, c: ModelConfig, ops: ShardedOps = ONE_DEVICE
 ) -> Array:
     """Causal self-attention of whole sequences, within segments, [B, T, D]."""
     project = grouped_qkv if c.kv_lora_rank is None else expanded_qkv
     q_BTHM, k_BSYM, v_BSYU = project(p, x_BTD, positions_BT, c, ops)
-    out_BTHU = ops.attend(q_BTHM, k_BSYM, v_BSYU, segment_ids_BT, score_scale(c), c.attention)
+    out_BTHU = ops.attend(q_BTHM, k_BSYM, v_BSYU, segments, score_scale(c), c.attention)
     out_BTHU = checkpoint_name(out_BTHU, "attended")
     return jnp.einsum("BTHU,HUD->BTD", out_BTHU, p["out_HMD" if c.kv_lora_rank is None else "out_HUD"])
 

@@ -10,7 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from r1jax.types import Array
+from r1jax.types import Array, Segments
 
 MASKED = -1e30  # finite, so that fully masked rows (padding) give numbers and not NaN
 CHUNK = 256  # queries per chunk
@@ -33,12 +33,12 @@ def attend(
     q_BTHM: Array,
     k_BSYM: Array,
     v_BSYU: Array,
-    segment_ids_BS: Array,
+    segments: Segments,
     scale: float,
     implementation: str,
     part: Array | int = 0,
 ) -> Array:
-    """softmax(scale * q k) v over the same segment's tokens up to the query's own, [B, T, H, U].
+    """softmax(scale * q k) v over the tokens that a query sees (`Segments`, [B, S]), [B, T, H, U].
 
     Queries are the `part`-th T of the S tokens, where T divides S. Y divides H: each head of keys and values serves
     H / Y consecutive heads of queries. `implementation` is a value of `ModelConfig.attention`; "auto" is "chunked",
@@ -46,21 +46,22 @@ def attend(
     """
     B, T, H, M = q_BTHM.shape
     S, Y = k_BSYM.shape[1:3]
-    chex.assert_shape([k_BSYM, v_BSYU, segment_ids_BS], [(B, S, Y, M), (B, S, Y, None), (B, S)])
+    chex.assert_shape([k_BSYM, v_BSYU, segments.ids_BT], [(B, S, Y, M), (B, S, Y, None), (B, S)])
     chex.assert_is_divisible(H, Y)
     chex.assert_is_divisible(S, T)
     if implementation == "splash":
-        return attend_splash(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale, part)
+        return attend_splash(q_BTHM, k_BSYM, v_BSYU, segments, scale, part)
     attend_chunk = functools.partial(fused_chunk if implementation == "cudnn" else einsum_chunk, scale=scale)
     size = T if implementation == "full" else CHUNK
-    return attend_chunked(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, attend_chunk, size, part)
+    return attend_chunked(q_BTHM, k_BSYM, v_BSYU, segments, attend_chunk, size, part)
 
 
-def causal_mask(q_segments_BT: Array, k_segments_BS: Array, first: Array | int) -> Array:
-    """[B, T, S]: whether query `first` + t may attend to key s, which is not later and in the same segment."""
-    T, S = q_segments_BT.shape[1], k_segments_BS.shape[1]
-    same_BTS = q_segments_BT[:, :, None] == k_segments_BS[:, None, :]
-    return same_BTS & (jnp.arange(S) <= first + jnp.arange(T)[:, None])
+def causal_mask(q_segments_BT: Array, segments: Segments, first: Array | int) -> Array:
+    """[B, T, S]: whether query `first` + t sees key s. The queries' segments don't matter where keys have ends."""
+    (ids_BS, ends_BS), T = segments, q_segments_BT.shape[1]
+    t_T1 = first + jnp.arange(T)[:, None]
+    seen_BTS = q_segments_BT[:, :, None] == ids_BS[:, None] if ends_BS is None else t_T1 < ends_BS[:, None]
+    return seen_BTS & (jnp.arange(ids_BS.shape[1]) <= t_T1)
 
 
 def einsum_chunk(q_BTHM: Array, k_BSYM: Array, v_BSYU: Array, mask_BTS: Array, scale: float) -> Array:
@@ -94,13 +95,13 @@ def fused_chunk(q_BTHM, k_BSYM, v_BSYU, mask_BTS, scale: float, *, kernel: Liter
     return out[:, :T, :, :U]
 
 
-def attend_chunked(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, attend_chunk, size: int = CHUNK, part=0) -> Array:
+def attend_chunked(q_BTHM, k_BSYM, v_BSYU, segments: Segments, attend_chunk, size: int = CHUNK, part=0) -> Array:
     """`attend_chunk` of `size` queries at a time over all keys; the backward pass recomputes each chunk's scores."""
     B, T, H, M = q_BTHM.shape
     first = part * T
-    q_segments_BT = jax.lax.dynamic_slice_in_dim(segment_ids_BS, first, T, axis=1)
+    q_segments_BT = jax.lax.dynamic_slice_in_dim(segments.ids_BT, first, T, axis=1)
     if size >= T:
-        return attend_chunk(q_BTHM, k_BSYM, v_BSYU, causal_mask(q_segments_BT, segment_ids_BS, first))
+        return attend_chunk(q_BTHM, k_BSYM, v_BSYU, causal_mask(q_segments_BT, segments, first))
     pad = -T % size
     q_BTHM = jnp.pad(q_BTHM, ((0, 0), (0, pad), (0, 0), (0, 0)))
     q_segments_BT = jnp.pad(q_segments_BT, ((0, 0), (0, pad)))
@@ -108,7 +109,7 @@ def attend_chunked(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, attend_chunk, size: i
     @jax.checkpoint
     def one(chunk):
         i, q_BtHM, q_segments_Bt = chunk
-        return attend_chunk(q_BtHM, k_BSYM, v_BSYU, causal_mask(q_segments_Bt, segment_ids_BS, first + i * size))
+        return attend_chunk(q_BtHM, k_BSYM, v_BSYU, causal_mask(q_segments_Bt, segments, first + i * size))
 
     q_cBtHM = jnp.moveaxis(q_BTHM.reshape(B, -1, size, H, M), 1, 0)
     q_segments_cBt = jnp.moveaxis(q_segments_BT.reshape(B, -1, size), 1, 0)
@@ -116,7 +117,7 @@ def attend_chunked(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, attend_chunk, size: i
     return jnp.moveaxis(out_cBtHU, 0, 1).reshape(B, T + pad, H, -1)[:, :T]
 
 
-def attend_splash(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale: float, part=0, *, interpret: bool = False) -> Array:
+def attend_splash(q_BTHM, k_BSYM, v_BSYU, segments: Segments, scale: float, part=0, *, interpret=False) -> Array:
     """JAX's Pallas kernel for TPU, each part padded to whole blocks; `interpret` runs it anywhere, slowly."""
     # Imported here: Pallas is slow to import and of no use to other platforms.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
@@ -131,7 +132,7 @@ def attend_splash(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale: float, part=0, 
         x = jnp.pad(x, ((0, 0), (0, 0), (0, length - T), *[(0, 0)] * (x.ndim - 3)))
         return x.reshape(x.shape[0], -1, *x.shape[3:])
 
-    q_BTHM, k_BSYM, v_BSYU, segment_ids_BS = (pad(x) for x in (q_BTHM, k_BSYM, v_BSYU, segment_ids_BS))
+    q_BTHM, k_BSYM, v_BSYU, segment_ids_BS = (pad(x) for x in (q_BTHM, k_BSYM, v_BSYU, segments.ids_BT))
     segment_ids_BT = jax.lax.dynamic_slice_in_dim(segment_ids_BS, part * length, length, axis=1)
     mask = masks.MultiHeadMask([masks.CausalMask((parts * length, parts * length)) for _ in range(H)])
     sizes = splash.BlockSizes(*[block] * 8)
@@ -143,6 +144,6 @@ def attend_splash(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale: float, part=0, 
         return jax.lax.dynamic_slice_in_dim(x, part * size, size, axis)
 
     q_BHTM, k_BYSM, v_BYSU = (jnp.swapaxes(x, 1, 2) for x in (q_BTHM * scale, k_BSYM, v_BSYU))
-    segments = splash.SegmentIds(segment_ids_BT, segment_ids_BS)
-    out_BHTU = jax.vmap(jax.tree.map(of_part, kernel))(q_BHTM, k_BYSM, v_BYSU, segments)
+    ids = splash.SegmentIds(segment_ids_BT, segment_ids_BS)
+    out_BHTU = jax.vmap(jax.tree.map(of_part, kernel))(q_BHTM, k_BYSM, v_BYSU, ids)
     return jnp.swapaxes(out_BHTU, 1, 2)[:, :T].astype(v_BSYU.dtype)

@@ -91,7 +91,7 @@ def forward(
     chex.assert_equal_shape([batch.tokens_BT, batch.positions_BT, batch.segment_ids_BT])
 
     def attend(p, x_BTD):
-        return attend_sequence(p, x_BTD, batch.positions_BT, batch.segment_ids_BT, config, ops), None
+        return attend_sequence(p, x_BTD, batch.positions_BT, batch.segments, config, ops), None
 
     def layer(name, x_BTD, weights):
         p, *routing = weights
@@ -125,10 +125,14 @@ def logits(params: Params, hidden_BTD: Array, tokens: int | None = None) -> Arra
 
 
 def shift_targets(batch: TokenBatch, offset: int) -> tuple[Array, Array]:
-    """The token `offset` positions later, [B, T], and whether it is in the same segment, bool [B, T]."""
-    T = batch.tokens_BT.shape[1]
-    same_BT = (jnp.roll(batch.segment_ids_BT, -offset, axis=1) == batch.segment_ids_BT) & (batch.segment_ids_BT > 0)
-    return jnp.roll(batch.tokens_BT, -offset, axis=1), same_BT & (jnp.arange(T) < T - offset)
+    """The token `offset` positions later, [B, T], and whether there is one, bool [B, T].
+
+    It is in the same segment, or in that which follows a shared prompt.
+    """
+    (ids_BT, ends_BT), T = batch.segments, batch.tokens_BT.shape[1]
+    later_T = jnp.arange(T) + offset
+    follows_BT = jnp.roll(ids_BT, -offset, axis=1) == ids_BT if ends_BT is None else later_T < ends_BT
+    return jnp.roll(batch.tokens_BT, -offset, axis=1), follows_BT & (ids_BT > 0) & (later_T < T)
 
 
 def forward_mtp(
@@ -150,7 +154,7 @@ def forward_mtp(
     outputs, loads = [hidden.hidden_BTD], []
 
     def attend(p, x_BTD):
-        return attend_sequence(p, x_BTD, batch.positions_BT, batch.segment_ids_BT, config, ops), None
+        return attend_sequence(p, x_BTD, batch.positions_BT, batch.segments, config, ops), None
 
     def module(x_BTD, later_BTD, segment_ids_BT, p, bias_E):
         p = ops.gather_weights("mtp", cast(p, config))

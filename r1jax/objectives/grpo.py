@@ -6,7 +6,8 @@ are `batch.loss_mask_BT`'s, True on trained tokens.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +131,16 @@ def logprob_gap(batch: Batch, c: LossConfig) -> Metrics:
     }
 
 
+def with_old_logprobs(batch: Batch, logp_BT: Array, c: LossConfig) -> tuple[Batch, Metrics]:
+    """The batch with the log-probabilities that ratios are relative to, and how far the sampler's are from `logp_BT`.
+
+    `logp_BT` are the trainer's, of the policy before the update.
+    """
+    batch = replace(batch, logprobs_old_BT=logp_BT)
+    gap = logprob_gap(batch, c)
+    return replace(batch, logprobs_old_BT=batch.logprobs_sampler_BT) if c.old_logprobs == "sampler" else batch, gap
+
+
 def grpo_loss(logp_BT: Array, batch: Batch, c: LossConfig, max_new_tokens: int) -> tuple[Mean, Metrics]:
     """-(weight * objective - kl_coef * KL), aggregated, of the policy's log-probabilities of the batch's tokens.
 
@@ -198,14 +209,16 @@ def rl_loss(
     Returns:
       The sum to differentiate, and (weight, mtp_weight, metrics, load) as in `Gradients`.
     """
-    logprobs = sample_logprobs
-    if model.remat == "none":
-        # Recomputing the forward pass for the backward one saves memory, and keeps XLA's kernels those of a program
-        # without gradients: the first ratio is exactly 1. With `remat` each layer is recomputed, as the head always is.
+    logprobs, metrics = sample_logprobs, dict[str, Any]()
+    if batch.logprobs_old_BT is not None and model.remat == "none":
+        # Recomputing the forward pass for the backward one keeps XLA's kernels those of the program without gradients
+        # that computed the old log-probabilities: the first ratio is exactly 1. With `remat` each layer is recomputed.
         logprobs = jax.checkpoint(sample_logprobs, static_argnums=(3, 4))
     logp_BT, entropy_BT, hidden = logprobs(Weights(params, router_bias), batch, temperature, model, ops)
-    loss, metrics = spec.loss(logp_BT, batch, spec.config, spec.max_new_tokens)
-    metrics["entropy"] = token_mean(entropy_BT, batch)
+    if batch.logprobs_old_BT is None:
+        batch, metrics = with_old_logprobs(batch, jax.lax.stop_gradient(logp_BT), spec.config)
+    loss, of_loss = spec.loss(logp_BT, batch, spec.config, spec.max_new_tokens)
+    metrics |= of_loss | {"entropy": token_mean(entropy_BT, batch)}
     total, load, modules = loss.total, hidden.load, Mean(jnp.zeros(()), jnp.zeros(()))
     if model.num_nextn_predict_layers and spec.mtp != "off":
         # The modules learn to draft what this policy draws, and the policy learns nothing from them.

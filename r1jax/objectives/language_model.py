@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from r1jax.config import ModelConfig, PretrainConfig, SFTConfig
 from r1jax.model.ops import ONE_DEVICE, ShardedOps
 from r1jax.model.transformer import Hidden, forward, forward_mtp, shift_targets
-from r1jax.objectives.logprobs import hidden_logprobs
+from r1jax.objectives.logprobs import at_trained, hidden_logprobs
 from r1jax.objectives.metrics import Max, Mean, Metrics
-from r1jax.types import Array, Params, SFTBatch, TokenBatch
+from r1jax.types import Array, Batch, Params, SFTBatch, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,12 @@ def cross_entropy(
     targets_BT, mask_BT = shift_targets(batch, offset)
     if isinstance(batch, SFTBatch):
         mask_BT &= jnp.roll(batch.loss_mask_BT, -offset, axis=1)
+    if isinstance(batch, Batch) and batch.trained_BR is not None and ops.sequence_shards == 1:
+        is_target_BR = (batch.trained_BR >= offset) & (batch.trained_BR < targets_BT.shape[1])
+        hidden_BTD, targets_BT, mask_BT = (
+            at_trained(batch.trained_BR, offset, x_BT) for x_BT in (hidden_BTD, targets_BT, mask_BT)
+        )
+        mask_BT &= is_target_BR
     size = model.tokenizer_size
     logp_BT, _ = hidden_logprobs(params, hidden_BTD, targets_BT, tokenizer_size=size, ops=ops)
     return Mean(-(logp_BT * mask_BT).sum(), mask_BT.sum().astype(jnp.float32))

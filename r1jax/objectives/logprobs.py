@@ -1,5 +1,7 @@
 """Log-probabilities of given tokens, in the distribution that they were drawn from."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -78,6 +80,12 @@ def hidden_logprobs(
     return logp_BT, entropy_BT
 
 
+def at_trained(trained_BR: Array, offset: int, x_BT: Array) -> Array:
+    """[B, R, …] of [B, T, …]: what stands `offset` places before each trained token; undefined behind the last."""
+    places_BR = jnp.clip(trained_BR - offset, 0, x_BT.shape[1] - 1)
+    return jnp.take_along_axis(x_BT, jnp.expand_dims(places_BR, range(2, x_BT.ndim)), axis=1)
+
+
 def sample_logprobs(
     weights: Weights,
     batch: Batch,
@@ -93,12 +101,17 @@ def sample_logprobs(
     tokens to the experts that the rollout chose, where the batch has them.
     """
     hidden = forward(*weights, batch, model, batch.routes_BTLK if replays_routes else None, ops)
-    next_BT, _ = shift_targets(batch, 1)
+    score = functools.partial(hidden_logprobs, weights.params, tokenizer_size=model.tokenizer_size, ops=ops)
     masks_BTI = batch.sampling_masks_BTI
-    if masks_BTI is not None:
-        masks_BTI = jnp.roll(masks_BTI, -1, axis=1)
-    predicted_BT = hidden_logprobs(
-        weights.params, hidden.hidden_BTD, next_BT, temperature, masks_BTI, tokenizer_size=model.tokenizer_size, ops=ops
-    )
-    logp_BT, entropy_BT = (jnp.roll(x_BT, 1, axis=1) for x_BT in predicted_BT)
+    trained_BR = batch.trained_BR
+    if trained_BR is None or ops.sequence_shards > 1:  # gathered, tokens would leave the devices that have them
+        masks_BTI = None if masks_BTI is None else jnp.roll(masks_BTI, -1, axis=1)
+        predicted = score(hidden.hidden_BTD, shift_targets(batch, 1)[0], temperature, masks_BTI)
+        logp_BT, entropy_BT = (jnp.roll(x_BT, 1, axis=1) for x_BT in predicted)
+        return logp_BT, entropy_BT, hidden
+    hidden_BRD, tokens_BR = at_trained(trained_BR, 1, hidden.hidden_BTD), at_trained(trained_BR, 0, batch.tokens_BT)
+    masks_BRI = None if masks_BTI is None else at_trained(trained_BR, 0, masks_BTI)
+    rank_BT = jnp.maximum(jnp.cumsum(batch.loss_mask_BT, axis=1) - 1, 0)  # of each trained token among those of its row
+    scored = score(hidden_BRD, tokens_BR, temperature, masks_BRI)
+    logp_BT, entropy_BT = (jnp.take_along_axis(x_BR, rank_BT, axis=1) for x_BR in scored)
     return logp_BT, entropy_BT, hidden

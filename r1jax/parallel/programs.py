@@ -15,10 +15,10 @@ import optax
 from r1jax.config import ModelConfig, OptimizerConfig
 from r1jax.model.softmax_attention import choose_attention
 from r1jax.model.spec import init_params, init_router_bias
-from r1jax.objectives.grpo import LossSpec, logprob_gap, rl_loss
+from r1jax.objectives.grpo import LossSpec, rl_loss, with_old_logprobs
 from r1jax.objectives.language_model import LossTerms, language_model_loss
 from r1jax.objectives.logprobs import sample_logprobs
-from r1jax.objectives.metrics import Max, merge_metrics
+from r1jax.objectives.metrics import Max, Metrics, merge_metrics
 from r1jax.objectives.optimizer import apply_updates, first_state, make_optimizer, policy_gradients
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.sharded_ops import make_sharded_ops
@@ -93,24 +93,23 @@ def make_language_model_step(layout: Layout, model: ModelConfig, config: Optimiz
 
 
 @functools.cache
-def make_add_logprobs(layout: Layout, model: ModelConfig, spec: LossSpec):
+def make_add_logprobs(layout: Layout, model: ModelConfig, spec: LossSpec, *, old: bool = True):
     """(Weights, reference Weights or None, Batch, temperature) -> (Batch, metrics). The batch is donated.
 
-    Adds the log-probabilities of the policy and of the reference, both by the trainer's own forward pass: the first
-    ratio is exactly 1 whatever the sampler's rounding.
+    Adds the log-probabilities of the policy (with `old`) and of the reference, both by the trainer's own forward pass:
+    the first ratio is exactly 1 whatever the sampler's rounding.
     """
-    model, c = on_platform(layout, model), spec.config
+    model = on_platform(layout, model)
     ops = make_sharded_ops(layout, model)
 
     def add_logprobs(weights: Weights, reference: Weights | None, batch: Batch, temperature):
-        old_BT, _, _ = sample_logprobs(weights, batch, temperature, model, ops)
-        batch = replace(batch, logprobs_old_BT=old_BT)
+        metrics: Metrics = {}
         if reference is not None:
             ref_BT, _, _ = sample_logprobs(reference, batch, temperature, model, ops, replays_routes=False)
             batch = replace(batch, logprobs_ref_BT=ref_BT)
-        metrics = logprob_gap(batch, c)
-        if c.old_logprobs == "sampler":
-            batch = replace(batch, logprobs_old_BT=batch.logprobs_sampler_BT)
+        if old:
+            old_BT, _, _ = sample_logprobs(weights, batch, temperature, model, ops)
+            batch, metrics = with_old_logprobs(batch, old_BT, spec.config)
         return batch, metrics
 
     return jax.jit(add_logprobs, donate_argnums=2, out_shardings=(layout.batch(), layout.replicated()))

@@ -41,11 +41,11 @@ def make_sharded_ops(layout: Layout, model: ModelConfig) -> ShardedOps:
         x_BS = constrain(inner, (), *rest)(x_BS)
         return constrain(tokens, inner, (), *rest)(jnp.broadcast_to(x_BS, (parts, *x_BS.shape))) if parts > 1 else x_BS
 
-    def on_shards(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale, implementation):
-        def one(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS):
+    def on_shards(q_BTHM, k_BSYM, v_BSYU, segments, scale, implementation):
+        def one(q_BTHM, k_BSYM, v_BSYU, segments):
             k_BSYM, v_BSYU = (x.reshape(x.shape[-4:]) for x in (k_BSYM, v_BSYU))  # this shard's copy
             part = jax.lax.axis_index(tokens) if parts > 1 else 0
-            return attend(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS, scale, implementation, part)
+            return attend(q_BTHM, k_BSYM, v_BSYU, segments, scale, implementation, part)
 
         queries, keys = PartitionSpec(inner, tokens, heads), PartitionSpec(*key_axes)
         return jax.shard_map(
@@ -54,7 +54,7 @@ def make_sharded_ops(layout: Layout, model: ModelConfig) -> ShardedOps:
             in_specs=(queries, keys, keys, PartitionSpec(inner)),
             out_specs=queries,
             check_vma=False,
-        )(q_BTHM, k_BSYM, v_BSYU, segment_ids_BS)
+        )(q_BTHM, k_BSYM, v_BSYU, segments)
 
     return ShardedOps(
         residual=constrain(rows, tokens),

@@ -38,6 +38,7 @@ from r1jax.errors import RunError, UsageError
 from r1jax.parallel import hosts
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import at_once, require_memory, stage_memory
+from r1jax.parallel.programs import on_platform
 from r1jax.paths import absolute
 from r1jax.rollout.engine import require_possible
 from r1jax.runs.lineage import FORMAT, MARK, content_hash, read_mark, require_current_format, sha256, stage_directories
@@ -347,6 +348,12 @@ def check_stages(layout: Layout, config: Any, *, memory: bool = True) -> None:
     for name, stage in stages(config).items():
         try:
             check_sizes(layout, config.model, stage)
+            shares = isinstance(stage, RLConfig) and stage.share_prompts
+            if shares and on_platform(layout, config.model).attention == "splash":
+                raise UsageError(
+                    "RLConfig.share_prompts is True, and the TPU's attention kernel can't mask samples that share a"
+                    " prompt: set RLConfig.share_prompts = False, or ModelConfig.attention = 'chunked'"
+                )
             if isinstance(stage, RolloutStageConfig):
                 require_possible(config.model, stage.engine, stage.sampling)
             if memory:

@@ -20,7 +20,7 @@ from r1jax.config import ModelConfig, RLConfig
 from r1jax.data.feeds import problem_batches
 from r1jax.errors import Preempted, RunError
 from r1jax.objectives.grpo import LossFunction, LossSpec, grpo_loss
-from r1jax.objectives.metrics import Mean, Metrics, merge_metrics
+from r1jax.objectives.metrics import Metrics, merge_metrics
 from r1jax.objectives.optimizer import learning_rate
 from r1jax.parallel import programs
 from r1jax.parallel.hosts import broadcast_from_main, stop_if_preempted
@@ -32,7 +32,7 @@ from r1jax.rewards.rules import Reward, learned_inputs
 from r1jax.rollout.advantages import AdvantageFunction, broadcast_advantages, compute_advantages
 from r1jax.rollout.async_rollout import AsyncRollout
 from r1jax.rollout.engine import Counts, RolloutEngine
-from r1jax.rollout.packing import batch_shape, make_minibatches, pack_microbatches, packing_efficiency
+from r1jax.rollout.packing import batch_shape, make_minibatches, pack_microbatches, packing_metrics
 from r1jax.runs.policy import load_policy
 from r1jax.runs.run import Stage
 from r1jax.runs.state import finite_values, policy_hash, restore_onto, split_policy
@@ -85,7 +85,7 @@ def rl(
 
             # Advantages: of each token, from the rewards of its group. Invalid samples drop out here.
             samples = compute_advantages(rollout.groups, config.loss, config.sampling, advantage)
-            minibatches = make_minibatches(samples, config.minibatches_per_rollout, (run.seed, stage.number, step))
+            minibatches = make_minibatches(samples, config, (run.seed, stage.number, step))
 
             with clock("update"):
                 # Old and reference log-probabilities of what was drawn, by the trainer's own forward pass.
@@ -214,7 +214,7 @@ class Trainer:
         self.temperature = np.float32(config.sampling.temperature)
         self.shape = batch_shape(config, model, layout.round_up(1))
         spec = LossSpec(config.loss, config.sampling.max_new_tokens, config.optimizer.mtp, loss)
-        self.logprobs_program = programs.make_add_logprobs(layout, model, spec)
+        self.logprobs_program = programs.make_add_logprobs(layout, model, spec, old=config.needs_old_logprobs)
         self.gradients_program = programs.make_rl_gradients(layout, model, spec)
         self.update_program = programs.make_rl_update(layout, model, config.optimizer)
 
@@ -228,19 +228,22 @@ class Trainer:
     def add_logprobs(
         self, state: RLState, minibatches: Sequence[Sequence[Sample]]
     ) -> tuple[list[list[Batch]], Metrics]:
-        """Packs each minibatch that is not empty into microbatches with old and reference log-probabilities."""
-        metrics: Metrics = {"packing_efficiency": Mean(0.0, 0.0)}
+        """Packs each minibatch that is not empty into microbatches, with the log-probabilities that the loss reads.
+
+        Old ones are those of the policy itself where it is updated once.
+        """
+        metrics: Metrics = packing_metrics([], [])
         packed: list[list[Batch]] = []
-        reference = on_device(state.reference)
+        reference, is_run = on_device(state.reference), self.config.needs_old_logprobs or self.config.has_reference
         for samples in filter(len, minibatches):
             packed.append([])
-            for batch in pack_microbatches(samples, self.shape):
-                efficiency = packing_efficiency(batch)
-                batch, gap = self.logprobs_program(
-                    state.train.weights, reference, self.layout.put_batch(batch), self.temperature
-                )
+            batches = pack_microbatches(samples, self.shape)
+            metrics = merge_metrics(metrics, packing_metrics(samples, batches))
+            for batch in map(self.layout.put_batch, batches):
+                if is_run:
+                    batch, gap = self.logprobs_program(state.train.weights, reference, batch, self.temperature)
+                    metrics = merge_metrics(metrics, gap)
                 packed[-1].append(batch)
-                metrics = merge_metrics(metrics, gap | {"packing_efficiency": efficiency})
         return packed, metrics
 
     def update(

@@ -12,7 +12,7 @@ from r1jax.model import softmax_attention as attention
 from r1jax.model.transformer import forward
 from r1jax.objectives import logprobs
 from r1jax.parallel.programs import on_platform
-from r1jax.types import TokenBatch
+from r1jax.types import Segments, TokenBatch
 
 # float32 sums of some hundred terms in another order.
 ROUNDING = dict(rtol=1e-4, atol=1e-5)
@@ -44,12 +44,21 @@ def inputs(T=139, M=24, U=16, H=3, Y=3):
     v = jnp.asarray(rng.normal(size=(2, T, Y, U)), jnp.float32)
     first = np.concatenate([np.full(50, 1), np.full(61, 2), np.full(T - 119, 3), np.zeros(8)])
     segments = jnp.asarray(np.stack([first, np.concatenate([np.zeros(30), np.ones(T - 30)])]), jnp.int32)
-    return (q, k, v), segments
+    return (q, k, v), Segments(segments)
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_every_implementation_equals_the_definition(name):
     assert_equal(*inputs(), IMPLEMENTATIONS[name], functools.partial(attention.attend, implementation="full"))
+
+
+@pytest.mark.parametrize("name", ["chunks", "chunks that don't", "one chunk", "fused"])
+def test_samples_behind_a_shared_prompt(name):
+    """A prompt of 40 with samples of 30, 40 and 20 behind it, and padding."""
+    arrays, segments = inputs()
+    ends = np.repeat([130, 70, 110, 130, 139], [40, 30, 40, 20, 9])
+    segments = segments._replace(ends_BT=jnp.asarray(np.stack([ends, ends]), jnp.int32))
+    assert_equal(arrays, segments, IMPLEMENTATIONS[name], functools.partial(attention.attend, implementation="full"))
 
 
 @pytest.mark.parametrize("name", ["chunks", "one chunk", "fused", "splash"])
@@ -78,7 +87,7 @@ def test_heads_that_share_keys_and_values_equal_repeated_ones(name):
 
 def assert_equal(arrays, segments, implementation, definition):
     """Outputs and gradients."""
-    is_token = (segments > 0)[..., None, None]
+    is_token = (segments.ids_BT > 0)[..., None, None]
 
     def run(attend):
         def loss(arrays):
@@ -99,7 +108,7 @@ def test_the_definition_by_hand():
     q = jnp.zeros((1, 3, 1, 2))
     v = jnp.array([1.0, 2.0, 4.0])[None, :, None, None]
     for name in ("full", "chunked", "auto"):
-        out = attention.attend(q, q, v, jnp.array([[1, 1, 2]]), 1.0, name)
+        out = attention.attend(q, q, v, Segments(jnp.array([[1, 1, 2]])), 1.0, name)
         np.testing.assert_allclose(out[0, :, 0, 0], [1.0, 1.5, 4.0])
 
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from r1jax.config import OptimizerConfig, RopeScalingConfig
-from r1jax.model import moe
+from r1jax.model import moe, softmax_attention
 from r1jax.model.attention import latents, score_scale
 from r1jax.model.layers import rms_norm, rope_amplitude, rope_frequencies, rotate
 from r1jax.model.spec import ParamSpec, count_params, init_params, init_router_bias, param_specs
 from r1jax.model.transformer import cast, forward, forward_cached, forward_mtp, init_cache, logits
 from r1jax.objectives.language_model import LossTerms, busiest_expert, language_model_loss
 from r1jax.objectives.optimizer import make_optimizer
-from r1jax.types import TokenBatch
+from r1jax.types import Batch, TokenBatch
 
 # float32 sums of some hundred terms in another order.
 ROUNDING = dict(rtol=2e-4, atol=2e-5)
@@ -150,6 +150,38 @@ def test_packed_equals_separate(model, policy):
     np.testing.assert_allclose(hidden.hidden_BTD[:, 5:12], separate[1].hidden_BTD, **ROUNDING)
     # No expert counts padding.
     np.testing.assert_array_equal(hidden.load["moe"], separate[0].load["moe"] + separate[1].load["moe"])
+
+
+@pytest.mark.parametrize("attention", ["full", "chunked"])
+@pytest.mark.parametrize("kind", ["latent", "grouped"])
+def test_a_tree_of_turns_equals_its_paths(model, policy, dense_model, dense_policy, kind, attention, monkeypatch):
+    """A turn that several others follow is run once: each sees what led to it, and no sibling."""
+    monkeypatch.setattr(softmax_attention, "CHUNK", 4)
+    config, weights = (model, policy) if kind == "latent" else (dense_model, dense_policy)
+    config = dataclasses.replace(config, attention=attention)
+    # Turns in depth-first order: their number of tokens, and the turn that they follow.
+    lengths, parents = (4, 3, 2, 3, 2), (None, 0, 1, 1, 0)
+    firsts = np.cumsum((0, *lengths))
+    paths = []
+    for turn, parent in enumerate(parents):
+        paths.append([*([] if parent is None else paths[parent]), *range(firsts[turn], firsts[turn + 1])])
+    T = firsts[-1]
+    ends_T = np.zeros(T, np.int32)
+    for turn in range(len(lengths)):
+        ends_T[firsts[turn] : firsts[turn + 1]] = 1 + max(path[-1] for path in paths if firsts[turn] in path)
+    positions_T = np.zeros(T, np.int32)
+    for path in paths:
+        positions_T[path] = np.arange(len(path))
+    tokens_T = np.random.default_rng(0).integers(0, 200, T).astype(np.int32)
+    zeros, ids_T = np.zeros((1, T), np.float32), np.repeat(np.arange(1, 1 + len(lengths)), lengths)
+    tree = Batch(tokens_T[None], positions_T[None], ids_T[None], zeros > 0, zeros, zeros, ends_BT=ends_T[None])
+    hidden_TD = forward(*weights, tree, config).hidden_BTD[0]
+    for path in paths:
+        n = len(path)
+        alone = TokenBatch(tokens_T[None, path], np.arange(n)[None], np.ones((1, n), np.int32))
+        np.testing.assert_allclose(
+            hidden_TD[np.array(path)], forward(*weights, alone, config).hidden_BTD[0], **ROUNDING
+        )
 
 
 def test_packed_losses_equal_separate_ones(model):

@@ -17,7 +17,14 @@ from r1jax.model.spec import init_params, init_router_bias
 from r1jax.objectives.grpo import grpo_loss
 from r1jax.parallel import programs
 from r1jax.parallel.layout import make_layout
-from r1jax.rollout.packing import BatchShape, batch_shape, best_fit, pack_microbatches, packing_efficiency
+from r1jax.rollout.packing import (
+    BatchShape,
+    batch_shape,
+    best_fit,
+    make_minibatches,
+    pack_microbatches,
+    packing_metrics,
+)
 from r1jax.types import Batch, Sample
 from tests.shared import configs
 from tests.shared.engines import placed
@@ -43,7 +50,7 @@ NEWER_EMITTER = "use_fusion_emitters" not in os.environ["XLA_FLAGS"]  # conftest
 @given(st.lists(st.integers(2, 50), max_size=40), st.integers(50, 130), st.integers(1, 6))
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_best_fit_places_everything_once_and_overfills_nothing(sizes, room, most):
-    rows = best_fit(sizes, room, most)
+    rows = best_fit([np.array([n, 1]) for n in sizes], np.array([room, most]))
     assert sorted(item for row in rows for item in row) == list(range(len(sizes)))
     assert all(0 < len(row) <= most and sum(sizes[i] for i in row) <= room for row in rows)
     if most == 6 and len(rows) > 1:  # of two rows with places left, at most one is half empty
@@ -52,9 +59,12 @@ def test_best_fit_places_everything_once_and_overfills_nothing(sizes, room, most
 
 def test_best_fit_by_hand():
     # 7 opens a row of 10, 6 another; 4 fills the second, 3 the first, 2 and 2 need a third.
-    assert best_fit([3, 6, 2, 7, 4, 2], 10, 9) == [[3, 0], [1, 4], [2, 5]]
-    assert best_fit([3, 3, 3], 10, 2) == [[0, 1], [2]]
-    assert best_fit([], 10, 2) == []
+    def fit(tokens, *room):
+        return best_fit([np.array([n, 1]) for n in tokens], np.array(room))
+
+    assert fit([3, 6, 2, 7, 4, 2], 10, 9) == [[3, 0], [1, 4], [2, 5]]
+    assert fit([3, 3, 3], 10, 2) == [[0, 1], [2]]
+    assert fit([], 10, 2) == []
 
 
 def test_rows_by_hand():
@@ -68,7 +78,8 @@ def test_rows_by_hand():
             advantages=[0.0, 0.0] + [advantage] * n,
         )
 
-    [batch] = pack_microbatches([sample([7], 0.5), sample([8, 9], -1.0)], BatchShape(2, 8, 3))
+    samples = [sample([7], 0.5), sample([8, 9], -1.0)]
+    [batch] = pack_microbatches(samples, BatchShape(2, 8, 3, 4))
     assert batch.tokens_BT.tolist() == [[1, 2, 8, 9, 1, 2, 7, 0], [0] * 8]
     assert batch.positions_BT.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0], [0] * 8]
     assert batch.segment_ids_BT.tolist() == [[1, 1, 1, 1, 2, 2, 2, 0], [0] * 8]
@@ -76,8 +87,43 @@ def test_rows_by_hand():
     assert batch.logprobs_sampler_BT.tolist() == [[0, 0, -8, -9, 0, 0, -7, 0], [0] * 8]
     assert batch.advantages_BT.tolist() == [[0, 0, -1.0, -1.0, 0, 0, 0.5, 0], [0] * 8]
     assert batch.max_segments == 3
-    assert batch.routes_BTLK is batch.sampling_masks_BTI is None
-    assert packing_efficiency(batch).value() == 7 / 16
+    assert batch.trained_BR.tolist() == [[2, 3, 6, 8], [8] * 4]
+    assert batch.ends_BT is batch.routes_BTLK is batch.sampling_masks_BTI is None
+    metrics = packing_metrics(samples, [batch])
+    assert (metrics["packing_efficiency"].value(), metrics["shared_tokens"].value()) == (7 / 16, 0)
+
+
+def test_a_shared_prompt_by_hand():
+    """Once, but for its last tokens, which each sample has for itself; other prompts and single samples as ever."""
+
+    def sample(i, prompt, response):
+        n = len(prompt), len(response)
+        zeros, ones = [0] * n[0], [1] * n[1]
+        return Sample(
+            problem(i), tokens=[*prompt, *response], loss_mask=zeros + ones, logprobs=[0.0] * sum(n),
+            advantages=[0.0] * sum(n), routes=np.array([*prompt, *response])[:-1, None, None],
+        )  # fmt: skip
+
+    samples = [sample(0, [1, 2, 3, 4], [7]), sample(1, [1, 2, 5, 4], [6]), sample(0, [1, 2, 3, 4], [8, 9])]
+    [batch] = pack_microbatches(samples, BatchShape(1, 16, 3, 5, routes=(1, 1), own_prompt=2))
+    assert batch.tokens_BT.tolist() == [[1, 2, 3, 4, 7, 3, 4, 8, 9, 1, 2, 5, 4, 6, 0, 0]]
+    assert batch.positions_BT.tolist() == [[0, 1, 2, 3, 4, 2, 3, 4, 5, 0, 1, 2, 3, 4, 0, 0]]
+    assert batch.segment_ids_BT.tolist() == [[4, 4, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 3, 0, 0]]
+    assert batch.ends_BT.tolist() == [[9, 9, 5, 5, 5, 9, 9, 9, 9, 14, 14, 14, 14, 14, 15, 16]]
+    assert batch.trained_BR.tolist() == [[4, 7, 8, 13, 16]]
+    assert batch.routes_BTLK[0, :, 0, 0].tolist() == [1, 2, 3, 4, -1, 3, 4, 8, -1, 1, 2, 5, 4, -1, -1, -1]
+    assert packing_metrics(samples, [batch])["shared_tokens"].value() == 2 / 16
+    apart = pack_microbatches(samples, BatchShape(1, 8, 3, 5, routes=(1, 1), own_prompt=2))  # no room for both samples
+    assert [b.positions_BT[0].tolist() for b in apart] == [[0, 1, 2, 3, 4, 5, 0, 0], *[[0, 1, 2, 3, 4, 0, 0, 0]] * 2]
+
+
+def test_minibatches_of_shared_prompts_are_of_whole_groups():
+    samples = [Sample(problem(i), i, g) for i in range(6) for g in range(4)]
+    config = rl_config(share_prompts=True, prompts_per_step=6, group_size=4, minibatches_per_rollout=3, num_prompts=6)
+    parts = make_minibatches(samples, config, (0, 1))
+    assert [len({s.group for s in part}) for part in parts] == [2, 2, 2]
+    assert sorted((s.group, s.index) for part in parts for s in part) == [(s.group, s.index) for s in samples]
+    assert make_minibatches(samples, config, (0, 2)) != parts
 
 
 def test_routes_and_sampling_masks_by_hand():
@@ -86,7 +132,7 @@ def test_routes_and_sampling_masks_by_hand():
         problem(0), tokens=[1, 2, 3], loss_mask=[0, 1, 1], logprobs=[0.0] * 3, advantages=[0.0] * 3,
         routes=np.array([[[4]], [[5]]]), sampling_masks=np.array([[-1, -1], [2, 9], [3, -1]]),
     )  # fmt: skip
-    [batch] = pack_microbatches([sample, sample], BatchShape(1, 7, 2, routes=(1, 1), mask_ids=2))
+    [batch] = pack_microbatches([sample, sample], BatchShape(1, 7, 2, 4, routes=(1, 1), mask_ids=2))
     assert batch.routes_BTLK[0, :, 0, 0].tolist() == [4, 5, -1, 4, 5, -1, -1]
     assert batch.sampling_masks_BTI[0].tolist() == [[-1, -1], [2, 9], [3, -1]] * 2 + [[-1, -1]]
 
@@ -138,6 +184,8 @@ SHAPES = {
     "packed, in parts": {"row_tokens": 33, "microbatch_rows": 2},
     "one at a time": {"microbatch_rows": 1},
     "padded": {"microbatch_rows": 17},
+    "shared prompts": {"share_prompts": True},
+    "shared prompts, in parts": {"share_prompts": True, "row_tokens": 33, "microbatch_rows": 2},
 }
 
 
@@ -209,6 +257,7 @@ def unpacked_gradients(model, states, config, rollout):
 
 
 QUICK = [(v, "packed, in parts") for v in ("paper", "sequence ratio")]
+QUICK += [("paper", "shared prompts"), ("importance", "shared prompts, in parts")]
 QUICK += [pytest.param(v, "packed, in parts", marks=pytest.mark.slow) for v in ("token mean", "constant length")]
 
 
@@ -247,14 +296,37 @@ def check_against_unpacked(one_device, model, states, rollout, variant, shape, t
     assert_close(without_mtp(found), without_mtp(plain), tolerance)
 
 
-@pytest.mark.parametrize("shape", ["one at a time", pytest.param("padded", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("changes", [{}, {"importance": "token"}, {"old_logprobs": "sampler"}], ids=str)
+def test_old_log_probabilities_need_no_pass_before_the_first_update(one_device, model, policy, rollout, changes):
+    """They are the new ones, held constant: the first ratio is 1 by construction, and all else as with a pass."""
+    config, samples = rl_config(**changes), taught(*rollout)
+    state = fresh_state(one_device, model, policy, config)
+    batches, gap = prepared(one_device, model, config, state, samples)
+    known = gradients(one_device, model, config, state.train, batches)
+    without = gradients(
+        one_device, model, config, state.train, [dataclasses.replace(b, logprobs_old_BT=None) for b in batches]
+    )
+    found = {name: metric.value() for name, metric in without.metrics.items()}
+    assert found == pytest.approx({name: x.value() for name, x in (known.metrics | gap).items()}, rel=1e-5, abs=1e-6)
+    if "old_logprobs" not in changes:
+        assert found["ratio_min"] == found["ratio_max"] == 1
+    assert_close(without.sums, known.sums)
+
+
+PARTS = ["one at a time", "shared prompts, in parts", pytest.param("padded", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("shape", PARTS)
 def test_modules_metrics_and_loads_are_the_same_in_parts(one_device, model, states, rollout, shape):
     whole = mean_gradients(one_device, model, states, rl_config(), taught(*rollout))
     parts = mean_gradients(one_device, model, states, rl_config(**SHAPES[shape]), taught(*rollout))
     assert_close(parts[0], whole[0])
     assert parts[1] == pytest.approx(whole[1], rel=1e-4, abs=1e-5)
     for name, load_LE in whole[2].items():
-        np.testing.assert_array_equal(parts[2][name], load_LE)
+        if "shared" in shape:  # a prompt that is run once loads its experts once
+            assert parts[2][name].sum() < load_LE.sum()
+        else:
+            np.testing.assert_array_equal(parts[2][name], load_LE)
 
 
 def without_mtp(tree: dict) -> dict:
@@ -363,8 +435,15 @@ def test_models_without_experts_or_modules_are_trained_too(one_device, model, ro
 
 
 def test_a_row_holds_at_least_the_longest_sample(model):
-    assert batch_shape(rl_config(), model) == BatchShape(12, 16, 1)
-    assert batch_shape(rl_config(row_tokens=10), model) == BatchShape(12, 16, 8)
-    assert batch_shape(rl_config(row_tokens=48, minibatches_per_rollout=2), model) == BatchShape(2, 48, 24)
-    assert batch_shape(rl_config(row_tokens=48, microbatch_rows=5), model) == BatchShape(5, 48, 24)
-    assert batch_shape(rl_config(row_tokens=48, microbatch_rows=5), model, 8) == BatchShape(8, 48, 24)
+    assert batch_shape(rl_config(), model) == BatchShape(12, 16, 1, 10)
+    assert batch_shape(rl_config(row_tokens=10), model) == BatchShape(12, 16, 8, 10)
+    assert batch_shape(rl_config(row_tokens=48, minibatches_per_rollout=2), model) == BatchShape(2, 48, 24, 30)
+    assert batch_shape(rl_config(row_tokens=48, microbatch_rows=5), model) == BatchShape(5, 48, 24, 30)
+    assert batch_shape(rl_config(row_tokens=48, microbatch_rows=5), model, 8) == BatchShape(8, 48, 24, 30)
+
+
+def test_a_row_of_shared_prompts_is_a_group(model):
+    """A prompt of 6, but for the last 2 tokens, and 3 samples of 2 + 10; the model has one MTP module."""
+    assert batch_shape(rl_config(share_prompts=True), model) == BatchShape(4, 40, 3, 30, own_prompt=2)
+    with pytest.raises(ValueError, match="minibatches_per_rollout"):
+        rl_config(share_prompts=True, minibatches_per_rollout=5)

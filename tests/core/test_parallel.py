@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -82,11 +83,11 @@ def assert_same_training(model, policy, batch, name, experts="dense"):
         np.testing.assert_array_equal(a, b)
 
 
-def grpo_once(lay: Layout, model, policy):
+def grpo_once(lay: Layout, model, policy, *, share_prompts=False):
     rng = np.random.default_rng(0)
-    config = rl_config(
-        prompts_per_step=8, row_tokens=40, microbatch_rows=6
-    )  # several microbatches of rows for 8 devices
+    config = rl_config(  # several microbatches of rows for 8 devices
+        prompts_per_step=8, row_tokens=40, microbatch_rows=6, share_prompts=share_prompts
+    )
     prompts = Prompts(
         rng.integers(3, 200, (8, 10)).astype(np.int32), np.full(8, 10, np.int32), np.arange(8, dtype=np.int32)
     )
@@ -107,12 +108,24 @@ def test_sharded_rollout_and_update_equal_unsharded(model, policy, name):
 
 
 def test_a_dense_models_sharded_rollout_and_update_equal_unsharded(dense_model, dense_policy):
-    assert_same_rollout_and_update(dense_model, dense_policy, "dense")
+    """Also with prompts that are shared on the mesh alone."""
+    assert_same_rollout_and_update(dense_model, dense_policy, "dense", share_prompts=True)
 
 
-def assert_same_rollout_and_update(model, policy, name):
+@pytest.mark.slow
+def test_shared_prompts_on_rows_that_devices_share(model, policy):
+    """With a context axis; without a router bias, which follows how often tokens are run."""
+    params, bias = policy
+    unbiased = jax.tree.map(jnp.zeros_like, bias)
+    model = dataclasses.replace(model, topk_method="greedy")
+    assert_same_rollout_and_update(model, (params, unbiased), "2x2x2 context", share_prompts=True)
+
+
+def assert_same_rollout_and_update(model, policy, name, *, share_prompts=False):
     generation, metrics, params = grpo_once(layout("1"), model, policy)
-    sharded_generation, sharded_metrics, sharded_params = grpo_once(layout(name), model, policy)
+    sharded_generation, sharded_metrics, sharded_params = grpo_once(
+        layout(name), model, policy, share_prompts=share_prompts
+    )
     np.testing.assert_array_equal(sharded_generation.tokens_BGN, generation.tokens_BGN)
     np.testing.assert_allclose(sharded_generation.logp_BGN, generation.logp_BGN, **REDUCTION)
     for key in ("loss", "entropy", "grad_norm"):

@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh
 
 from r1jax.cli.experiments import gin_path, load_experiment
 from r1jax.cli.gin_config import read_config
+from r1jax.errors import UsageError
 from r1jax.model.spec import param_specs
 from r1jax.parallel.layout import AXES, ROLLOUT_RULES, Layout, Rules
 from r1jax.runs.run import check_stages
@@ -60,6 +61,14 @@ def test_every_stage_can_be_laid_out(scale):
     check_stages(layout, config, memory=False)
     if config.rl.engine.mesh is not None:
         assert layout_of(config.rl.engine.mesh, ROLLOUT_RULES).mesh.size == DEVICES[scale]
+
+
+def test_shared_prompts_are_refused_where_the_kernel_has_no_mask_for_them():
+    config = scale_config("cpu", "RLConfig.share_prompts=True", "ModelConfig.attention='full'")
+    check_stages(layout_of(config.mesh, Rules()), config, memory=False)
+    splash = replace(config, model=replace(config.model, attention="splash"))
+    with pytest.raises(UsageError, match=r"RLConfig\.share_prompts"):
+        check_stages(layout_of(config.mesh, Rules()), splash, memory=False)
 
 
 def test_builds_first_run_on_a_pod_can_be_laid_out(monkeypatch):
