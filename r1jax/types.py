@@ -97,10 +97,15 @@ class Segments(NamedTuple):
       ends_BT: int32: token s is seen by the tokens t of its row with s <= t < ends[s]. A shared prompt is followed by
         its samples and ends behind the last of them, so that they all see it, and none sees another; so does a turn
         that several others follow.
+      paths_BsS: the same for kernels that know segments alone: int32, places of the tokens from the prompt's first to
+        the last of each sample, T behind them. Attention takes place in these paths,
+      places_BT: int32, from which each token gets its result: a place in [s S].
     """
 
     ids_BT: Array
     ends_BT: Array | None = None
+    paths_BsS: Array | None = None
+    places_BT: Array | None = None
 
 
 @struct.dataclass
@@ -135,7 +140,9 @@ class Batch(SFTBatch):
     logprobs_sampler_BT: Array  # float32
     advantages_BT: Array  # float32
     trained_BR: Array | None = None  # int32: the tokens whose logits are computed, T behind them; None: all
-    ends_BT: Array | None = None  # int32, see `Segments`; None: no prompt is shared
+    ends_BT: Array | None = None  # int32, see `Segments`, as the next two; None: no prompt is shared
+    paths_BsS: Array | None = None
+    places_BT: Array | None = None
     logprobs_old_BT: Array | None = None  # float32, of the policy before the first update; None: this is the first
     logprobs_ref_BT: Array | None = None  # float32, of the reference; None: the loss reads none
     routes_BTLK: Array | None = None  # int16: the experts of a token; -1: the router chooses
@@ -144,7 +151,7 @@ class Batch(SFTBatch):
 
     @property
     def segments(self) -> Segments:
-        return Segments(self.segment_ids_BT, self.ends_BT)
+        return Segments(self.segment_ids_BT, self.ends_BT, self.paths_BsS, self.places_BT)
 
 
 @struct.dataclass

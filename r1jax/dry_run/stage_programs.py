@@ -153,16 +153,19 @@ def rl_programs(layout: Layout, model: ModelConfig, config: RLConfig) -> Iterato
         yield Program("snapshot", transfers.snapshot, (train.weights,))
     yield from rollout_stage_programs(make_engine(layout, model, config), train.weights)
 
-    (packed,) = pack_microbatches([], batch_shape(config, model, layout.round_up(1)))
+    (packed,) = pack_microbatches([], batch_shape(config, programs.on_platform(layout, model), layout.round_up(1)))
     objective = LossSpec(config.loss, config.sampling.max_new_tokens, config.optimizer.mtp)
     batch, passes = layout.abstract_batch(packed), config.needs_old_logprobs + config.has_reference
+    work = over_rows(packed.tokens_BT, 3)
+    if config.share_prompts:  # a token sees its sample and the prompt, not the row's other samples
+        work = replace(work, context=config.sampling.max_tokens / 2)
     if passes:
         add_logprobs = programs.make_add_logprobs(layout, model, objective, old=config.needs_old_logprobs)
         arguments = (train.weights, reference, batch, SCALAR)
-        yield (logprobs := Program("add_logprobs", add_logprobs, arguments, over_rows(packed.tokens_BT, passes)))
+        yield (logprobs := Program("add_logprobs", add_logprobs, arguments, replace(work, passes=passes)))
         batch, _ = logprobs.result
     gradients = programs.make_rl_gradients(layout, model, objective)
-    yield (part := Program("rl_gradients", gradients, (train.weights, batch, SCALAR), over_rows(packed.tokens_BT, 3)))
+    yield (part := Program("rl_gradients", gradients, (train.weights, batch, SCALAR), work))
     if config.accumulates:
         yield Program("add_gradients", programs.add_gradients, (part.result, part.result))
     yield Program("rl_update", programs.make_rl_update(layout, model, config.optimizer), (train, part.result, SCALAR))

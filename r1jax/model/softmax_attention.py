@@ -49,6 +49,8 @@ def attend(
     chex.assert_shape([k_BSYM, v_BSYU, segments.ids_BT], [(B, S, Y, M), (B, S, Y, None), (B, S)])
     chex.assert_is_divisible(H, Y)
     chex.assert_is_divisible(S, T)
+    if segments.paths_BsS is not None:
+        return attend_paths(q_BTHM, k_BSYM, v_BSYU, segments, scale, implementation)
     if implementation == "splash":
         return attend_splash(q_BTHM, k_BSYM, v_BSYU, segments, scale, part)
     attend_chunk = functools.partial(fused_chunk if implementation == "cudnn" else einsum_chunk, scale=scale)
@@ -56,9 +58,27 @@ def attend(
     return attend_chunked(q_BTHM, k_BSYM, v_BSYU, segments, attend_chunk, size, part)
 
 
+def attend_paths(q_BTHM, k_BTYM, v_BTYU, segments: Segments, scale: float, implementation: str) -> Array:
+    """`attend` of samples that share prompts, each of them in a row of its own with a copy of the prompt."""
+    paths_BsS: Array = segments.paths_BsS
+    B, s, S = paths_BsS.shape
+    T = q_BTHM.shape[1]
+
+    def take(x_BTH, places_BG):
+        return jnp.take_along_axis(x_BTH, places_BG[..., None, None], axis=1)
+
+    def rows(x_BTH):
+        return take(x_BTH, jnp.minimum(paths_BsS, T - 1).reshape(B, -1)).reshape(B * s, S, *x_BTH.shape[2:])
+
+    is_token_BsS = (paths_BsS < T).astype(jnp.int32)
+    apart = Segments(is_token_BsS.reshape(B * s, S))
+    out = attend(rows(q_BTHM), rows(k_BTYM), rows(v_BTYU), apart, scale, implementation)
+    return take(out.reshape(B, s * S, *out.shape[2:]), segments.places_BT)
+
+
 def causal_mask(q_segments_BT: Array, segments: Segments, first: Array | int) -> Array:
     """[B, T, S]: whether query `first` + t sees key s. The queries' segments don't matter where keys have ends."""
-    (ids_BS, ends_BS), T = segments, q_segments_BT.shape[1]
+    ids_BS, ends_BS, T = segments.ids_BT, segments.ends_BT, q_segments_BT.shape[1]
     t_T1 = first + jnp.arange(T)[:, None]
     seen_BTS = q_segments_BT[:, :, None] == ids_BS[:, None] if ends_BS is None else t_T1 < ends_BS[:, None]
     return seen_BTS & (jnp.arange(ids_BS.shape[1]) <= t_T1)

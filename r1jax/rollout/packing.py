@@ -27,6 +27,7 @@ class BatchShape:
       mask_ids: ids of a sampling mask; 0: there are none.
       own_prompt: the last tokens of a shared prompt, of which each sample has its own; 0: no prompt is shared. From the
         last of them the first token is predicted, by each multi-token-prediction module from one further back.
+      path: most tokens of a sample with its prompt, where attention takes place in `Segments.paths_BsS`; else 0.
     """
 
     rows: int
@@ -36,6 +37,7 @@ class BatchShape:
     routes: tuple[int, int] | None = None
     mask_ids: int = 0
     own_prompt: int = 0
+    path: int = 0
 
     @property
     def room(self) -> np.ndarray:
@@ -44,7 +46,10 @@ class BatchShape:
 
 
 def batch_shape(config: RLConfig, model: ModelConfig, multiple: int = 1) -> BatchShape:
-    """Of the microbatches of an RL stage; rows are rounded up to a `multiple` that the devices divide."""
+    """Of the microbatches of an RL stage; rows are rounded up to a `multiple` that the devices divide.
+
+    `model.attention` is that of the devices' platform (`programs.on_platform`).
+    """
     sampling, G = config.sampling, config.group_size
     samples = -(-config.prompts_per_step * G // config.minibatches_per_rollout)
     own_prompt = 1 + model.num_nextn_predict_layers if config.share_prompts else 0
@@ -65,7 +70,8 @@ def batch_shape(config: RLConfig, model: ModelConfig, multiple: int = 1) -> Batc
     routes = (layers, model.num_experts_per_tok) if config.engine.routing_replay else None
     rows = -(-rows // multiple) * multiple
     trained = min(max(trained, sampling.max_new_tokens), T)
-    return BatchShape(rows, T, samples_per_row, trained, routes, mask_ids, own_prompt)
+    path = sampling.max_tokens if config.share_prompts and model.attention == "splash" else 0
+    return BatchShape(rows, T, samples_per_row, trained, routes, mask_ids, own_prompt, path)
 
 
 def pack_microbatches(samples: Sequence[Sample], shape: BatchShape) -> list[Batch]:
@@ -127,6 +133,8 @@ def fill_rows(rows: Sequence[Sequence[Item]], shape: BatchShape) -> Batch:
         advantages_BT=np.zeros((B, T), np.float32),
         trained_BR=trained_BR,
         ends_BT=np.tile(np.arange(1, T + 1, dtype=np.int32), (B, 1)) if shape.own_prompt else None,
+        paths_BsS=np.full((B, shape.samples, shape.path), T, np.int32) if shape.path else None,
+        places_BT=np.zeros((B, T), np.int32) if shape.path else None,
         routes_BTLK=None if shape.routes is None else np.full((B, T, *shape.routes), -1, np.int16),
         sampling_masks_BTI=np.full((B, T, shape.mask_ids), -1, np.int32) if shape.mask_ids else None,
         max_segments=shape.samples,
@@ -135,6 +143,7 @@ def fill_rows(rows: Sequence[Sequence[Item]], shape: BatchShape) -> Batch:
         begin, samples = 0, 0
         for j, item in enumerate(items):
             shared = shared_length(item[0], shape) if len(item) > 1 else 0
+            prompt = np.arange(begin, begin + shared)
             if shared:
                 end = begin + shared + sum(len(s.tokens) - shared for s in item)
                 write(batch, (b, begin), item[0], slice(0, shared), shape.samples + 1 + j, end)
@@ -143,6 +152,10 @@ def fill_rows(rows: Sequence[Sequence[Item]], shape: BatchShape) -> Batch:
                 samples += 1
                 end = begin + len(sample.tokens) - shared
                 write(batch, (b, begin), sample, slice(shared, len(sample.tokens)), samples, end)
+                if batch.paths_BsS is not None and batch.places_BT is not None:
+                    path = np.concatenate([prompt, np.arange(begin, end)])
+                    batch.paths_BsS[b, samples - 1, : len(path)] = path
+                    batch.places_BT[b, path] = (samples - 1) * shape.path + np.arange(len(path))
                 begin = end
         trained = np.flatnonzero(batch.loss_mask_BT[b])
         trained_BR[b, : len(trained)] = trained

@@ -348,11 +348,12 @@ def check_stages(layout: Layout, config: Any, *, memory: bool = True) -> None:
     for name, stage in stages(config).items():
         try:
             check_sizes(layout, config.model, stage)
-            shares = isinstance(stage, RLConfig) and stage.share_prompts
+            shares = isinstance(stage, RLConfig) and stage.share_prompts and layout.devices(layout.rules.tokens) > 1
             if shares and on_platform(layout, config.model).attention == "splash":
                 raise UsageError(
-                    "RLConfig.share_prompts is True, and the TPU's attention kernel can't mask samples that share a"
-                    " prompt: set RLConfig.share_prompts = False, or ModelConfig.attention = 'chunked'"
+                    "RLConfig.share_prompts is True and MeshConfig.context above 1: the attention of samples that share"
+                    " a prompt takes place in rows of their own, which are not divided. Set RLConfig.share_prompts ="
+                    " False, MeshConfig.context = 1, or ModelConfig.attention = 'chunked'"
                 )
             if isinstance(stage, RolloutStageConfig):
                 require_possible(config.model, stage.engine, stage.sampling)

@@ -212,7 +212,7 @@ class Trainer:
     def __init__(self, layout: Layout, model: ModelConfig, config: RLConfig, loss: LossFunction = grpo_loss):
         self.layout, self.model, self.config = layout, model, config
         self.temperature = np.float32(config.sampling.temperature)
-        self.shape = batch_shape(config, model, layout.round_up(1))
+        self.shape = batch_shape(config, programs.on_platform(layout, model), layout.round_up(1))
         spec = LossSpec(config.loss, config.sampling.max_new_tokens, config.optimizer.mtp, loss)
         self.logprobs_program = programs.make_add_logprobs(layout, model, spec, old=config.needs_old_logprobs)
         self.gradients_program = programs.make_rl_gradients(layout, model, spec)

@@ -61,6 +61,21 @@ def test_samples_behind_a_shared_prompt(name):
     assert_equal(arrays, segments, IMPLEMENTATIONS[name], functools.partial(attention.attend, implementation="full"))
 
 
+def test_samples_in_rows_of_their_own_for_attention_alone(monkeypatch):
+    """The same prompt and samples by a kernel that has no mask for them."""
+    arrays, segments = inputs()
+    ends = jnp.asarray(np.repeat([130, 70, 110, 130, 139], [40, 30, 40, 20, 9])[None], jnp.int32)
+    masked = Segments(jnp.where(jnp.arange(139) < 130, 1, jnp.zeros((2, 1), jnp.int32)), jnp.tile(ends, (2, 1)))
+    paths_sS, places_T = np.full((3, 80), 139), np.zeros(139, int)
+    for s, (first, last) in enumerate([(40, 70), (70, 110), (110, 130)]):
+        path = np.r_[0:40, first:last]
+        paths_sS[s, : len(path)], places_T[path] = path, s * 80 + np.arange(len(path))
+    apart = masked._replace(paths_BsS=jnp.asarray([paths_sS] * 2), places_BT=jnp.asarray([places_T] * 2))
+    monkeypatch.setattr(attention, "attend_splash", functools.partial(attention.attend_splash, interpret=True))
+    by_paths = functools.partial(attention.attend, implementation="splash")
+    assert_equal(arrays, apart, by_paths, lambda q, k, v, _, scale: attention.attend(q, k, v, masked, scale, "full"))
+
+
 @pytest.mark.parametrize("name", ["chunks", "one chunk", "fused", "splash"])
 def test_parts_of_a_row_equal_the_whole(name):
     """Each half's 149 queries, which neither blocks nor chunks divide, over all keys."""

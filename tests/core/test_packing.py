@@ -113,6 +113,11 @@ def test_a_shared_prompt_by_hand():
     assert batch.trained_BR.tolist() == [[4, 7, 8, 13, 16]]
     assert batch.routes_BTLK[0, :, 0, 0].tolist() == [1, 2, 3, 4, -1, 3, 4, 8, -1, 1, 2, 5, 4, -1, -1, -1]
     assert packing_metrics(samples, [batch])["shared_tokens"].value() == 2 / 16
+    [by_path] = pack_microbatches(samples, BatchShape(1, 16, 3, 5, routes=(1, 1), own_prompt=2, path=6))
+    paths = [[0, 1, 2, 3, 4, 16], [0, 1, 5, 6, 7, 8], [9, 10, 11, 12, 13, 16]]
+    assert by_path.paths_BsS.tolist() == [paths]
+    places = by_path.places_BT[0, :14]
+    assert np.ravel(paths)[places].tolist() == list(range(14))
     apart = pack_microbatches(samples, BatchShape(1, 8, 3, 5, routes=(1, 1), own_prompt=2))  # no room for both samples
     assert [b.positions_BT[0].tolist() for b in apart] == [[0, 1, 2, 3, 4, 5, 0, 0], *[[0, 1, 2, 3, 4, 0, 0, 0]] * 2]
 

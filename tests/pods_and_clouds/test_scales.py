@@ -63,7 +63,7 @@ def test_every_stage_can_be_laid_out(scale):
         assert layout_of(config.rl.engine.mesh, ROLLOUT_RULES).mesh.size == DEVICES[scale]
 
 
-def test_shared_prompts_are_refused_where_the_kernel_has_no_mask_for_them():
+def test_shared_prompts_are_refused_on_rows_that_devices_share_where_the_kernel_has_no_mask_for_them():
     config = scale_config("cpu", "RLConfig.share_prompts=True", "ModelConfig.attention='full'")
     check_stages(layout_of(config.mesh, Rules()), config, memory=False)
     splash = replace(config, model=replace(config.model, attention="splash"))
