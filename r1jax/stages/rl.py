@@ -265,7 +265,7 @@ class Trainer:
             state, metrics = replace(state, train=train), merge_metrics(metrics, update_metrics)
             state = offload(state, config)
             del train, total  # or the sum of gradients, and what was offloaded, would stay on the devices
-        return state, metrics
+        return state, jax.block_until_ready(metrics)  # the log reads them next; waiting is part of the update's time
 
     def refresh_reference(self, state: RLState, step: int) -> RLState:
         """Every `reference_refresh_updates` updates the reference becomes the latest policy (R1 supplement)."""
