@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh
 
 from r1jax.cli.experiments import gin_path, load_experiment
 from r1jax.cli.gin_config import read_config
+from r1jax.config import MeshConfig
 from r1jax.errors import UsageError
 from r1jax.model.spec import param_specs
 from r1jax.parallel.layout import AXES, ROLLOUT_RULES, Layout, Rules
@@ -65,10 +66,12 @@ def test_every_stage_can_be_laid_out(scale):
 
 def test_shared_prompts_are_refused_on_rows_that_devices_share_where_the_kernel_has_no_mask_for_them():
     config = scale_config("cpu", "RLConfig.share_prompts=True", "ModelConfig.attention='full'")
-    check_stages(layout_of(config.mesh, Rules()), config, memory=False)
     splash = replace(config, model=replace(config.model, attention="splash"))
+    whole, divided = (layout_of(MeshConfig(context=n), Rules()) for n in (1, 2))
+    for layout, one in ((whole, config), (whole, splash), (divided, config)):
+        check_stages(layout, one, memory=False)
     with pytest.raises(UsageError, match=r"RLConfig\.share_prompts"):
-        check_stages(layout_of(config.mesh, Rules()), splash, memory=False)
+        check_stages(divided, splash, memory=False)
 
 
 def test_builds_first_run_on_a_pod_can_be_laid_out(monkeypatch):
