@@ -271,10 +271,11 @@ def test_minibatches_hold_every_valid_sample_once(experiment_config):
     asked = [Problem(b, "", "", "en") for b in range(5)]
     groups = [[Sample(p, p.id, g, tokens=[3 * p.id + g], loss_mask=[1]) for g in range(3)] for p in asked]
     groups[2][2].valid = False
+    config = change(experiment_config.rl, minibatches_per_rollout=4)
     samples = compute_advantages(groups, experiment_config.rl.loss, experiment_config.rl.sampling)
 
     def ids(step: int) -> list[list[int]]:
-        return [[sample.tokens[0] for sample in part] for part in make_minibatches(samples, 4, (0, 5, step))]
+        return [[sample.tokens[0] for sample in part] for part in make_minibatches(samples, config, (0, 5, step))]
 
     parts = ids(1)
     assert sorted(i for part in parts for i in part) == [i for i in range(15) if i != 8]  # 8 is not valid
