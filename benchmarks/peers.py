@@ -38,8 +38,7 @@ def peer_python(peer: str) -> Path:
 
 def run_job(python: Path | str, script: Path, job: dict[str, Any], **environment: str) -> dict[str, Any]:
     """Runs a script in a process of its own: the job is its stdin, and the last line of its stdout is the result."""
-    # Beside torch, transformers would load TensorFlow and JAX where they are installed; nothing is fetched from a hub.
-    quiet = {"USE_TF": "0", "USE_FLAX": "0", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         [str(python), "-P", str(script)],  # -P: the other benchmarks' names shadow no package
         input=json.dumps(job),
