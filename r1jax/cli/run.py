@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--topology", metavar="T", help="compile for TPUs that this machine lacks, such as v5p:4x4x8")
     add("--slices", type=positive_int, metavar="N", help="number of slices of that topology (default 1)")
     add("--programs", metavar="NAME[,NAME]", help="compile only these programs")
+    add("--json", type=Path, metavar="FILE", help="also write the figures of these programs to a file")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -40,8 +41,8 @@ def main(args: argparse.Namespace) -> None:
 
     if args.topology and not args.dry_run:
         raise UsageError(f"--topology {args.topology} needs --dry_run: runs use the devices that this machine has")
-    if (args.slices or args.programs) and not args.topology:
-        raise UsageError("--slices and --programs need --topology, such as --topology v5p:4x4x8")
+    if (args.slices or args.programs or args.json) and not args.topology:
+        raise UsageError("--slices, --programs and --json need --topology, such as --topology v5p:4x4x8")
     start_jax()
     if not args.dry_run:
         args.hosts = hosts.start_hosts(
@@ -54,7 +55,8 @@ def main(args: argparse.Namespace) -> None:
     if args.dry_run:
         from r1jax.dry_run.run import dry_run
 
-        dry_run(config, args.topology, args.slices or 1, args.programs.split(",") if args.programs else [])
+        names = args.programs.split(",") if args.programs else []
+        dry_run(config, args.topology, args.slices or 1, names, args.json)
     else:
         run_experiment(args, module, config)
 

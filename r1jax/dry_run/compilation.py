@@ -1,15 +1,16 @@
 """Compiles every program of every stage for a TPU topology, and holds its memory against the chip's."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from r1jax.config import RLConfig
+from r1jax.config import ModelConfig, RLConfig
 from r1jax.dry_run.aot import Compilation, compile_and_cache, fingerprint, read_cached
+from r1jax.dry_run.flops import model_flops
 from r1jax.dry_run.hlo import Costs
 from r1jax.dry_run.lowering import lower_program
 from r1jax.dry_run.stage_programs import Program, stage_programs
@@ -115,6 +116,19 @@ def verdict(one: CompiledProgram, layout: Layout) -> str:
     if refusal and not refusal.startswith("RESOURCE_EXHAUSTED"):
         return "does not compile"
     return "fits" if not refusal and one.needed and one.needed <= chip_in(layout).hbm else "does not fit"
+
+
+def figures(one: CompiledProgram, model: ModelConfig, layout: Layout) -> dict[str, Any]:
+    """What the tables print of a program, for JSON: bytes, FLOPs and seconds of one run on each device."""
+    memory, costs = one.compilation.memory, one.compilation.costs
+    found: dict[str, Any] = {"stage": one.stage, "program": one.program.name, "shared_with": one.shared_with}
+    found |= {"verdict": verdict(one, layout), "hbm": chip_in(layout).hbm, "all": one.needed}
+    found |= {"memory": asdict(memory) if memory else None, "resident": one.resident}
+    if costs:
+        found |= {"least_times": asdict(least_times(costs, chip_in(layout))), **asdict(costs)}
+    if one.program.work:
+        found["model_flops"] = model_flops(model, one.program.work) / layout.mesh.size
+    return found
 
 
 def chip_in(layout: Layout) -> Chip:

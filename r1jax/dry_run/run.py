@@ -1,10 +1,12 @@
 """The entry point of `r1jax run EXPERIMENT --dry_run`."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from r1jax.dry_run import tables
-from r1jax.dry_run.compilation import compile_stages, verdict
+from r1jax.dry_run.compilation import compile_stages, figures, verdict
 from r1jax.dry_run.lowering import lower_stages
 from r1jax.dry_run.topology import topology_devices
 from r1jax.errors import RunError
@@ -13,12 +15,13 @@ from r1jax.runs.run import check_stages
 from r1jax.telemetry.progress import Progress
 
 
-def dry_run(config: Any, topology: str | None, slices: int, names: Sequence[str]) -> None:
+def dry_run(config: Any, topology: str | None, slices: int, names: Sequence[str], file: Path | None = None) -> None:
     """Prints the parameters and memory of an experiment, and its programs, lowered for this machine's devices.
 
     For a TPU `topology` it compiles the programs `names`, () for all, and prints their memory, FLOPs, collectives and
-    times. Raises UsageError for a stage that does not fit the mesh or the model, a program that can't be lowered, or an
-    unknown topology or program; RunError where a compiled program does not fit.
+    times, which it also writes to `file`, as JSON. Raises UsageError for a stage that does not fit the mesh or the
+    model, a program that can't be lowered, or an unknown topology or program; RunError where a compiled program does
+    not fit.
     """
     devices = topology_devices(topology, slices) if topology else None
     tables.print_parameters(config.model)
@@ -31,6 +34,10 @@ def dry_run(config: Any, topology: str | None, slices: int, names: Sequence[str]
     programs = compile_stages(config, layout, names, tables.make_console())
     tables.print_fit(programs, layout, f"{slices} x {topology}" if slices > 1 else topology)
     tables.print_costs(programs, config.model, layout)
+    if file is not None:
+        run = {"topology": topology, "slices": slices, "mesh": dict(layout.mesh.shape)}
+        run |= {"programs": [figures(one, config.model, layout) for one in programs]}
+        file.write_text(json.dumps(run, indent=2) + "\n")
     misfits = [one for one in programs if verdict(one, layout) != "fits"]
     for one in misfits:
         if one.shared_with is None or one.compilation.refusal is None:

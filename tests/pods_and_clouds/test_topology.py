@@ -1,6 +1,7 @@
 """Dry runs for a TPU topology: what is read off compiled programs, and what a user sees."""
 
 import functools
+import json
 import re
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from r1jax.config import EngineConfig, MeshConfig
 from r1jax.dry_run import aot, hlo
 from r1jax.dry_run.flops import Work, model_flops
+from r1jax.dry_run.tables import format_bytes
 from r1jax.dry_run.topology import topology_devices
 from r1jax.errors import UsageError
 from r1jax.model.experts import grouped_matmul
@@ -432,7 +434,8 @@ def test_a_second_dry_run_compiles_nothing(libtpu, capsys, tmp_path, monkeypatch
     assert len(list((tmp_path / ".cache" / "r1jax" / "topology").glob("*.json"))) == 3
 
     monkeypatch.setattr(aot, "compile_ahead", lambda lowered: pytest.fail("compiled again"))
-    status, second, _ = command(capsys, *arguments)
+    file = tmp_path / "figures.json"
+    status, second, _ = command(capsys, *arguments, "--json", str(file))
     assert (status, "3 programs: 0 compiled in 0 s, 3 cached" in second) == (0, True)
     tables = [text[text.index("memory on each of") :] for text in (first, second)]
     assert tables[0] == tables[1]
@@ -441,6 +444,20 @@ def test_a_second_dry_run_compiles_nothing(libtpu, capsys, tmp_path, monkeypatch
     work = next(row for row in rows if len(row) == 10 and row[1] == "prefill")
     assert 1 <= float(work[3]) < 1.2  # compiled FLOPs by the model's own: a little more is computed
     assert work[-2] in ("compute", "memory", "network")
+    assert_same_figures(json.loads(file.read_text()), rows, work)
+
+
+def assert_same_figures(figures: dict, rows: list[list[str]], work: list[str]) -> None:
+    """The JSON has a row of the table of memory for each program, and the figures of `work`, prefill's row."""
+    assert (figures["topology"], figures["slices"], figures["mesh"]["data"]) == ("v5e:2x2", 1, 4)
+    by_name = [(one["program"], format_bytes(one["all"]), one["verdict"]) for one in figures["programs"]]
+    assert by_name == [(row[1], *row[7:9]) for row in rows if len(row) == 9]
+    one = next(one for one in figures["programs"] if one["program"] == "prefill")
+    assert one["all"] == sum(one["memory"].values()) + sum(one["resident"].values())
+    assert f"{one['flops'] / one['model_flops']:.2f}" == work[3]
+    times = [one["least_times"][part] for part in ("compute", "memory", "network", "compiler")]
+    assert [f"{1000 * s:,.3f}" for s in times] == work[4:8]
+    assert sum(c["bytes_in"] for c in one["collectives"].values()) > 0
 
 
 def test_what_does_not_fit_ends_with_1_and_says_what_to_set(libtpu, capsys, tmp_path, monkeypatch):
@@ -464,6 +481,7 @@ def test_what_does_not_fit_ends_with_1_and_says_what_to_set(libtpu, capsys, tmp_
         (("--dry_run", "--topology", "v5e:2x2", "--programs", "train"), "--programs names 'train'"),
         (("--dry_run", "--topology", "v5e:2x2", "--slices", "2", "--set", "MeshConfig.fsdp=8"), "MeshConfig"),
         (("--dry_run", "--slices", "2"), "--topology"),
+        (("--dry_run", "--json", "figures.json"), "--topology"),
         (("--workdir", "w", "--topology", "v5e:2x2"), "--dry_run"),
     ],
 )
