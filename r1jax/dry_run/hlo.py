@@ -23,6 +23,7 @@ CALLED = re.compile(
     r"(?:calls|to_apply|body|branch_computations|true_computation|false_computation)=\{?((?:%[\w.\-]+(?:, )?)+)"
 )
 EXPECTED_ROWS = re.compile(r"\b(\d+)_of_(\d+)_rows\b")  # the name of a scope in parallel/expert_parallel.py
+EXPECTED_GROUPS = re.compile(r"\b(\d+)_of_(\d+)_groups\b")  # in model/experts.py
 PARENTHESES = re.compile(r"[()]")
 VMEM = "S(1)"  # in the layout of an array that is in VMEM, not in HBM
 
@@ -409,8 +410,12 @@ def hbm_traffic(module: Module, computation: Computation, operation: Operation) 
         moved = [shape for shape in operation.shapes if shape.size > 1]
         return min(s.bytes for s in moved) * sum(s.in_hbm for s in moved) if moved else 0
     total = 0.0
+    groups = EXPECTED_GROUPS.search(operation.attributes) if operation.opcode == "custom-call" else None
     for index, name in enumerate(operation.operands):
-        whole, part = computation.operations[name].bytes_in_hbm, part_read(module, computation, operation, index)
+        operand, part = computation.operations[name], part_read(module, computation, operation, index)
+        whole = operand.bytes_in_hbm
+        if groups and operand.shapes[0].dims[:1] == (int(groups[2]),):
+            whole *= int(groups[1]) / int(groups[2])
         total += whole if part is None else min(whole, part)
     written, origin = operation.bytes_in_hbm, operation
     if operation.opcode == "fusion":
@@ -418,7 +423,9 @@ def hbm_traffic(module: Module, computation: Computation, operation: Operation) 
         origin = trace(computation, computation.root.name)
     if origin.opcode == "dynamic-update-slice":
         written = min(written, computation.operations[origin.operands[1]].bytes)
-    return total + written
+    # A kernel may read parts of its operands, such as one layer of a cache; it says how much.
+    accessed = operation.attribute(r'"bytes_accessed":"?(\d+)') if "tpu_custom_call" in operation.attributes else None
+    return min(total + written, int(accessed)) if accessed else total + written
 
 
 def part_read(module: Module, computation: Computation, operation: Operation, index: int) -> float | None:

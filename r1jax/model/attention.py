@@ -11,15 +11,13 @@ cache holds X = Y * M numbers per token of rotated keys, and as many of values.
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from r1jax.config import ModelConfig
+from r1jax.model.context_attention import attend_tokens, merge
 from r1jax.model.layers import rms_norm, rotate, yarn_mscale
 from r1jax.model.ops import ONE_DEVICE, ShardedOps
-from r1jax.model.softmax_attention import MASKED
 from r1jax.types import Array, Params, Segments
 
 LATENT_NORM_EPS = 1e-6  # in DeepSeek's models, whatever their rms_norm_eps is
@@ -37,20 +35,27 @@ def attend_sequence(
 
 
 def attend_cached(
-    p: Params, x_BTD: Array, positions_BT: Array, contexts: Sequence, c: ModelConfig, ops: ShardedOps = ONE_DEVICE
+    p: Params,
+    x_BTD: Array,
+    positions_BT: Array,
+    contexts: Sequence,
+    layer: Array | int,
+    c: ModelConfig,
+    ops: ShardedOps = ONE_DEVICE,
 ) -> tuple[Array, Any]:
     """Attention of T new tokens over a cache and, causally, over each other.
 
     Args:
-      contexts: pairs of a cache and a mask that broadcasts to [B, T, S]: what each new token may see. A cache is
-        latents [B, S, X] with MLA, {"keys": [B, S, X], "values": [B, S, X]} with GQA. It is read in place: caches are
-        neither concatenated nor split into heads.
+      contexts: pairs of a cache and a mask that broadcasts to [B, T, S]: what each new token may see of the cache's
+        first S places. A cache is latents [L, B, _, X] with MLA, {"keys": …, "values": …} of that shape with GQA, or
+        quantized. It is read in place, a chunk at a time: neither a layer nor the first S places are copied.
+      layer: the layer of the caches.
 
     Returns:
       The output [B, T, D], and the cache of the new tokens.
     """
     attend = attend_grouped if c.kv_lora_rank is None else attend_absorbed
-    return attend(p, x_BTD, positions_BT, contexts, c, ops)
+    return attend(p, x_BTD, positions_BT, contexts, layer, c, ops)
 
 
 def score_scale(c: ModelConfig) -> float:
@@ -60,26 +65,18 @@ def score_scale(c: ModelConfig) -> float:
     return scale if is_plain else scale * yarn_mscale(yarn.factor, yarn.mscale_all_dim) ** 2
 
 
-def attend_contexts(q_BTHX: Array, new: Any, contexts: Sequence, scale: float) -> Array:
+def attend_contexts(
+    q_BTHX: Array, new: Any, contexts: Sequence, layer: Array | int, c: ModelConfig, ops: ShardedOps
+) -> Array:
     """Softmax attention over all `contexts` and the `new` tokens' cache, [B, T, H, X]; all heads share keys and values.
 
     With MLA the latents are both keys and values.
     """
-    T = q_BTHX.shape[1]
-    sources = [*contexts, (new, jnp.tril(jnp.ones((1, T, T), bool)))]
-    keys, values = ([x[kind] if isinstance(x, dict) else x for x, _ in sources] for kind in ("keys", "values"))
-
-    def scores(k_BSX, mask_BTS):
-        scores_BTHS = jnp.einsum("BTHX,BSX->BTHS", q_BTHX, k_BSX, preferred_element_type=jnp.float32)
-        return jnp.where(mask_BTS[:, :, None], scores_BTHS * scale, MASKED)
-
-    scores_BTHS = [scores(k_BSX, mask_BTS) for k_BSX, (_, mask_BTS) in zip(keys, sources, strict=True)]
-    weights_BTHS = jax.nn.softmax(jnp.concatenate(scores_BTHS, axis=-1)).astype(q_BTHX.dtype)
-    ends = np.cumsum([k_BSX.shape[1] for k_BSX in keys])
-    out_BTHX = jnp.zeros_like(q_BTHX)
-    for w_BTHS, v_BSX in zip(jnp.split(weights_BTHS, ends[:-1], axis=-1), values, strict=True):
-        out_BTHX += jnp.einsum("BTHS,BSX->BTHX", w_BTHS, v_BSX)
-    return out_BTHX
+    T, scale = q_BTHX.shape[1], score_scale(c)
+    found = attend_tokens(q_BTHX, new, jnp.tril(jnp.ones((1, T, T), bool)), scale)
+    for cache, mask_BTS in contexts:
+        found = merge(found, ops.attend_context(q_BTHX, cache, mask_BTS, layer, scale, c.attention))
+    return (found.out_BTHX / found.sum_BTH1).astype(q_BTHX.dtype)
 
 
 # ---- multi-head latent attention
@@ -98,9 +95,10 @@ def queries(
     return q_nope_BTHN, rotate(q_rope_BTHR, positions_BT, c)
 
 
-def latents(p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig) -> Array:
+def latents(p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig, ops: ShardedOps = ONE_DEVICE) -> Array:
     """A token's cache, [B, T, X]: the normed latent (C), then the rotary key (R) that all heads share."""
-    c_kv_BTC, k_rope_BTR = jnp.split(x_BTD @ p["kv_a_DX"], [p["kv_norm_C"].size], axis=-1)
+    latents_BTX = ops.residual(ops.latents(ops.matmul_input(x_BTD) @ p["kv_a_DX"]))
+    c_kv_BTC, k_rope_BTR = jnp.split(latents_BTX, [p["kv_norm_C"].size], axis=-1)
     c_kv_BTC = rms_norm(c_kv_BTC, p["kv_norm_C"], LATENT_NORM_EPS)
     k_rope_BTR = rotate(k_rope_BTR[:, :, None], positions_BT, c)[:, :, 0]
     return jnp.concatenate([c_kv_BTC, k_rope_BTR], axis=-1)
@@ -119,15 +117,15 @@ def expanded_qkv(p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig, o
 
 
 def attend_absorbed(
-    p: Params, x_BTD: Array, positions_BT: Array, contexts: Sequence, c: ModelConfig, ops: ShardedOps
+    p: Params, x_BTD: Array, positions_BT: Array, contexts: Sequence, layer, c: ModelConfig, ops: ShardedOps
 ) -> tuple[Array, Array]:
     """`attend_cached` with MLA: q (W c) = (q W) c, so that keys and values are never computed."""
     q_nope_BTHN, q_rope_BTHR = queries(p, x_BTD, positions_BT, c, ops)
-    new_BTX = latents(p, x_BTD, positions_BT, c)
+    new_BTX = latents(p, x_BTD, positions_BT, c, ops)
     k_b_CHN, v_b_CHU = jnp.split(p["kv_b_CHW"], [c.qk_nope_head_dim], axis=-1)
     q_latent_BTHC = jnp.einsum("BTHN,CHN->BTHC", q_nope_BTHN, k_b_CHN)  # absorbs the keys' up-projection
     q_BTHX = ops.residual(ops.attention_heads(jnp.concatenate([q_latent_BTHC, q_rope_BTHR], axis=-1)))
-    out_BTHX = attend_contexts(q_BTHX, new_BTX, contexts, score_scale(c))
+    out_BTHX = attend_contexts(q_BTHX, new_BTX, contexts, layer, c, ops)
     # The rotary part is averaged and dropped: slicing it off the cache instead would copy the cache.
     out_BTHC = ops.attention_heads(ops.residual(out_BTHX[..., : c.kv_lora_rank]))
     out_BTHU = jnp.einsum("BTHC,CHU->BTHU", out_BTHC, v_b_CHU)  # the absorbed up-projection of the values
@@ -158,7 +156,7 @@ def grouped_qkv(p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig, op
 
 
 def attend_grouped(
-    p: Params, x_BTD: Array, positions_BT: Array, contexts: Sequence, c: ModelConfig, ops: ShardedOps
+    p: Params, x_BTD: Array, positions_BT: Array, contexts: Sequence, layer, c: ModelConfig, ops: ShardedOps
 ) -> tuple[Array, dict[str, Array]]:
     """`attend_cached` with GQA. Each query is placed in its group's M of the X numbers, zeros elsewhere.
 
@@ -175,6 +173,6 @@ def attend_grouped(
     new = {"keys": k_BTYM.reshape(B, T, Y * M), "values": v_BTYM.reshape(B, T, Y * M)}
     group_HY = jnp.repeat(jnp.eye(Y, dtype=x_BTD.dtype), H // Y, axis=0)
     q_BTHX = jnp.einsum("BTHM,HY->BTHYM", q_BTHM, group_HY).reshape(B, T, H, Y * M)
-    out_BTHX = attend_contexts(q_BTHX, new, contexts, score_scale(c))
+    out_BTHX = attend_contexts(q_BTHX, new, contexts, layer, c, ops)
     out_BTHM = jnp.einsum("BTHYM,HY->BTHM", out_BTHX.reshape(B, T, H, Y, M), group_HY)
     return jnp.einsum("BTHM,HMD->BTD", ops.attention_heads(out_BTHM), p["out_HMD"]), new

@@ -7,8 +7,31 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
+from r1jax.model.quantize import is_quantized
 from r1jax.types import Array, Params
+
+
+@struct.dataclass
+class LayerOf:
+    """One layer of stacked weights. A kernel reads it in place, where a slice of the stack would be a copy."""
+
+    stack_LEIO: Array
+    layer: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stack_LEIO.shape[1:]
+
+    def slice(self) -> Array:
+        return jax.lax.dynamic_index_in_dim(self.stack_LEIO, self.layer, keepdims=False)
+
+
+def expert_layers(p: Params, layer: Array) -> Params:
+    """The expert matrices among stacked weights `p`, as `LayerOf`; none of a layer that is dense or in 8 bits."""
+    names = ("gate_EDF", "up_EDF", "down_EFD")
+    return {name: LayerOf(p[name], layer) for name in names if name in p and not is_quantized(p[name])}
 
 
 def moe_dense(p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array) -> Array:
@@ -30,9 +53,27 @@ def grouped_swiglu(p: Params, rows_GD: Array, gates_G1: Array, group_sizes_E: Ar
 
     Gate values are applied before the last matmul: after it, their gradient would recompute that matmul.
     """
-    hidden_GF = jax.nn.silu(grouped_matmul(rows_GD, p["gate_EDF"], group_sizes_E))
-    hidden_GF = hidden_GF * grouped_matmul(rows_GD, p["up_EDF"], group_sizes_E) * gates_G1.astype(rows_GD.dtype)
-    return grouped_matmul(hidden_GF, p["down_EFD"], group_sizes_E)
+    matmul = layer_matmul if isinstance(p["gate_EDF"], LayerOf) else grouped_matmul
+    hidden_GF = jax.nn.silu(matmul(rows_GD, p["gate_EDF"], group_sizes_E))
+    hidden_GF = hidden_GF * matmul(rows_GD, p["up_EDF"], group_sizes_E) * gates_G1.astype(rows_GD.dtype)
+    return matmul(hidden_GF, p["down_EFD"], group_sizes_E)
+
+
+def layer_matmul(rows_GI: Array, weights: LayerOf, group_sizes_E: Array) -> Array:
+    """`jax.lax.ragged_dot` with one layer of stacked weights; without a gradient."""
+
+    def sliced(rows_GI, weights, group_sizes_E):
+        return jax.lax.ragged_dot(rows_GI, weights.slice(), group_sizes_E)
+
+    return jax.lax.platform_dependent(rows_GI, weights, group_sizes_E, tpu=matmul_in_place, default=sliced)
+
+
+def matmul_in_place(rows_GI: Array, weights: LayerOf, group_sizes_E: Array) -> Array:
+    """A TPU's kernel skips groups without rows: it gets the experts of all layers, of which only one has rows."""
+    L, E, *matrix = weights.stack_LEIO.shape
+    sizes_LE = jnp.zeros((L, E), group_sizes_E.dtype).at[weights.layer].set(group_sizes_E)
+    with jax.named_scope(f"{E}_of_{L * E}_groups"):  # tells dry_run/hlo.py how much of the stack is read
+        return jax.lax.ragged_dot(rows_GI, weights.stack_LEIO.reshape(L * E, *matrix), sizes_LE.reshape(-1))
 
 
 @jax.custom_vjp

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from r1jax.config import ModelConfig
+from r1jax.model.context_attention import attend_context
 from r1jax.model.experts import moe_dense, moe_grouped
 from r1jax.model.softmax_attention import attend
 from r1jax.types import Array, Params
@@ -29,19 +30,21 @@ class ShardedOps:
     """Sharding constraints on activations, collectives, and the functions that run on each device's shards.
 
     Activations have three shardings. `residual`: the residual stream, its tokens over all data axes. `matmul_input`:
-    tokens only over the axes that don't shard weight matrices. `attention_heads`, `kv_heads`, `logits`: tokens as in
-    `matmul_input`, and heads or vocabulary over the axes that shard them in the weights.
+    tokens only over the axes that don't shard weight matrices. `attention_heads`, `kv_heads`, `latents`, `logits`:
+    tokens as in `matmul_input`, and heads, latents or vocabulary over the axes that shard them in the weights.
     """
 
     residual: Callable[[Array], Array] = identity  # [B, T, …]
     matmul_input: Callable[[Array], Array] = identity  # [B, T, …]
     attention_heads: Callable[[Array], Array] = identity  # [B, T, H, …]
+    latents: Callable[[Array], Array] = identity  # [B, T, X]
     logits: Callable[[Array], Array] = identity  # [B, …, V]
     # With context parallelism every shard of T tokens gets a copy of all S: [B, S, …] -> [sequence_shards, B, S, …].
     all_gather_sequence: Callable[[Array], Array] = identity
     kv_heads: Callable[[Array], Array] = identity  # [B, S, Y, …], or what all_gather_sequence makes of it
     gather_weights: Callable[[str, Params], Params] = lambda name, p: p  # all-gathers the named layer's weights
     attend: Callable[..., Array] = attend  # softmax_attention.attend
+    attend_context: Callable[..., Any] = attend_context  # context_attention.attend_context
     experts: Callable[..., Array] = routed_experts
     token_shards: int = 1  # devices that tokens are sharded over, by sequences and within them
     sequence_shards: int = 1  # devices that the tokens of a sequence are sharded over

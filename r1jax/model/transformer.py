@@ -12,6 +12,7 @@ from flax import struct
 from r1jax.config import ModelConfig
 from r1jax.errors import UsageError
 from r1jax.model.attention import attend_cached, attend_sequence
+from r1jax.model.experts import expert_layers
 from r1jax.model.layers import feed_forward, rms_norm
 from r1jax.model.moe import moe
 from r1jax.model.ops import ONE_DEVICE, ShardedOps
@@ -194,27 +195,29 @@ def forward_cached(
     Args:
       params: in the dtype of the activations (`cast`), or quantized.
       tokens_BT, positions_BT: int32; each token also attends to those before it among the T.
-      contexts: pairs of a cache (`init_cache`), which is only read, and a mask that broadcasts to [B, T, S].
+      contexts: pairs of a cache (`init_cache`), which is only read, and a mask that broadcasts to [B, T, S], of its
+        first S places.
 
     Returns:
       hidden [B, T, D] after the final norm; the cache of the new tokens, S = T; and their experts, [B, T, L, K], or
       None in a model without experts.
     """
     segment_ids_BT = jnp.ones(tokens_BT.shape, jnp.int32)
-    masks = [mask_BTS for _, mask_BTS in contexts]
 
     def layer(name, x_BTD, weights):
-        p, bias_E, caches = weights
-        p, caches = ops.gather_weights(name, p), dequantize(caches, config.dtype)
-        pairs = list(zip(caches, masks, strict=True))
-        attend = functools.partial(attend_cached, positions_BT=positions_BT, contexts=pairs, c=config, ops=ops)
+        p, bias_E, i = weights
+        if config.experts != "dense":
+            p = p | {"feed_forward": p["feed_forward"] | expert_layers(params[name]["feed_forward"], i)}
+        p, pairs = ops.gather_weights(name, p), [(cache[name], mask_BTS) for cache, mask_BTS in contexts]
+        attend = functools.partial(attend_cached, positions_BT=positions_BT, contexts=pairs, layer=i, c=config, ops=ops)
         x_BTD, statistics, new = _block(p, (bias_E, None), x_BTD, segment_ids_BT, attend, config, ops)
         return x_BTD, (new, statistics and statistics["ids_BTK"])
 
     x_BTD, new, routes_BTLK = embed(params, tokens_BT, config, ops), {}, None
     for name in stacks(params):
-        run, caches = functools.partial(layer, name), [cache[name] for cache, _ in contexts]
-        x_BTD, (new[name], ids_LBTK) = jax.lax.scan(run, x_BTD, (params[name], router_bias.get(name), caches))
+        # Layers are numbered: what kernels read, caches and experts, a scan over the arrays themselves would copy.
+        weights = (params[name], router_bias.get(name), jnp.arange(len(stack_layers(config)[name])))
+        x_BTD, (new[name], ids_LBTK) = jax.lax.scan(functools.partial(layer, name), x_BTD, weights)
         routes_BTLK = None if ids_LBTK is None else jnp.moveaxis(ids_LBTK, 0, 2)
     return rms_norm(x_BTD, params["norm_D"], config.rms_norm_eps), new, routes_BTLK
 
@@ -242,8 +245,10 @@ def forward_mtp_cached(
       hidden [B, T, D] after the module's norm, and the cache of these positions, {"mtp": …} with L = 1.
     """
     p = ops.gather_weights("mtp", jax.tree.map(lambda w: w[0], params["mtp"]))
-    pairs = [(dequantize(cache["mtp"], config.dtype)[0], mask_BTS) for cache, mask_BTS in contexts]
-    attend = functools.partial(attend_cached, positions_BT=inputs.positions_BT, contexts=pairs, c=config, ops=ops)
+    pairs = [(cache["mtp"], mask_BTS) for cache, mask_BTS in contexts]
+    attend = functools.partial(
+        attend_cached, positions_BT=inputs.positions_BT, contexts=pairs, layer=0, c=config, ops=ops
+    )
     x_BTD = ops.residual(mtp_input(p, inputs.hidden_BTD, embed(params, inputs.tokens_BT, config, ops), config))
     routing, segment_ids_BT = (router_bias["mtp"][0], None), jnp.ones(inputs.tokens_BT.shape, jnp.int32)
     x_BTD, _, new_BTX = _block(p["block"], routing, x_BTD, segment_ids_BT, attend, config, ops)

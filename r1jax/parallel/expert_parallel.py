@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from r1jax.model.experts import combine, count, dispatch, grouped_swiglu, moe_grouped
 from r1jax.types import Array, Params
 
-ALL_TO_ALL_MIN_PAIRS = 8  # (token, expert) pairs per device; with fewer, all-gathering the tokens moves less
+FEW_ROWS = 512  # of a device's experts
 
 
 def expected_rows_scope(n: int, capacity: int) -> contextlib.AbstractContextManager:
@@ -27,12 +27,12 @@ def moe_expert_parallel(
 ) -> Array:
     """This device's tokens on the experts of all devices of `axes`; `p` are this device's experts.
 
-    Many tokens are sent to their experts' devices; a few, as in decoding, are all-gathered.
+    A token is sent to the devices of its K experts, or to all where there are no more than K.
     """
     n = jax.lax.axis_size(axes)
     if n == 1:
         return moe_grouped(p, x_TD, ids_TK, gates_TK)
-    if ids_TK.size < ALL_TO_ALL_MIN_PAIRS * n:
+    if n <= ids_TK.shape[1]:
         return moe_all_gather(p, x_TD, ids_TK, gates_TK, axes)
     return moe_all_to_all(p, x_TD, ids_TK, gates_TK, axes, sync_axes)
 
@@ -62,12 +62,13 @@ def moe_all_to_all(
 ) -> Array:
     """Sends each token's row to the devices of its experts, and their outputs back.
 
-    A device has capacity for 1.5 times the rows of an even load. The rest follows in further rounds, as many as the
-    fullest device of `sync_axes` needs: memory is bounded, shapes are static, and nothing is dropped.
+    A device has capacity for 1.5 times the rows of an even load; with few rows, of which chance sends more to some
+    devices, up to 4 times. The rest follows in further rounds, as many as the fullest device of `sync_axes` needs:
+    memory is bounded, shapes are static, and nothing is dropped.
     """
     T, K = ids_TK.shape
     n, E = jax.lax.axis_size(axes), p["gate_EDF"].shape[0]
-    capacity = min(-(-3 * T * K // 16) * 8, n * T * min(K, E))
+    capacity = min(max(-(-3 * T * K // 16) * 8, min(4 * T * K, FEW_ROWS)), n * T * min(K, E))
     order_P = jnp.argsort(ids_TK.reshape(-1), stable=True)  # pairs by expert, and so by device
     row_TK = jnp.argsort(order_P).reshape(T, K)
     counts_nnE = jax.lax.all_gather(count(ids_TK, n * E), axes).reshape(n, n, E)  # [from device, to device, expert]

@@ -44,16 +44,15 @@ class Rules:
     tokens: tuple[str, ...] = ("context",)  # the tokens of a row
 
 
-# For rollouts with their own mesh. A decoding step has few rows, so weights stay sharded over all axes but data, and
-# activations are communicated. The cache, the largest array, is sharded by rows over all devices.
+# For rollouts with their own mesh. Sequences, and with them the cache, are sharded over all axes. Weights stay where
+# they are: those of attention and dense layers are sharded over tensor alone, the devices of which exchange activations
+# of the sequences that they share; experts are sharded over all axes but data, and tokens are sent to them.
 ROLLOUT_RULES = Rules(
-    vocab=("fsdp", "expert", "tensor"),
     embed=(),
     rank=(),
-    query=("fsdp", "expert", "tensor"),
-    heads=("fsdp", "expert", "tensor"),
-    mlp=("fsdp", "expert", "tensor"),
-    experts=("expert", "fsdp", "tensor"),  # in this order each device has a subset of the experts that it trains
+    lora=("tensor",),
+    query=("tensor",),
+    experts=("expert", "tensor", "fsdp"),  # in this order each device has a subset of the experts that it trains
     expert_embed=(),
     expert_mlp=(),
     batch=("data", "fsdp", "expert", "tensor"),

@@ -20,6 +20,7 @@ from r1jax.config import (
     StageConfig,
 )
 from r1jax.errors import UsageError
+from r1jax.model.context_attention import CHUNK
 from r1jax.parallel import programs, rollout_programs
 from r1jax.parallel.chips import chip_of
 from r1jax.parallel.layout import Layout, rollout_layout
@@ -84,13 +85,14 @@ def rollout_memory(spec: rollout_programs.RolloutSpec, sampling: SamplingConfig)
     runs = [(prefill_rows(layout, engine, length), length) for length in (chunk, P)]
     rows, length = max(runs, key=math.prod)
     prompts = jax.eval_shape(lambda: empty_slots(model, engine, spec.truncation, rows, length)).cache
-    scored = max(here * T * (width + T), *(rows // shards * chunk * (length + chunk) for rows, length in runs))
+    tokens = max(here * T, *(rows // shards * chunk for rows, _ in runs))
+    scored = tokens * max(chunk, min(width, CHUNK))
     masks = 4 * slots * engine.steps_per_round * T * spec.truncation.mask_ids  # a round's output, replicated
     return {
         "copy of the weights": copy_bytes if spec.copies_weights else 0,
         "cache": bytes_per_device(abstract.cache, rollout_programs.slot_shardings(spec).cache),
         "prompts": bytes_per_device(prompts, jax.tree.map(lambda _: rollout_programs.by_row(layout), prompts)),
-        # In float32: before and after the softmax; with noise and log-probabilities.
+        # In float32: of a chunk of the context, before and after the softmax; with noise and log-probabilities.
         "attention scores": 2 * 4 * heads * scored,
         "logits": 3 * 4 * model.vocab_size * max(here * T, runs[0][0] // shards),
     } | ({"sampling masks": masks} if masks else {})

@@ -11,7 +11,7 @@ from r1jax.config import EngineConfig, ModelConfig
 from r1jax.model.quantize import is_quantized, quantize_params
 from r1jax.model.transformer import cast
 from r1jax.parallel.layout import Layout
-from r1jax.parallel.programs import abstract_weights, weights_shardings
+from r1jax.parallel.programs import abstract_weights, on_platform, weights_shardings
 from r1jax.parallel.sharded_ops import make_sharded_ops
 from r1jax.sampling.decode import Prefilled, Sampler, Slots, decode_round, empty_slots, insert, prefill
 from r1jax.sampling.draw import Truncation
@@ -32,8 +32,9 @@ class RolloutSpec:
     truncation: Truncation = Truncation()
 
     def sampler(self, weights: Weights) -> Sampler:
-        ops = make_sharded_ops(self.layout, self.model)
-        return Sampler(weights, self.model, self.engine, self.truncation, ops)
+        model = on_platform(self.layout, self.model)
+        ops = make_sharded_ops(self.layout, model)
+        return Sampler(weights, model, self.engine, self.truncation, ops)
 
     @property
     def copies_weights(self) -> bool:

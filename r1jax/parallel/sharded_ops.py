@@ -9,6 +9,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax.config import ModelConfig
 from r1jax.model import ops
+from r1jax.model.context_attention import attend_context
+from r1jax.model.experts import LayerOf
 from r1jax.model.ops import ShardedOps
 from r1jax.model.quantize import is_quantized
 from r1jax.model.softmax_attention import attend
@@ -56,15 +58,29 @@ def make_sharded_ops(layout: Layout, model: ModelConfig) -> ShardedOps:
             check_vma=False,
         )(q_BTHM, k_BSYM, v_BSYU, segments)
 
+    def context_on_shards(q_BTHX, cache, mask_BTS, layer, scale, implementation):
+        by_row = PartitionSpec(rows)
+        run = functools.partial(attend_context, scale=scale, implementation=implementation)
+        mask_BTS = jnp.broadcast_to(mask_BTS, (len(q_BTHX), *mask_BTS.shape[1:]))
+        return jax.shard_map(
+            run,
+            mesh=layout.mesh,
+            in_specs=(by_row, PartitionSpec(None, rows), by_row, PartitionSpec()),
+            out_specs=by_row,
+            check_vma=False,
+        )(q_BTHX, cache, mask_BTS, layer)
+
     return ShardedOps(
         residual=constrain(rows, tokens),
         matmul_input=constrain(inner, tokens),
         attention_heads=constrain(inner, tokens, heads),
+        latents=constrain(inner, tokens, last=layout.rules.lora),
         logits=constrain(inner, tokens, last=layout.rules.vocab),
         all_gather_sequence=all_gather_sequence,
         kv_heads=constrain(*key_axes),
         gather_weights=functools.partial(gather_weights, layout, param_specs(model)),
         attend=on_shards,
+        attend_context=context_on_shards,
         experts=ops.routed_experts if model.experts == "dense" else functools.partial(experts, layout),
         token_shards=layout.devices(rows + tokens),
         sequence_shards=parts,
@@ -108,24 +124,31 @@ gather_in_steps.defvjp(
 def experts(layout: Layout, p: Params, x_BTD: Array, ids_BTK: Array, gates_BTK: Array, c: ModelConfig) -> Array:
     """`routed_experts` by expert parallelism, [B, T, D]."""
     rules, by_token = layout.rules, PartitionSpec(layout.rules.batch, layout.rules.tokens)
+    is_gathered = layout.devices(rules.expert_embed) > 1
+    names = ("gate_EDF", "up_EDF", "down_EFD")
+    weights = [p[name].slice() if is_gathered and isinstance(p[name], LayerOf) else p[name] for name in names]
 
-    def on_shards(gate_EDF, up_EDF, down_EFD, x_BTD, ids_BTK, gates_BTK):
-        if layout.devices(rules.expert_embed) > 1:
+    def on_shards(weights, x_BTD, ids_BTK, gates_BTK):
+        if is_gathered:
             whole = functools.partial(jax.lax.all_gather, axis_name=rules.expert_embed, tiled=True)
-            gate_EDF, up_EDF, down_EFD = whole(gate_EDF, axis=1), whole(up_EDF, axis=1), whole(down_EFD, axis=2)
-        weights = {"gate_EDF": gate_EDF, "up_EDF": up_EDF, "down_EFD": down_EFD}
+            weights = [whole(w, axis=axis) for w, axis in zip(weights, (1, 1, 2), strict=True)]
         x_TD, ids_TK, gates_TK = (a.reshape(-1, a.shape[-1]) for a in (x_BTD, ids_BTK, gates_BTK))
-        out_TD = moe_expert_parallel(weights, x_TD, ids_TK, gates_TK, rules.experts, layout.mesh.axis_names)
+        p = dict(zip(names, weights, strict=True))
+        out_TD = moe_expert_parallel(p, x_TD, ids_TK, gates_TK, rules.experts, layout.mesh.axis_names)
         if layout.devices(rules.expert_mlp) > 1:
             out_TD = jax.lax.psum(out_TD, rules.expert_mlp)
         return out_TD.reshape(x_BTD.shape)
 
     into = PartitionSpec(rules.experts, rules.expert_embed, rules.expert_mlp)
     out = PartitionSpec(rules.experts, rules.expert_mlp, rules.expert_embed)
+    specs = [
+        LayerOf(PartitionSpec(None, *spec), PartitionSpec()) if isinstance(w, LayerOf) else spec
+        for w, spec in zip(weights, (into, into, out), strict=True)
+    ]
     return jax.shard_map(
         on_shards,
         mesh=layout.mesh,
-        in_specs=(into, into, out, by_token, by_token, by_token),
+        in_specs=(specs, by_token, by_token, by_token),
         out_specs=by_token,
         check_vma=False,
-    )(p["gate_EDF"], p["up_EDF"], p["down_EFD"], x_BTD, ids_BTK, gates_BTK)
+    )(weights, x_BTD, ids_BTK, gates_BTK)

@@ -205,17 +205,16 @@ def decode_round(sampler: Sampler, slots: Slots, limit: Array, s: DrawSettings, 
     T = places(sampler.engine)
     # The MTP module has run all places but those that the last step accepted.
     drafted_S = slots.length_S - (slots.drafts.accepted_ST.sum(axis=1) if slots.drafts else 0)
-    cache = jax.tree.map(lambda x: x[:, :, :width], slots.cache)
     seen_S1W, drafted_S1W = ((jnp.arange(width) < n_S[:, None])[:, None] for n_S in (slots.length_S, drafted_S))
 
     def step(state: Round) -> Round:
         """Runs the pending token of each slot, and a draft of the next; emits what is accepted, draws what follows."""
         tokens_ST = state.slots.drawn.token_S[:, None]
         if sampler.engine.speculative:
-            draft_S, state = propose(sampler, state, (cache, drafted_S1W), s)
+            draft_S, state = propose(sampler, state, (slots.cache, drafted_S1W), s)
             tokens_ST = jnp.stack([state.slots.drawn.token_S, draft_S], axis=1)
         positions_ST = state.slots.length_S[:, None] + jnp.arange(T)
-        contexts = [(cache, seen_S1W), (state.tail, state.out.is_token_SN[:, None])]
+        contexts = [(slots.cache, seen_S1W), (state.tail, state.out.is_token_SN[:, None])]
         hidden_STD, new, routes_STLK = forward_cached(
             *sampler.weights, tokens_ST, positions_ST, contexts, sampler.model, sampler.ops
         )

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax.model import context_attention
 from r1jax.model import softmax_attention as attention
+from r1jax.model.quantize import dequantize, quantize
 from r1jax.model.transformer import forward
 from r1jax.objectives import logprobs
 from r1jax.parallel.programs import on_platform
@@ -209,3 +211,30 @@ def test_log_probabilities_have_the_same_bits_in_a_program_with_gradients(
     where = head, hidden, np.float32(temperature)
     _, with_gradients = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(*where)
     np.testing.assert_array_equal(with_gradients, jax.jit(score)(*where))
+
+
+def in_kernel(*arguments):
+    return context_attention.attend_chunks(*arguments[:-1], interpret=True)
+
+
+@pytest.mark.parametrize("kind", ["latents", "keys and values", "quantized"])
+@pytest.mark.parametrize(("chunk", "kernel"), [(1024, False), (8, False), (8, True)])
+def test_a_context_equals_the_definition(monkeypatch, kind, chunk, kernel):
+    """Of the second of three layers. What is masked, or beyond the mask, is not seen."""
+    monkeypatch.setattr(context_attention, "CHUNK", chunk)
+    monkeypatch.setattr(context_attention, "KERNEL_QUERIES", 8)  # of 12
+    if kernel and kind == "quantized":
+        pytest.skip("8-bit caches are read without the kernel")
+    rng, X = np.random.default_rng(0), 128 if kind == "keys and values" else 48
+    q, cache = rng.normal(size=(2, 3, 4, X)) / X**0.5, rng.normal(size=(2, 3, 2, 23, X))  # keys, values
+    q, cache, mask = jnp.float32(q), jnp.float32(cache), jnp.arange(21) < jnp.array([[[5]], [[20]]])
+    given = {"keys": cache[0], "values": cache[1]} if kind == "keys and values" else cache[0]
+    given = quantize(given, (-1,), "int8") if kind == "quantized" else given
+    run = jax.jit(in_kernel if kernel else context_attention.attend_context, static_argnums=(4, 5))
+    found = run(q, given, mask, 1, 0.5, "")
+
+    k, v = (dequantize(x, jnp.float32)[1, :, :21] for x in context_attention.keys_and_values(given))
+    scores = jnp.where(mask[:, :, None], jnp.einsum("BTHX,BSX->BTHS", q, k) * 0.5, -jnp.inf)
+    expected = jnp.einsum("BTHS,BSX->BTHX", jax.nn.softmax(scores), v)
+    np.testing.assert_allclose(found.out_BTHX / found.sum_BTH1, expected, **ROUNDING)
+    np.testing.assert_allclose(found.max_BTH1[..., 0], scores.max(axis=-1), **ROUNDING)

@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from r1jax.config import MeshConfig
-from r1jax.model.experts import moe_dense, moe_grouped, weights_gradient
+from r1jax.model.experts import LayerOf, layer_matmul, matmul_in_place, moe_dense, moe_grouped, weights_gradient
+from r1jax.parallel import expert_parallel
 from r1jax.parallel.expert_parallel import exchange, moe_all_gather, moe_all_to_all, moe_expert_parallel
 from r1jax.parallel.layout import make_layout
 
@@ -66,8 +67,10 @@ ALL_GATHER = functools.partial(moe_all_gather, axes=("expert",))
 @pytest.mark.parametrize(
     ("n", "function"), [(2, ALL_TO_ALL), (4, ALL_TO_ALL), (8, ALL_TO_ALL), (2, ALL_GATHER), (8, ALL_GATHER), (1, None)]
 )
-def test_sharded_experts_equal_the_dense_ones(n, function, kind):
+def test_sharded_experts_equal_the_dense_ones(monkeypatch, n, function, kind):
     """With "one", a device gets more rows than fit: further rounds process the rest, and no row is dropped."""
+    if kind == "one":  # as for many rows
+        monkeypatch.setattr(expert_parallel, "FEW_ROWS", 0)
     inputs = (weights(), *routed(128, kind))
     expected = with_gradients(moe_dense, *inputs)
     found = with_gradients(over_devices(n, function) if function else moe_grouped, *inputs)
@@ -104,9 +107,22 @@ def test_gradient_of_weights_by_tiles(sizes):
     np.testing.assert_allclose(found, expected, **ROUNDING)
 
 
-def test_many_tokens_use_all_to_all_and_few_all_gather():
-    """Read off the collectives of the lowered program."""
-    sharded = functools.partial(moe_expert_parallel, axes=("expert",), sync_axes=("data", "expert"))
-    for T, kind, other in ((512, "all_to_all", "reduce_scatter"), (8, "reduce_scatter", "all_to_all")):
-        text = jax.jit(over_devices(8, sharded)).lower(weights(), *routed(T, "chance")).as_text()
+def test_one_layer_of_stacked_experts():
+    """The second of three: in place, as on a TPU, and as a slice. Rows after the last group are undefined."""
+    rng = np.random.default_rng(0)
+    stack = LayerOf(jnp.asarray(rng.normal(size=(3, E, D, F)), jnp.float32), jnp.int32(1))
+    rows, sizes = jnp.asarray(rng.normal(size=(40, D)), jnp.float32), jnp.asarray([3, 0, 9, 1, 0, 0, 20, 4], jnp.int32)
+    experts = np.repeat(np.arange(E), sizes)
+    expected = np.stack([row @ stack.stack_LEIO[1, e] for row, e in zip(rows, experts, strict=False)])
+    assert stack.shape == (E, D, F)
+    for matmul in (matmul_in_place, layer_matmul):
+        found = jax.jit(matmul)(rows, stack, sizes)
+        np.testing.assert_allclose(found[: sum(sizes)], expected, **ROUNDING)
+
+
+def test_tokens_go_to_their_experts_unless_these_are_on_all_devices():
+    """Read off the collectives of the lowered program: all-to-all, or all-gather and reduce-scatter."""
+    for n, kind, other in ((8, "all_to_all", "reduce_scatter"), (2, "reduce_scatter", "all_to_all")):
+        sharded = functools.partial(moe_expert_parallel, axes=("expert",), sync_axes=("data", "expert"))
+        text = jax.jit(over_devices(n, sharded)).lower(weights(), *routed(64, "chance")).as_text()
         assert kind in text and other not in text

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from r1jax.config import MeshConfig, OptimizerConfig
+from r1jax.model import context_attention
 from r1jax.model.spec import init_params, init_router_bias
 from r1jax.objectives.language_model import LossTerms, language_model_loss
 from r1jax.parallel import programs
@@ -98,8 +99,9 @@ def drawn(eight, one_device, prompts):
 
 
 @pytest.mark.parametrize("shape", cases(QUICK[:1]))
-def test_rollouts_give_the_same_ids(eight, prompts, drawn, shape):
-    """On the trainer's layout, and on a mesh for rollouts of the same devices."""
+def test_rollouts_give_the_same_ids(eight, prompts, drawn, shape, monkeypatch):
+    """On the trainer's layout, and on a mesh for rollouts of the same devices; there the cache is read in chunks."""
+    monkeypatch.setattr(context_attention, "CHUNK", 16)
     model, policy = eight
     layout = make_layout(mesh_of(shape), jax.devices()[: np.prod(shape)])
     weights = placed(layout, model, policy)

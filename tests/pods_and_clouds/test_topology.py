@@ -226,6 +226,29 @@ def test_a_slice_of_stacked_layers_is_read_and_written_alone(called):
     assert hlo.read_costs(SLICES.replace("CALLED", called)).hbm_bytes == (row + number + row) + (row + number + row)
 
 
+KERNELS = """HloModule k
+
+ENTRY %main (a: f32[6,128], w: f32[8,128,128]) -> f32[6,128] {
+  %a = f32[6,128]{1,0} parameter(0)
+  %w = f32[8,128,128]{2,1,0} parameter(1)
+  %k = f32[6,128]{1,0} custom-call(%a, %w), custom_call_target="tpu_custom_call", ATTRIBUTES
+  ROOT %o = f32[6,128]{1,0} bitcast(%k)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("attributes", "read"),
+    [
+        ('backend_config={"cost_estimate":{"bytes_accessed":"4096"}}', 4096),
+        ('backend_config={"cost_estimate":{"bytes_accessed":"4096000"}}', 2 * 4 * 6 * 128 + 4 * 8 * 128 * 128),
+        ('metadata={op_name="jit(f)/2_of_8_groups/ragged_dot"}', 2 * 4 * 6 * 128 + 4 * 2 * 128 * 128),
+    ],
+)
+def test_a_kernel_reads_what_it_says_or_the_groups_that_have_rows(attributes, read):
+    assert hlo.read_costs(KERNELS.replace("ATTRIBUTES", attributes)).hbm_bytes == read
+
+
 def test_a_text_that_is_not_hlo_is_refused():
     with pytest.raises(ValueError, match="HLO"):
         hlo.read_costs("nonsense")
