@@ -80,6 +80,16 @@ def keep_likely(logp_SV: Array, s: DrawSettings, bound: int) -> tuple[Array, Arr
     return kept_SV, jnp.pad(ids_SI, ((0, 0), (0, max(bound - V, 0))), constant_values=-1)
 
 
+def first_argmax(x_SV: Array) -> Array:
+    """`jnp.argmax` of each row in two passes, int32 [S]; the last index where a row has NaNs.
+
+    XLA would compute the noise of a row inside the loop of `jnp.argmax`, which is not vectorized on a CPU.
+    """
+    V = x_SV.shape[-1]
+    is_max_SV = x_SV == x_SV.max(axis=-1, keepdims=True)
+    return jnp.where(is_max_SV, jnp.arange(V, dtype=jnp.int32), V - 1).min(axis=-1)
+
+
 def draw(logits_SV: Array, keys_S: Array, count_S: Array, s: DrawSettings, truncation: Truncation) -> Drawn:
     """A token for each row, with its log-probability in the truncated distribution at the temperature.
 
@@ -96,7 +106,7 @@ def draw(logits_SV: Array, keys_S: Array, count_S: Array, s: DrawSettings, trunc
         allowed_SV &= kept_SV
     left_SV = jnp.where(allowed_SV, logp_SV, -jnp.inf)
     noise_SV = jax.vmap(lambda k, n: jax.random.gumbel(jax.random.fold_in(k, n), logp_SV.shape[-1:]))(keys_S, count_S)
-    token_S = jnp.argmax(jnp.where(is_greedy, left_SV, left_SV + noise_SV), axis=-1).astype(jnp.int32)
+    token_S = first_argmax(jnp.where(is_greedy, left_SV, left_SV + noise_SV))
     # Exactly 0 where all tokens are left: log-probabilities normalised a second time would be rounded a second time.
     log_mass_S = jnp.where(allowed_SV.all(axis=-1), 0.0, jax.nn.logsumexp(left_SV, axis=-1))
     logp_S = jnp.take_along_axis(logp_SV, token_S[:, None], axis=-1)[:, 0] - log_mass_S
