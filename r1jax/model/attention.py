@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from r1jax.config import ModelConfig
+from r1jax.model.blocked_cache import attend_blocked, is_blocked
 from r1jax.model.context_attention import attend_tokens, merge
 from r1jax.model.layers import rms_norm, rotate, yarn_mscale
 from r1jax.model.ops import ONE_DEVICE, ShardedOps
@@ -48,11 +49,12 @@ def attend_cached(
     Args:
       contexts: pairs of a cache and a mask that broadcasts to [B, T, S]: what each new token may see of the cache's
         first S places. A cache is latents [L, B, _, X] with MLA, {"keys": …, "values": …} of that shape with GQA, or
-        quantized. It is read in place, a chunk at a time: neither a layer nor the first S places are copied.
-      layer: the layer of the caches.
+        quantized. It is read in place, a chunk at a time: neither a layer nor the first S places are copied. A
+        `BlockedCache` is the only context: the new tokens are written into it, and its mask shows them too.
+      layer: the layer of the caches; a `BlockedCache` has one alone.
 
     Returns:
-      The output [B, T, D], and the cache of the new tokens.
+      The output [B, T, D], and the cache of the new tokens, or the `BlockedCache` with them in it.
     """
     attend = attend_grouped if c.kv_lora_rank is None else attend_absorbed
     return attend(p, x_BTD, positions_BT, contexts, layer, c, ops)
@@ -125,11 +127,14 @@ def attend_absorbed(
     k_b_CHN, v_b_CHU = jnp.split(p["kv_b_CHW"], [c.qk_nope_head_dim], axis=-1)
     q_latent_BTHC = jnp.einsum("BTHN,CHN->BTHC", q_nope_BTHN, k_b_CHN)  # absorbs the keys' up-projection
     q_BTHX = ops.residual(ops.attention_heads(jnp.concatenate([q_latent_BTHC, q_rope_BTHR], axis=-1)))
-    out_BTHX = attend_contexts(q_BTHX, new_BTX, contexts, layer, c, ops)
+    if is_blocked(contexts):
+        out_BTHX, cache = attend_blocked(q_BTHX, new_BTX, positions_BT, contexts[0], score_scale(c))
+    else:
+        out_BTHX, cache = attend_contexts(q_BTHX, new_BTX, contexts, layer, c, ops), new_BTX
     # The rotary part is averaged and dropped: slicing it off the cache instead would copy the cache.
     out_BTHC = ops.attention_heads(ops.residual(out_BTHX[..., : c.kv_lora_rank]))
     out_BTHU = jnp.einsum("BTHC,CHU->BTHU", out_BTHC, v_b_CHU)  # the absorbed up-projection of the values
-    return jnp.einsum("BTHU,HUD->BTD", out_BTHU, p["out_HUD"]), new_BTX
+    return jnp.einsum("BTHU,HUD->BTD", out_BTHU, p["out_HUD"]), cache
 
 
 # ---- grouped-query attention
@@ -170,9 +175,12 @@ def attend_grouped(
         ops.residual(ops.attention_heads(project(p, x_BTD, positions_BT, c, name)))
         for name in ("k_DYM", "v_DYM", "q_DHM")
     )
-    new = {"keys": k_BTYM.reshape(B, T, Y * M), "values": v_BTYM.reshape(B, T, Y * M)}
-    group_HY = jnp.repeat(jnp.eye(Y, dtype=x_BTD.dtype), H // Y, axis=0)
-    q_BTHX = jnp.einsum("BTHM,HY->BTHYM", q_BTHM, group_HY).reshape(B, T, H, Y * M)
-    out_BTHX = attend_contexts(q_BTHX, new, contexts, layer, c, ops)
-    out_BTHM = jnp.einsum("BTHYM,HY->BTHM", out_BTHX.reshape(B, T, H, Y, M), group_HY)
+    new: Any = {"keys": k_BTYM.reshape(B, T, Y * M), "values": v_BTYM.reshape(B, T, Y * M)}
+    if is_blocked(contexts):
+        out_BTHM, new = attend_blocked(q_BTHM, new, positions_BT, contexts[0], score_scale(c))
+    else:
+        group_HY = jnp.repeat(jnp.eye(Y, dtype=x_BTD.dtype), H // Y, axis=0)
+        q_BTHX = jnp.einsum("BTHM,HY->BTHYM", q_BTHM, group_HY).reshape(B, T, H, Y * M)
+        out_BTHX = attend_contexts(q_BTHX, new, contexts, layer, c, ops)
+        out_BTHM = jnp.einsum("BTHYM,HY->BTHM", out_BTHX.reshape(B, T, H, Y, M), group_HY)
     return jnp.einsum("BTHM,HMD->BTD", ops.attention_heads(out_BTHM), p["out_HMD"]), new

@@ -135,11 +135,11 @@ def attend_chunks(
     return Partial(*(x.reshape(B, T, H, -1) for x in found))
 
 
-def attend_chunk(layer, q_ref, mask_ref, k_ref, *others, scale: float, is_wide: bool, S: int) -> None:
-    """Adds a chunk to the `Partial` of z queries; `others` are the values, unless the keys are, and the results."""
+def attend_chunk(layer, q_ref, mask_ref, *others, scale: float, is_wide: bool, S: int) -> None:
+    """Adds a chunk to the `Partial` of z queries; `others` are keys, values unless the keys are, and the results."""
     from jax.experimental import pallas as pl
 
-    *values, max_ref, sum_ref, out_ref = others
+    k_ref, *values, max_ref, sum_ref, out_ref = others
     k, v = k_ref[0, 0], (*values, k_ref)[0][0, 0]  # [X, S] if wide, else [S, X]
 
     @pl.when(pl.program_id(2) == 0)

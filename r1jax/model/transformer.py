@@ -12,6 +12,7 @@ from flax import struct
 from r1jax.config import ModelConfig
 from r1jax.errors import UsageError
 from r1jax.model.attention import attend_cached, attend_sequence
+from r1jax.model.blocked_cache import BlockedCache, is_blocked
 from r1jax.model.experts import expert_layers
 from r1jax.model.layers import feed_forward, rms_norm
 from r1jax.model.moe import moe
@@ -44,6 +45,37 @@ def cast(params: Params, config: ModelConfig) -> Params:
 def stacks(params: Params) -> list[str]:
     """The model's scanned stacks of layers, in order."""
     return [name for name in ("dense", "moe") if name in params]
+
+
+def unstack(tree: Any) -> list:
+    """A tree for each layer of a stack, [L, …]. Loops over them are unrolled."""
+    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(len(jax.tree.leaves(tree)[0]))]
+
+
+def restack(layers: Sequence) -> Any:
+    """The inverse of `unstack`."""
+    return jax.tree.map(lambda *x: jnp.stack(x), *layers)
+
+
+def run_layers(run: Callable, x_BTD: Array, params: Any, bias_LE: Array | None, layers: int) -> tuple[Array, tuple]:
+    """A scan of `run` over a stack's weights, router biases and layer numbers; a loop if weights are `unstack`ed.
+
+    Layers are numbered: what kernels read, caches and experts, a scan over the arrays themselves would copy. On a CPU a
+    scan copies weights, too, at every step. Elsewhere it does not, and compiles faster than a loop.
+    """
+    if not isinstance(params, list):
+        return jax.lax.scan(run, x_BTD, (params, bias_LE, jnp.arange(layers)))
+    outputs = []
+    for i, p in enumerate(params):
+        x_BTD, output = run(x_BTD, (p, None if bias_LE is None else bias_LE[i], i))
+        outputs.append(output)
+    new, ids_BTK = zip(*outputs, strict=True)
+    return x_BTD, (list(new) if isinstance(new[0], BlockedCache) else restack(new), restack(ids_BTK))
+
+
+def of_layer(cache: Any, i: Any) -> Any:
+    """What `attend_cached` takes for layer `i` of a stack's cache: its `BlockedCache`, or the cache of all layers."""
+    return cache[i] if isinstance(cache, list) else cache
 
 
 def embed(params: Params, tokens_BT: Array, c: ModelConfig, ops: ShardedOps) -> Array:
@@ -193,31 +225,31 @@ def forward_cached(
     """Runs T new tokens of each sequence over a cache: prefill, decoding and verification of drafts.
 
     Args:
-      params: in the dtype of the activations (`cast`), or quantized.
+      params: in the dtype of the activations (`cast`), or quantized; stacks may be `unstack`ed.
       tokens_BT, positions_BT: int32; each token also attends to those before it among the T.
       contexts: pairs of a cache (`init_cache`), which is only read, and a mask that broadcasts to [B, T, S], of its
-        first S places.
+        first S places; or one pair with a list of `BlockedCache`s for each unstacked stack.
 
     Returns:
-      hidden [B, T, D] after the final norm; the cache of the new tokens, S = T; and their experts, [B, T, L, K], or
-      None in a model without experts.
+      hidden [B, T, D] after the final norm; the cache of the new tokens, S = T, or the `BlockedCache`s with them; and
+      their experts, [B, T, L, K], or None in a model without experts.
     """
     segment_ids_BT = jnp.ones(tokens_BT.shape, jnp.int32)
 
     def layer(name, x_BTD, weights):
         p, bias_E, i = weights
-        if config.experts != "dense":
+        if config.experts != "dense" and not isinstance(params[name], list):
             p = p | {"feed_forward": p["feed_forward"] | expert_layers(params[name]["feed_forward"], i)}
-        p, pairs = ops.gather_weights(name, p), [(cache[name], mask_BTS) for cache, mask_BTS in contexts]
+        p, pairs = ops.gather_weights(name, p), [(of_layer(cache[name], i), mask_BTS) for cache, mask_BTS in contexts]
         attend = functools.partial(attend_cached, positions_BT=positions_BT, contexts=pairs, layer=i, c=config, ops=ops)
         x_BTD, statistics, new = _block(p, (bias_E, None), x_BTD, segment_ids_BT, attend, config, ops)
         return x_BTD, (new, statistics and statistics["ids_BTK"])
 
     x_BTD, new, routes_BTLK = embed(params, tokens_BT, config, ops), {}, None
     for name in stacks(params):
-        # Layers are numbered: what kernels read, caches and experts, a scan over the arrays themselves would copy.
-        weights = (params[name], router_bias.get(name), jnp.arange(len(stack_layers(config)[name])))
-        x_BTD, (new[name], ids_LBTK) = jax.lax.scan(functools.partial(layer, name), x_BTD, weights)
+        x_BTD, (new[name], ids_LBTK) = run_layers(
+            functools.partial(layer, name), x_BTD, params[name], router_bias.get(name), len(stack_layers(config)[name])
+        )
         routes_BTLK = None if ids_LBTK is None else jnp.moveaxis(ids_LBTK, 0, 2)
     return rms_norm(x_BTD, params["norm_D"], config.rms_norm_eps), new, routes_BTLK
 
@@ -242,17 +274,17 @@ def forward_mtp_cached(
     """`forward_cached` of the first MTP module, which predicts token i + 2 at position i.
 
     Returns:
-      hidden [B, T, D] after the module's norm, and the cache of these positions, {"mtp": …} with L = 1.
+      hidden [B, T, D] after the module's norm, and {"mtp": …}, L = 1, of what `attend_cached` returns.
     """
     p = ops.gather_weights("mtp", jax.tree.map(lambda w: w[0], params["mtp"]))
-    pairs = [(cache["mtp"], mask_BTS) for cache, mask_BTS in contexts]
+    pairs = [(of_layer(cache["mtp"], 0), mask_BTS) for cache, mask_BTS in contexts]
     attend = functools.partial(
         attend_cached, positions_BT=inputs.positions_BT, contexts=pairs, layer=0, c=config, ops=ops
     )
     x_BTD = ops.residual(mtp_input(p, inputs.hidden_BTD, embed(params, inputs.tokens_BT, config, ops), config))
     routing, segment_ids_BT = (router_bias["mtp"][0], None), jnp.ones(inputs.tokens_BT.shape, jnp.int32)
-    x_BTD, _, new_BTX = _block(p["block"], routing, x_BTD, segment_ids_BT, attend, config, ops)
-    return rms_norm(x_BTD, p["norm_D"], config.rms_norm_eps), {"mtp": new_BTX[None]}
+    x_BTD, _, new = _block(p["block"], routing, x_BTD, segment_ids_BT, attend, config, ops)
+    return rms_norm(x_BTD, p["norm_D"], config.rms_norm_eps), {"mtp": [new] if is_blocked(pairs) else new[None]}
 
 
 def init_cache(config: ModelConfig, rows: int, tokens: int, *, mtp: bool = False) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The memory that rollouts and training need on each device, computed from shapes before anything is allocated."""
 
+import functools
 import math
 import os
 import resource
@@ -77,16 +78,19 @@ def rollout_memory(spec: rollout_programs.RolloutSpec, sampling: SamplingConfig)
     shards = layout.round_up(1)
     width, here = sampling.max_tokens + engine.steps_per_round * T, slots // shards
     params = programs.abstract_weights(model).params
-    copy = jax.eval_shape(lambda p: rollout_programs.rollout_params(p, model, engine.weight_dtype), params)
+    run = functools.partial(rollout_programs.rollout_params, dtype=engine.weight_dtype, unstacks=spec.unstacks)
+    copy = jax.eval_shape(lambda p: run(p, model), params)
     copy_bytes = bytes_per_device(copy, rollout_programs.rollout_shardings(spec).params)
-    abstract = jax.eval_shape(lambda: empty_slots(model, engine, spec.truncation, slots, width))
+    make = functools.partial(empty_slots, model, engine, spec.truncation)
+    abstract = jax.eval_shape(lambda: make(slots, width, blocked=spec.writes_cache))
     # Prompts of one chunk have the most rows in a prefill; the longest prompts attend to the most tokens.
     chunk = min(engine.prefill_chunk, P)
     runs = [(prefill_rows(layout, engine, length), length) for length in (chunk, P)]
     rows, length = max(runs, key=math.prod)
-    prompts = jax.eval_shape(lambda: empty_slots(model, engine, spec.truncation, rows, length)).cache
-    tokens = max(here * T, *(rows // shards * chunk for rows, _ in runs))
-    scored = tokens * max(chunk, min(width, CHUNK))
+    prompts = jax.eval_shape(lambda: make(rows, length)).cache
+    seen = min(width, CHUNK)  # at once
+    prefilled = max(rows // shards * chunk for rows, _ in runs) * max(chunk, seen)
+    scored = max(here * T * (width if spec.writes_cache else seen), prefilled)
     masks = 4 * slots * engine.steps_per_round * T * spec.truncation.mask_ids  # a round's output, replicated
     return {
         "copy of the weights": copy_bytes if spec.copies_weights else 0,

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax.config import EngineConfig, ModelConfig
 from r1jax.model.quantize import is_quantized, quantize_params
-from r1jax.model.transformer import cast
+from r1jax.model.transformer import cast, stacks, unstack
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.programs import abstract_weights, on_platform, weights_shardings
 from r1jax.parallel.sharded_ops import make_sharded_ops
@@ -40,20 +40,34 @@ class RolloutSpec:
     def copies_weights(self) -> bool:
         """Whether rollouts read other arrays than the trainer's."""
         is_cast = self.engine.weight_dtype != "model" or self.model.param_dtype != self.model.dtype
-        return is_cast or self.engine.mesh is not None
+        return is_cast or self.engine.mesh is not None or self.unstacks
+
+    @property
+    def unstacks(self) -> bool:
+        """Whether layers are unrolled: on one CPU device."""
+        devices = self.layout.mesh.devices.ravel()
+        return devices.size == 1 and devices[0].platform == "cpu"
+
+    @property
+    def writes_cache(self) -> bool:
+        """Whether the steps of unrolled layers write into `BlockedCache`s."""
+        return self.unstacks and self.engine.cache_dtype == "model"
 
 
-def rollout_params(params: Params, model: ModelConfig, dtype: str) -> Params:
+def rollout_params(params: Params, model: ModelConfig, dtype: str, *, unstacks: bool = False) -> Params:
     """The trainer's parameters as rollouts read them: in the dtype of the activations, matrices perhaps in 8 bits."""
-    return cast(params if dtype == "model" else quantize_params(params, model, dtype), model)
+    params = cast(params if dtype == "model" else quantize_params(params, model, dtype), model)
+    return params | ({name: unstack(params[name]) for name in stacks(params)} if unstacks else {})
 
 
 @functools.cache
 def rollout_shardings(spec: RolloutSpec) -> Weights:
     """Of `rollout_params` and the router's bias. A scale is whole along the axes that share it."""
     shardings = weights_shardings(spec.layout, spec.model)
-    run = functools.partial(rollout_params, model=spec.model, dtype=spec.engine.weight_dtype)
+    run = functools.partial(rollout_params, model=spec.model, dtype=spec.engine.weight_dtype, unstacks=spec.unstacks)
     abstract = jax.eval_shape(run, abstract_weights(spec.model).params)
+    if spec.unstacks:
+        return Weights(jax.tree.map(lambda _: spec.layout.replicated(), abstract), shardings.router_bias)
 
     def one(sharding, weight):
         if not is_quantized(weight):
@@ -67,7 +81,7 @@ def rollout_shardings(spec: RolloutSpec) -> Weights:
 @functools.cache
 def make_copy_weights(spec: RolloutSpec):
     """params of the trainer, whatever their shardings -> `rollout_params` with the rollouts' shardings."""
-    run = functools.partial(rollout_params, model=spec.model, dtype=spec.engine.weight_dtype)
+    run = functools.partial(rollout_params, model=spec.model, dtype=spec.engine.weight_dtype, unstacks=spec.unstacks)
     return jax.jit(run, out_shardings=rollout_shardings(spec).params)
 
 
@@ -88,7 +102,8 @@ def by_row(layout: Layout) -> NamedSharding:
 def slot_shardings(spec: RolloutSpec) -> Slots:
     """Slots are sharded over the batch axes; a cache is [layers, slots, …]."""
     cache = by_row(spec.layout)
-    abstract = jax.eval_shape(lambda: empty_slots(spec.model, spec.engine, spec.truncation, 1, 1))
+    run = functools.partial(empty_slots, spec.model, spec.engine, spec.truncation, 1, 1, blocked=spec.writes_cache)
+    abstract = jax.eval_shape(run)
     by_slot = jax.tree.map(lambda _: spec.layout.batch(), abstract)
     return replace(by_slot, cache=jax.tree.map(lambda _: cache, abstract.cache))
 
@@ -96,7 +111,8 @@ def slot_shardings(spec: RolloutSpec) -> Slots:
 @functools.cache
 def make_slots(spec: RolloutSpec, slots: int, width: int):
     """() -> Slots, all free."""
-    run = functools.partial(empty_slots, spec.model, spec.engine, spec.truncation, slots, width)
+    shape = slots, width
+    run = functools.partial(empty_slots, spec.model, spec.engine, spec.truncation, *shape, blocked=spec.writes_cache)
     return jax.jit(run, out_shardings=slot_shardings(spec))
 
 

@@ -58,18 +58,6 @@ def make_sharded_ops(layout: Layout, model: ModelConfig) -> ShardedOps:
             check_vma=False,
         )(q_BTHM, k_BSYM, v_BSYU, segments)
 
-    def context_on_shards(q_BTHX, cache, mask_BTS, layer, scale, implementation):
-        by_row = PartitionSpec(rows)
-        run = functools.partial(attend_context, scale=scale, implementation=implementation)
-        mask_BTS = jnp.broadcast_to(mask_BTS, (len(q_BTHX), *mask_BTS.shape[1:]))
-        return jax.shard_map(
-            run,
-            mesh=layout.mesh,
-            in_specs=(by_row, PartitionSpec(None, rows), by_row, PartitionSpec()),
-            out_specs=by_row,
-            check_vma=False,
-        )(q_BTHX, cache, mask_BTS, layer)
-
     return ShardedOps(
         residual=constrain(rows, tokens),
         matmul_input=constrain(inner, tokens),
@@ -80,11 +68,24 @@ def make_sharded_ops(layout: Layout, model: ModelConfig) -> ShardedOps:
         kv_heads=constrain(*key_axes),
         gather_weights=functools.partial(gather_weights, layout, param_specs(model)),
         attend=on_shards,
-        attend_context=context_on_shards,
+        attend_context=functools.partial(context_on_shards, layout),
         experts=ops.routed_experts if model.experts == "dense" else functools.partial(experts, layout),
         token_shards=layout.devices(rows + tokens),
         sequence_shards=parts,
     )
+
+
+def context_on_shards(layout: Layout, q_BTHX, cache, mask_BTS, layer, scale: float, implementation: str):
+    """`attend_context`: each device has whole rows of the cache."""
+    by_row = PartitionSpec(layout.rules.batch)
+    mask_BTS = jnp.broadcast_to(mask_BTS, (len(q_BTHX), *mask_BTS.shape[1:]))
+    return jax.shard_map(
+        functools.partial(attend_context, scale=scale, implementation=implementation),
+        mesh=layout.mesh,
+        in_specs=(by_row, PartitionSpec(None, layout.rules.batch), by_row, PartitionSpec()),
+        out_specs=by_row,
+        check_vma=False,
+    )(q_BTHX, cache, mask_BTS, layer)
 
 
 GATHERED = ("embed", "rank")  # logical axes that are all-gathered before use

@@ -2,6 +2,7 @@
 
 A slot holds one response while it is decoded. All slots decode together; the cache is only read while they do. New
 latents go to a short tail that is merged into it once a round: a cache that is written at every step would be copied.
+(On one CPU, where layers are unrolled, it isn't: there steps write into `BlockedCache`s, and there is no tail.)
 
 A step runs T places of each slot: the token that was drawn last and, with speculation, the draft of the next one by the
 multi-token-prediction module. A draft is drawn with the same noise as the model's own draw at that place, and is
@@ -17,9 +18,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from r1jax.config import EngineConfig, ModelConfig
+from r1jax.model.blocked_cache import BlockedCache, make_blocked_cache
 from r1jax.model.ops import ONE_DEVICE, ShardedOps
 from r1jax.model.quantize import quantize
-from r1jax.model.transformer import MTPInputs, forward_cached, forward_mtp_cached, init_cache, logits
+from r1jax.model.transformer import MTPInputs, forward_cached, forward_mtp_cached, init_cache, logits, unstack
 from r1jax.sampling.draw import Drawn, DrawSettings, Truncation, draw, sample_key
 from r1jax.types import Array, Weights
 
@@ -60,7 +62,8 @@ class DraftInputs:
 class Slots:
     """S responses that are decoded. `drawn` is the pending token: neither emitted nor run."""
 
-    cache: dict[str, Any]  # [L, S, W, X] for each stack; places from `length` on are undefined
+    # [L, S, W, X] for each stack, or the `BlockedCache`s of its layers; places from `length` on are undefined
+    cache: dict[str, Any]
     length_S: Array  # int32, tokens that were run
     key_S: Array  # the response's key
     drawn: Drawn
@@ -129,11 +132,16 @@ def prefill(sampler: Sampler, tokens_BP: Array, length_B: Array, id_B: Array) ->
     return Prefilled(latents, last_BD, next_logits(sampler, last_BD), length_B, id_B, routes)
 
 
-def empty_slots(c: ModelConfig, engine: EngineConfig, truncation: Truncation, slots: int, width: int) -> Slots:
-    """Free slots, for responses of `width` tokens with their prompts."""
+def empty_slots(
+    c: ModelConfig, engine: EngineConfig, truncation: Truncation, slots: int, width: int, *, blocked: bool = False
+) -> Slots:
+    """Free slots, for responses of `width` tokens with their prompts; `blocked`: with `BlockedCache`s."""
     zeros, floats = jnp.zeros(slots, jnp.int32), jnp.zeros(slots, jnp.float32)
     keys = jax.random.split(jax.random.key(0), slots)
     cache = stored(init_cache(c, slots, width, mtp=engine.speculative), engine)
+    if blocked:
+        Y = 1 if c.kv_lora_rank else c.num_key_value_heads
+        cache = {name: [make_blocked_cache(layer, Y) for layer in unstack(stack)] for name, stack in cache.items()}
     masks = jnp.zeros((slots, truncation.mask_ids), jnp.int32) if truncation.mask_ids else None
     drafts = new_drafts(jnp.zeros((slots, c.hidden_size), c.dtype), zeros) if engine.speculative else None
     return Slots(cache, zeros, keys, Drawn(zeros, floats, masks), zeros, jnp.ones(slots, bool), drafts)
@@ -151,6 +159,21 @@ def new_drafts(hidden_SD: Array, next_S: Array) -> DraftInputs:
 def choose(is_new_S: Array, new, old):
     """Leaves [S, …] of `new` where `is_new_S`, else of `old`."""
     return jax.tree.map(lambda x, y: jnp.where(jnp.expand_dims(is_new_S, range(1, x.ndim)), x, y), new, old)
+
+
+def insert_blocked(stack: list[BlockedCache], prompts: Any, row_S: Array) -> list[BlockedCache]:
+    """The caches of a stack's layers with prompt `row_S`, of [L, B, P, X], at the beginning of each slot."""
+    blocked = [make_blocked_cache(prompt, old.heads) for prompt, old in zip(unstack(prompts), stack, strict=True)]
+    order_S = jnp.argsort(row_S < 0, stable=True)
+
+    def one(i, stack):
+        def copy(old, new):
+            row = jax.lax.dynamic_slice_in_dim(new, row_S[order_S[i]], 1)
+            return jax.lax.dynamic_update_slice(old, row, (order_S[i], *[0] * (old.ndim - 1)))
+
+        return jax.tree.map(copy, stack, blocked)
+
+    return jax.lax.fori_loop(0, (row_S >= 0).sum(), one, stack)
 
 
 def insert(
@@ -180,17 +203,20 @@ def insert(
         done_S=jnp.zeros_like(slots.done_S),
         drafts=None if slots.drafts is None else new_drafts(prompts.hidden_BD[from_S], drawn.token_S),
     )
-    cache = jax.tree.map(copy, slots.cache, prompts.latents)
+    cache = {}
+    for name, stack in slots.cache.items():
+        is_list, latents = isinstance(stack, list), prompts.latents[name]
+        cache[name] = insert_blocked(stack, latents, row_S) if is_list else jax.tree.map(copy, stack, latents)
     return replace(choose(is_new_S, begun, replace(slots, cache={})), cache=cache)
 
 
 @struct.dataclass
 class Round:
-    """The state that a round's loop carries. The cache is not part of it: it is read where it is."""
+    """The state that a round's loop carries. A cache that is only read is not part of it: it is read where it is."""
 
     step: Array  # int32
-    slots: Slots  # without their cache
-    tail: dict[str, Any]  # [L, S, N, X] for each stack
+    slots: Slots  # without their cache, but for the read part of `BlockedCache`s
+    tail: dict[str, Any]  # [L, S, N, X] for each stack; none with `BlockedCache`s
     drafted_SN: Array  # bool: which places of the MTP module's tail are part of the response
     out: Emitted
 
@@ -203,6 +229,7 @@ def decode_round(sampler: Sampler, slots: Slots, limit: Array, s: DrawSettings, 
       width: places of the cache that any slot has filled; the rest is not read.
     """
     T = places(sampler.engine)
+    state = empty_round(sampler, slots, width)
     # The MTP module has run all places but those that the last step accepted.
     drafted_S = slots.length_S - (slots.drafts.accepted_ST.sum(axis=1) if slots.drafts else 0)
     seen_S1W, drafted_S1W = ((jnp.arange(width) < n_S[:, None])[:, None] for n_S in (slots.length_S, drafted_S))
@@ -215,10 +242,11 @@ def decode_round(sampler: Sampler, slots: Slots, limit: Array, s: DrawSettings, 
             tokens_ST = jnp.stack([state.slots.drawn.token_S, draft_S], axis=1)
         positions_ST = state.slots.length_S[:, None] + jnp.arange(T)
         contexts = [(slots.cache, seen_S1W), (state.tail, state.out.is_token_SN[:, None])]
+        contexts = contexts if state.tail else written_contexts(state, positions_ST)
         hidden_STD, new, routes_STLK = forward_cached(
             *sampler.weights, tokens_ST, positions_ST, contexts, sampler.model, sampler.ops
         )
-        state = replace(state, tail=append(state.tail, new, state.step * T))
+        state = keep(state, new, state.step * T)
         if state.out.routes_SNLK is not None:
             at = (0, state.step * T, 0, 0)
             routes = jax.lax.dynamic_update_slice(state.out.routes_SNLK, jnp.asarray(routes_STLK, jnp.int16), at)
@@ -239,16 +267,12 @@ def decode_round(sampler: Sampler, slots: Slots, limit: Array, s: DrawSettings, 
     def goes_on(state: Round) -> Array:
         return (state.step < sampler.engine.steps_per_round) & ~jnp.all(state.slots.done_S)
 
-    state = jax.lax.while_loop(goes_on, step, empty_round(sampler, slots))
-    tail = stored(state.tail, sampler.engine)
-    merged = {}
-    for name in tail:
-        at_S, is_token_SN = (drafted_S, state.drafted_SN) if name == "mtp" else (slots.length_S, state.out.is_token_SN)
-        merged[name] = merge(slots.cache[name], tail[name], at_S, is_token_SN)
+    state = jax.lax.while_loop(goes_on, step, state)
+    merged = merge_round(sampler, slots, state, drafted_S)
     return replace(state.slots, cache=merged), replace(state.out, done_S=state.slots.done_S, steps=state.step)
 
 
-def empty_round(sampler: Sampler, slots: Slots) -> Round:
+def empty_round(sampler: Sampler, slots: Slots, width: int) -> Round:
     c, mask_ids = sampler.model, sampler.truncation.mask_ids
     S, N = slots.count_S.shape[0], sampler.engine.steps_per_round * places(sampler.engine)
     L, K = c.num_hidden_layers - c.first_k_dense_replace, c.num_experts_per_tok
@@ -256,14 +280,29 @@ def empty_round(sampler: Sampler, slots: Slots) -> Round:
     routes = jnp.zeros((S, N, L, K), jnp.int16) if sampler.engine.routing_replay else None
     masks = jnp.zeros((S, N, mask_ids), jnp.int32) if mask_ids else None
     out = Emitted(tokens_SN, tokens_SN.astype(jnp.float32), none_SN, slots.done_S, jnp.int32(0), masks, routes)
-    tail = init_cache(c, S, N, mtp=sampler.engine.speculative)
-    return Round(jnp.int32(0), replace(slots, cache={}), tail, none_SN, out)
+    written = {name: [x.first(width + N) for x in stack] for name, stack in slots.cache.items() if is_list(stack)}
+    tail = {} if written else init_cache(c, S, N, mtp=sampler.engine.speculative)
+    return Round(jnp.int32(0), replace(slots, cache=written), tail, none_SN, out)
 
 
-def append(tail: dict[str, Any], new: dict[str, Any], at: Array) -> dict[str, Any]:
-    """The tail with new latents from place `at` on, accepted or not: masks tell which count."""
-    old = {name: tail[name] for name in new}
-    return tail | jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, at, axis=2), old, new)
+def is_list(stack: Any) -> bool:
+    """Whether it is the `BlockedCache`s of a stack's layers."""
+    return isinstance(stack, list)
+
+
+def written_contexts(state: Round, positions_ST: Array) -> list[tuple[dict[str, Any], Array]]:
+    """Of tokens that are written into `BlockedCache`s: all places up to their own."""
+    (first, *_), *_ = state.slots.cache.values()
+    return [(state.slots.cache, jnp.arange(first.places) <= positions_ST[..., None])]
+
+
+def keep(state: Round, new: dict[str, Any], at: Array) -> Round:
+    """With new latents, accepted or not: masks tell which count. In the tail they go to the places from `at` on."""
+    if not state.tail:
+        return replace(state, slots=replace(state.slots, cache=state.slots.cache | new))
+    old = {name: state.tail[name] for name in new}
+    tail = jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, at, axis=2), old, new)
+    return replace(state, tail=state.tail | tail)
 
 
 def propose(sampler: Sampler, state: Round, cache: tuple[dict, Array], s: DrawSettings) -> tuple[Array, Round]:
@@ -275,12 +314,13 @@ def propose(sampler: Sampler, state: Round, cache: tuple[dict, Array], s: DrawSe
     accepted_S1 = drafts.accepted_ST.sum(axis=1, keepdims=True)
     positions_ST = slots.length_S[:, None] - accepted_S1 + jnp.arange(places(sampler.engine))
     contexts = [cache, (state.tail, state.drafted_SN[:, None])]
+    contexts = contexts if state.tail else written_contexts(state, positions_ST)
     inputs = MTPInputs(drafts.hidden_STD, drafts.next_ST, positions_ST)
     hidden_STD, new = forward_mtp_cached(*sampler.weights, inputs, contexts, sampler.model, sampler.ops)
     last_SD = jnp.take_along_axis(hidden_STD, jnp.maximum(accepted_S1 - 1, 0)[..., None], axis=1)[:, 0]
     draft_S = draw(next_logits(sampler, last_SD), slots.key_S, slots.count_S + 1, s, sampler.truncation).token_S
     drafted_SN = jax.lax.dynamic_update_slice(state.drafted_SN, drafts.accepted_ST, (0, at))
-    return draft_S, replace(state, tail=append(state.tail, new, at), drafted_SN=drafted_SN)
+    return draft_S, replace(keep(state, new, at), drafted_SN=drafted_SN)
 
 
 def emit(state: Round, place: Array, accepted_S: Array, limit: Array, s: DrawSettings) -> Round:
@@ -306,6 +346,17 @@ def next_logits(sampler: Sampler, hidden_BD: Array) -> Array:
     return sampler.ops.residual(
         sampler.ops.logits(logits(sampler.weights.params, hidden_BD, sampler.model.tokenizer_size))
     )
+
+
+def merge_round(sampler: Sampler, slots: Slots, state: Round, drafted_S: Array) -> dict[str, Any]:
+    """The slots' cache after a round, with what its steps added."""
+    merged, tail = {}, stored(state.tail, sampler.engine)
+    for name in tail:
+        at_S, is_token_SN = (drafted_S, state.drafted_SN) if name == "mtp" else (slots.length_S, state.out.is_token_SN)
+        merged[name] = merge(slots.cache[name], tail[name], at_S, is_token_SN)
+    for name, written in state.slots.cache.items():
+        merged[name] = jax.tree.map(lambda x, y: x.at[:, :, : y.shape[2]].set(y), slots.cache[name], written)
+    return merged
 
 
 def merge(cache, tail, at_S: Array, is_token_SN: Array):

@@ -201,12 +201,17 @@ def test_requests_that_cannot_fit_are_refused_first(one_device, model, policy):
 
 
 def lower_round(layout, model, slots: int, width: int, weights=None, **engine):
-    """A round of decoding, lowered for the shapes of its arguments."""
+    """A round of decoding as accelerators run it, scanned, lowered for the shapes of its arguments."""
     made = make_engine(layout, model, steps_per_round=4, **engine)
-    shapes = jax.eval_shape(rollout_programs.make_slots(made.spec, slots, width))
+    spec = ScannedSpec(made.spec.layout, made.spec.model, made.spec.engine, made.spec.truncation)
+    shapes = jax.eval_shape(rollout_programs.make_slots(spec, slots, width))
     weights = weights or programs.abstract_weights(model)
-    run = rollout_programs.make_decode(made.spec, width)
+    run = rollout_programs.make_decode(spec, width)
     return run.lower(weights, shapes, np.zeros(slots, bool), np.int32(9), made.settings())
+
+
+class ScannedSpec(rollout_programs.RolloutSpec):
+    unstacks = False
 
 
 def test_a_decoding_round_holds_latents_and_no_heads(one_device, model, policy):
@@ -238,7 +243,7 @@ def test_bfloat16_rounds_alike_in_sampler_and_trainer(one_device, model, policy,
     policy = (init_params(jax.random.key(0), dataclasses.replace(model, initializer_range=None)), policy[1])
     engine = make_engine(one_device, c, routing_replay=True)
     slots = jax.eval_shape(rollout_programs.make_slots(engine.spec, 1, 8))
-    assert all(latents.dtype == jnp.bfloat16 for latents in slots.cache.values())
+    assert all(latents.dtype == jnp.bfloat16 for latents in jax.tree.leaves(slots.cache))
     groups = generate(engine, policy, prompts)
 
     arrays, generation = trainer_arrays(prompts, groups, P, N)

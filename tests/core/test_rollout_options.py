@@ -9,6 +9,7 @@ import pytest
 
 from r1jax.config import EngineConfig, MeshConfig, SamplingConfig
 from r1jax.errors import RunError, UsageError
+from r1jax.model.blocked_cache import BLOCK
 from r1jax.model.moe import affinities, choose_experts
 from r1jax.model.quantize import dequantize, is_quantized, quantize, quantize_params
 from r1jax.model.spec import init_params
@@ -251,15 +252,16 @@ def test_memory_is_known_before_it_is_taken(one_device, model, policy, config):
     held = sum(x.nbytes for x in jax.tree.leaves(slots.cache))
     assert engine.memory["cache"] == held
     params, _ = rollout_programs.sync(engine.spec, Weights(*policy))
-    copied = sum(x.nbytes for x in jax.tree.leaves(params)) if config else 0
-    assert engine.memory["copy of the weights"] == copied
-    if not config:  # two layers of 48 numbers of four bytes
-        assert engine.memory["cache"] == 8 * (P + N + 6) * 2 * 48 * 4
+    assert engine.memory["copy of the weights"] == sum(x.nbytes for x in jax.tree.leaves(params))
+    if not config:  # two layers of 48 numbers of four bytes, as keys and as values, in whole blocks
+        assert engine.memory["cache"] == 8 * -(-(P + N + 6) // BLOCK) * BLOCK * 2 * 48 * 4 * 2
 
 
 def test_memory_is_divided_over_devices(one_device, model):
     eight = make_layout(MeshConfig(data=4, expert=2))
-    specs = (spec(layout, model, slots=64, weight_dtype="int8") for layout in (one_device, eight))
+    # Caches in 8 bits have one form on all devices.
+    options = {"slots": 64, "weight_dtype": "int8", "cache_dtype": "int8"}
+    specs = (spec(layout, model, **options) for layout in (one_device, eight))
     alone, divided = (memory.rollout_memory(s, SamplingConfig(P, N)) for s in specs)
     assert divided["cache"] * 8 == alone["cache"]
     assert alone["copy of the weights"] / 2 < divided["copy of the weights"] < alone["copy of the weights"]
@@ -269,7 +271,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_made(one_device, model):
     """A context of 128K tokens is a number in a config: it fits with few slots, and not with many."""
     long = dataclasses.replace(model, max_position_embeddings=131072)
     needs = memory.rollout_memory(spec(one_device, long, slots=4), SamplingConfig(1024, 131072 - 1024))
-    assert needs["cache"] == 4 * (131072 + 16) * 2 * 48 * 4
+    assert needs["cache"] == 4 * (131072 + BLOCK) * 2 * 48 * 4 * 2
     engine = make_engine(one_device, dataclasses.replace(long, max_position_embeddings=2**40), slots=4)
     assert engine.slots == 4
     with pytest.raises(UsageError, match=r"cache \d+.*EngineConfig.slots"):
@@ -281,7 +283,7 @@ def test_out_of_memory_names_the_buffer_and_the_knobs(one_device, model, policy,
     monkeypatch.setattr("r1jax.rollout.engine.require_memory", lambda layout, needs: None)
     endless = dataclasses.replace(model, max_position_embeddings=2**40)
     engine = make_engine(one_device, endless, slots=64, new=2**30)
-    says = r"cache of 64 slots of 1,073,741,870 tokens \(estimated at 245\d\d\.\d\d GiB.*EXHAUSTED"
+    says = r"cache of 64 slots of 1,073,741,870 tokens \(estimated at 491\d\d\.\d\d GiB.*EXHAUSTED"
     with pytest.raises(RunError, match=says) as caught:
         generate(engine, policy, prompts)
     for knob in ("EngineConfig.slots", "SamplingConfig.max_new_tokens", "EngineConfig.prefill_rows"):
