@@ -1,6 +1,7 @@
 """List the experiments."""
 
 import argparse
+import ast
 import importlib.util
 import sys
 from pathlib import Path
@@ -17,7 +18,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     for path in sorted((ROOT / "experiments").glob("[!_]*.py")):
-        print(f"{path.stem:24} {summary(load_experiment(path.stem))}")
+        print(f"{path.stem:24} {summary(read_docstring(path))}")
+
+
+def read_docstring(path: Path) -> str | None:
+    """The docstring of an experiment that is not executed, since that would import JAX, which takes seconds.
+
+    Raises UsageError where the file has a syntax error.
+    """
+    try:
+        return ast.get_docstring(ast.parse(path.read_text()))
+    except SyntaxError as error:
+        raise UsageError(f"experiment {path} can't be loaded: {error}") from error
 
 
 def load_experiment(name: str) -> ModuleType:
@@ -43,9 +55,9 @@ def load_experiment(name: str) -> ModuleType:
     return module
 
 
-def summary(module: ModuleType) -> str:
-    """The first line of an experiment's docstring."""
-    return (module.__doc__ or "").strip().partition("\n")[0]
+def summary(docstring: str | None) -> str:
+    """Its first line."""
+    return (docstring or "").strip().partition("\n")[0]
 
 
 def gin_path(name: str) -> str:

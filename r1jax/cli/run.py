@@ -72,7 +72,9 @@ def run_experiment(args: argparse.Namespace, module, config) -> None:
     layout = make_layout(config.mesh)
     progress = Progress(quiet=not hosts.is_main_process())
     with hosts.catch_sigterm():
-        experiment = Experiment(Path(args.experiment).stem, summary(module), vars(module).get("REPORT_NOTE", ""))
+        experiment = Experiment(
+            Path(args.experiment).stem, summary(module.__doc__), vars(module).get("REPORT_NOTE", "")
+        )
         run = open_run(args.workdir, experiment, config, layout, progress, rerun_from=args.rerun_from)
         module.run(run, config)
         if hosts.is_main_process():

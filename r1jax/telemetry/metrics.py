@@ -7,7 +7,6 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
-import tensorboardX
 from etils import epath
 
 from r1jax.parallel.hosts import is_main_process
@@ -33,6 +32,8 @@ class MetricsWriter(RowWriter):
     """Writes one row per step to metrics.jsonl and TensorBoard."""
 
     def __init__(self, directory: epath.Path, first_step: int):
+        import tensorboardX  # takes seconds: it imports torch and Google's storage client where they are installed
+
         super().__init__(directory / "metrics.jsonl", first_step)
         self.tensorboard = tensorboardX.SummaryWriter(
             str(directory / "tensorboard"), purge_step=first_step, write_to_disk=is_main_process()
