@@ -577,7 +577,7 @@ def test_same(value, expected, equal):
 
 
 def test_the_notice_has_the_layers():
-    reward = Reward(CodeReward(Sandbox()), 1.0)
-    assert "limits" in reward.notice
-    assert "seccomp" in reward.notice
-    assert by_source({"code": CodeReward(Sandbox())}, 1.0).notice == reward.notice
+    sandbox = Sandbox(allow_weaker=True)  # not all machines that run the tests have every layer
+    reward = Reward(CodeReward(sandbox), 1.0)
+    assert all(layer in reward.notice for layer in sandbox.layers)
+    assert by_source({"code": CodeReward(sandbox)}, 1.0).notice == reward.notice
