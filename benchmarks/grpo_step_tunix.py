@@ -76,7 +76,7 @@ class TimedLearner(GRPOLearner):
         self.rl_cluster.phases.clear()
         start, cpu = time.perf_counter(), time.process_time()
         super()._run_global_step(*args)
-        jax.block_until_ready(nnx.state(self.rl_cluster.train_actor))
+        jax.block_until_ready(nnx.state(self.rl_cluster.actor_trainer.model))
         seconds, phases = time.perf_counter() - start, dict(self.rl_cluster.phases)
         update = seconds - phases["generation"] - phases["reference"]
         cpu = time.process_time() - cpu
