@@ -49,7 +49,7 @@ class Shape:
     Attributes:
       prompts, prompt_tokens, group_size, new_tokens: of a step.
       microbatch: sequences that a peer runs at once, forward and backward.
-      rl: fields of our RLConfig; those that it does not have are left out.
+      rl: fields of our RLConfig.
     """
 
     prompts: int
@@ -63,7 +63,7 @@ class Shape:
 SHAPES = {
     "tiny": Shape(16, 20, 16, 44, {"trl": 64}, {"row_tokens": 128, "microbatch_rows": 8}),
     "deepseek": Shape(8, 64, 8, 64, {"trl": 16}, {"microbatch_rows": 8}),
-    "smollm2": Shape(4, 150, 8, 64, {"trl": 8, "tunix": 8}, {"microbatch_rows": 4, "share_prompts": True}),
+    "smollm2": Shape(4, 150, 8, 64, {"trl": 8, "tunix": 8}, {"microbatch_rows": 1, "share_prompts": True}),
 }
 
 

@@ -4,7 +4,6 @@ The steps of `stages/rl.py`, by the same engine, packing and trainer, without wh
 checkpoints), which the peers' steps have not either.
 """
 
-import dataclasses
 import json
 import sys
 import time
@@ -28,7 +27,6 @@ from r1jax.types import Problem, RLState
 
 
 def make_config(job: dict) -> RLConfig:
-    known = {field.name for field in dataclasses.fields(RLConfig)}
     return RLConfig(
         OptimizerConfig(learning_rate=1e-6),
         SamplingConfig(max(map(len, job["prompts"])), job["new_tokens"]),
@@ -39,7 +37,7 @@ def make_config(job: dict) -> RLConfig:
         group_size=job["group_size"],
         minibatches_per_rollout=1,
         num_prompts=len(job["prompts"]),
-        **{name: value for name, value in job["rl"].items() if name in known},
+        **job["rl"],
     )
 
 

@@ -108,7 +108,8 @@ def read_config(directory: str) -> llama.ModelConfig:
 
 
 def make_learner(job: dict) -> TimedLearner:
-    mesh, config = jax.make_mesh((1, 1), ("fsdp", "tp")), read_config(job["model"])
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
+    config = read_config(job["model"])
     actor, reference = (
         params.create_model_from_safe_tensors(job["model"], config, mesh, dtype=jnp.float32) for _ in range(2)
     )
