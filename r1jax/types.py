@@ -1,7 +1,7 @@
 """The records that travel between floors.
 
 An array's name ends in its dimensions; `r1jax/model/__init__.py` has the key to the letters. Here also K: experts of a
-token, I: ids of a sampling mask, R: trained tokens of a row, s: samples of a row, S: tokens of a sample with its prompt.
+token, I: ids of a sampling mask, R: trained tokens of a row, s: samples of a row, S: tokens of a sample and its prompt.
 """
 
 from collections.abc import Mapping
