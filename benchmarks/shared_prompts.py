@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-PROMPTS, GROUP, PROMPT, NEW, UPDATES = 4, 8, 150, 64, 4
+PROMPTS, GROUP, PROMPT, NEW, UPDATES = 2, 8, 150, 64, 3
 SHAPE = (
     "ModelConfig.vocab_size=49152", "ModelConfig.hidden_size=576", "ModelConfig.num_hidden_layers=30",
     "ModelConfig.first_k_dense_replace=30", "ModelConfig.intermediate_size=1536", "ModelConfig.num_attention_heads=9",
