@@ -90,6 +90,11 @@ def first_argmax(x_SV: Array) -> Array:
     return jnp.where(is_max_SV, jnp.arange(V, dtype=jnp.int32), V - 1).min(axis=-1)
 
 
+def plain_argmax(x_SV: Array) -> Array:
+    """Its reduction is fused with the noise on a TPU, which then stores none."""
+    return jnp.argmax(x_SV, axis=-1).astype(jnp.int32)
+
+
 def draw(logits_SV: Array, keys_S: Array, count_S: Array, s: DrawSettings, truncation: Truncation) -> Drawn:
     """A token for each row, with its log-probability in the truncated distribution at the temperature.
 
@@ -106,7 +111,8 @@ def draw(logits_SV: Array, keys_S: Array, count_S: Array, s: DrawSettings, trunc
         allowed_SV &= kept_SV
     left_SV = jnp.where(allowed_SV, logp_SV, -jnp.inf)
     noise_SV = jax.vmap(lambda k, n: jax.random.gumbel(jax.random.fold_in(k, n), logp_SV.shape[-1:]))(keys_S, count_S)
-    token_S = first_argmax(jnp.where(is_greedy, left_SV, left_SV + noise_SV))
+    noisy_SV = jnp.where(is_greedy, left_SV, left_SV + noise_SV)
+    token_S = jax.lax.platform_dependent(noisy_SV, cpu=first_argmax, default=plain_argmax)
     # Exactly 0 where all tokens are left: log-probabilities normalised a second time would be rounded a second time.
     log_mass_S = jnp.where(allowed_SV.all(axis=-1), 0.0, jax.nn.logsumexp(left_SV, axis=-1))
     logp_S = jnp.take_along_axis(logp_SV, token_S[:, None], axis=-1)[:, 0] - log_mass_S
