@@ -35,6 +35,7 @@ def measure(variant: str) -> None:
     import jax
     import numpy as np
 
+    from r1jax.cli.devices import start_jax
     from r1jax.cli.experiments import gin_path, load_experiment
     from r1jax.cli.gin_config import read_config
     from r1jax.config import MeshConfig
@@ -45,6 +46,7 @@ def measure(variant: str) -> None:
     from r1jax.stages.rl import Trainer
     from r1jax.types import Problem, RLState, Sample
 
+    start_jax()
     files = [gin_path(file) for file in ("model/llama3_2_1b.gin", "algorithm/grpo.gin", "scale/cpu.gin")]
     bindings = [*SHAPE, *ROLLOUT, *VARIANTS[variant]]
     config = read_config(load_experiment("r1_zero").Config, files, bindings)
