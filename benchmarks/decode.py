@@ -12,11 +12,9 @@ the time of the matrices of the weights alone, in this run and with as many rows
 
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,17 +23,15 @@ import peers
 import rollout
 from etils import epath
 
-from r1jax.checkpoint.store import CheckpointStore, find_checkpoint, make_metadata, policy_item, read_metadata
+from r1jax.checkpoint.store import find_checkpoint, policy_item, read_metadata
 from r1jax.cli.experiments import gin_path, load_experiment
 from r1jax.cli.gin_config import read_config
 from r1jax.config import EngineConfig, MeshConfig, ModelConfig, SamplingConfig
 from r1jax.model.spec import STACKED, init_params, init_router_bias, param_specs
 from r1jax.parallel.layout import make_layout
 from r1jax.rollout.engine import Prompt, RolloutEngine
-from r1jax.runs.hugging_face import export_hf
 from r1jax.runs.policy import placed_weights
 from r1jax.sampling.draw import position_key
-from r1jax.telemetry.progress import Progress
 from r1jax.types import Weights
 
 REPEATS = 3
@@ -119,16 +115,8 @@ def ours(model: ModelConfig, shape: Shape) -> tuple[TimedEngine, Callable[[Weigh
 def theirs(model: ModelConfig, weights: Weights, shape: Shape) -> Callable[[list[Prompt], int], int]:
     """The same of transformers.generate: one batch of all samples."""
     import torch
-    import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as home:
-        store = CheckpointStore(epath.Path(home) / "checkpoints")
-        store.save(1, policy_item(*weights), {"step": np.int32(1)}, {}, make_metadata(model, None))
-        store.close()
-        export_hf(epath.Path(home), epath.Path(home) / "hf", progress=Progress())
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(Path(home) / "hf", dtype=torch.float32).eval()
+    loaded = rollout.exported(model, weights)
 
     def run(prompts: list[Prompt], seed: int) -> int:
         torch.manual_seed(seed)

@@ -9,6 +9,7 @@ heavy-tailed: most answers are short, and some reach the limit.
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -59,8 +60,8 @@ def ours(layout: Layout, weights: Weights, prompts: list[Prompt], slots: int, at
     return tokens / seconds, tokens, tokens / (steps * slots)
 
 
-def theirs(weights: Weights, prompts: list[Prompt]) -> tuple[float, int]:
-    """The same of transformers.generate: one batch of all samples, with its cache."""
+def exported(model: ModelConfig, weights: Weights) -> Any:
+    """The model in transformers, by way of an export."""
     import torch
     import transformers
 
@@ -68,10 +69,17 @@ def theirs(weights: Weights, prompts: list[Prompt]) -> tuple[float, int]:
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as home:
         store = CheckpointStore(epath.Path(home) / "checkpoints")
-        store.save(1, policy_item(*weights), {"step": np.int32(1)}, {}, make_metadata(MODEL, None))
+        store.save(1, policy_item(*weights), {"step": np.int32(1)}, {}, make_metadata(model, None))
         store.close()
         export_hf(epath.Path(home), epath.Path(home) / "hf", progress=Progress())
-        model = transformers.AutoModelForCausalLM.from_pretrained(Path(home) / "hf", dtype=torch.float32).eval()
+        return transformers.AutoModelForCausalLM.from_pretrained(Path(home) / "hf", dtype=torch.float32).eval()
+
+
+def theirs(weights: Weights, prompts: list[Prompt]) -> tuple[float, int]:
+    """The same of transformers.generate: one batch of all samples, with its cache."""
+    import torch
+
+    model = exported(MODEL, weights)
     ids = torch.tensor([tokens for _, tokens in prompts])
     for seed, new in ((0, 8), (1, NEW)):
         torch.manual_seed(seed)

@@ -205,8 +205,8 @@ def insert(
     )
     cache = {}
     for name, stack in slots.cache.items():
-        is_list, latents = isinstance(stack, list), prompts.latents[name]
-        cache[name] = insert_blocked(stack, latents, row_S) if is_list else jax.tree.map(copy, stack, latents)
+        latents = prompts.latents[name]
+        cache[name] = insert_blocked(stack, latents, row_S) if is_list(stack) else jax.tree.map(copy, stack, latents)
     return replace(choose(is_new_S, begun, replace(slots, cache={})), cache=cache)
 
 
