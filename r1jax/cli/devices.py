@@ -1,6 +1,7 @@
 """How commands start JAX and find devices. JAX is imported inside the functions, so that `--help` is quick."""
 
 import contextlib
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -19,9 +20,23 @@ def start_jax(*, cpu_only: bool = False) -> None:
     sys.unraisablehook = ignore_closed_loops
     if cpu_only:
         jax.config.update("jax_platforms", "cpu")
+    if jax.config.jax_platforms == "cpu" or not has_device_file("accel*", "vfio/*", "nvidia*"):
+        keep_freed_memory()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "r1jax" / "xla"))
+
+
+def has_device_file(*patterns: str) -> bool:
+    return any(next(Path("/dev").glob(pattern), None) for pattern in patterns)
+
+
+def keep_freed_memory() -> None:
+    """Has glibc reuse freed arrays. By default it unmaps them, and at the next step Linux maps and clears new pages."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        for option, value in ((-1, 2**31 - 1), (-4, 0), (-8, 1)):  # M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX
+            mallopt(option, value)
 
 
 def ignore_closed_loops(unraisable: Any) -> None:
@@ -36,8 +51,7 @@ def find_devices() -> None:
 
     from r1jax.dry_run.topology import without_stderr
 
-    has_tpu = next(Path("/dev").glob("accel*"), None) or next(Path("/dev").glob("vfio/*"), None)
-    with contextlib.nullcontext() if has_tpu else without_stderr():
+    with contextlib.nullcontext() if has_device_file("accel*", "vfio/*") else without_stderr():
         jax.devices()
 
 

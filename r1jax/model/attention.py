@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from r1jax.config import ModelConfig
 from r1jax.model.blocked_cache import attend_blocked, is_blocked
 from r1jax.model.context_attention import attend_tokens, merge
-from r1jax.model.layers import rms_norm, rotate, yarn_mscale
+from r1jax.model.layers import linear, rms_norm, rotate, yarn_mscale
 from r1jax.model.ops import ONE_DEVICE, ShardedOps
 from r1jax.types import Array, Params, Segments
 
@@ -32,7 +32,7 @@ def attend_sequence(
     q_BTHM, k_BSYM, v_BSYU = project(p, x_BTD, positions_BT, c, ops)
     out_BTHU = ops.attend(q_BTHM, k_BSYM, v_BSYU, segments, score_scale(c), c.attention)
     out_BTHU = checkpoint_name(out_BTHU, "attended")
-    return jnp.einsum("BTHU,HUD->BTD", out_BTHU, p["out_HMD" if c.kv_lora_rank is None else "out_HUD"])
+    return linear(out_BTHU, p["out_HMD" if c.kv_lora_rank is None else "out_HUD"], 2)
 
 
 def attend_cached(
@@ -89,17 +89,17 @@ def queries(
 ) -> tuple[Array, Array]:
     """The parts without and with position: [B, T, H, N] and [B, T, H, R] (V2, equations 37 to 40)."""
     if c.q_lora_rank is None:
-        q_BTHM = ops.attention_heads(jnp.einsum("BTD,DHM->BTHM", ops.matmul_input(x_BTD), p["q_DHM"]))
+        q_BTHM = ops.attention_heads(linear(ops.matmul_input(x_BTD), p["q_DHM"]))
     else:
-        c_q_BTQ = rms_norm(ops.matmul_input(x_BTD) @ p["q_a_DQ"], p["q_norm_Q"], LATENT_NORM_EPS)
-        q_BTHM = ops.attention_heads(jnp.einsum("BTQ,QHM->BTHM", ops.matmul_input(c_q_BTQ), p["q_b_QHM"]))
+        c_q_BTQ = rms_norm(linear(ops.matmul_input(x_BTD), p["q_a_DQ"]), p["q_norm_Q"], LATENT_NORM_EPS)
+        q_BTHM = ops.attention_heads(linear(ops.matmul_input(c_q_BTQ), p["q_b_QHM"]))
     q_nope_BTHN, q_rope_BTHR = jnp.split(q_BTHM, [c.qk_nope_head_dim], axis=-1)
     return q_nope_BTHN, rotate(q_rope_BTHR, positions_BT, c)
 
 
 def latents(p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig, ops: ShardedOps = ONE_DEVICE) -> Array:
     """A token's cache, [B, T, X]: the normed latent (C), then the rotary key (R) that all heads share."""
-    latents_BTX = ops.residual(ops.latents(ops.matmul_input(x_BTD) @ p["kv_a_DX"]))
+    latents_BTX = ops.residual(ops.latents(linear(ops.matmul_input(x_BTD), p["kv_a_DX"])))
     c_kv_BTC, k_rope_BTR = jnp.split(latents_BTX, [p["kv_norm_C"].size], axis=-1)
     c_kv_BTC = rms_norm(c_kv_BTC, p["kv_norm_C"], LATENT_NORM_EPS)
     k_rope_BTR = rotate(k_rope_BTR[:, :, None], positions_BT, c)[:, :, 0]
@@ -112,7 +112,7 @@ def expanded_qkv(p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig, o
     # With context parallelism the latents are all-gathered, which are much smaller than keys and values.
     latents_BSX = ops.all_gather_sequence(latents(p, x_BTD, positions_BT, c))
     c_kv_BSC, k_rope_BSR = jnp.split(latents_BSX, [p["kv_norm_C"].size], axis=-1)
-    kv_BSHW = ops.kv_heads(jnp.einsum("...SC,CHW->...SHW", c_kv_BSC, p["kv_b_CHW"]))
+    kv_BSHW = ops.kv_heads(linear(c_kv_BSC, p["kv_b_CHW"]))
     k_nope_BSHN, v_BSHU = jnp.split(kv_BSHW, [c.qk_nope_head_dim], axis=-1)
     k_rope_BSHR = jnp.broadcast_to(k_rope_BSR[..., None, :], (*k_nope_BSHN.shape[:-1], c.qk_rope_head_dim))
     return q_BTHM, jnp.concatenate([k_nope_BSHN, k_rope_BSHR], axis=-1), v_BSHU
@@ -134,7 +134,7 @@ def attend_absorbed(
     # The rotary part is averaged and dropped: slicing it off the cache instead would copy the cache.
     out_BTHC = ops.attention_heads(ops.residual(out_BTHX[..., : c.kv_lora_rank]))
     out_BTHU = jnp.einsum("BTHC,CHU->BTHU", out_BTHC, v_b_CHU)  # the absorbed up-projection of the values
-    return jnp.einsum("BTHU,HUD->BTD", out_BTHU, p["out_HUD"]), cache
+    return linear(out_BTHU, p["out_HUD"], 2), cache
 
 
 # ---- grouped-query attention
@@ -142,7 +142,7 @@ def attend_absorbed(
 
 def project(p: Params, x_BTD: Array, positions_BT: Array, c: ModelConfig, name: str) -> Array:
     """Heads of "q_DHM", "k_DYM" or "v_DYM": [B, T, H or Y, M]; queries and keys are rotated, in Qwen3 normed before."""
-    heads = jnp.einsum("BTD,DHM->BTHM", x_BTD, p[name])
+    heads = linear(x_BTD, p[name])
     if (bias := name.replace("_D", "_bias_")) in p:
         heads = heads + p[bias]
     if name == "v_DYM":
@@ -184,4 +184,4 @@ def attend_grouped(
         q_BTHX = jnp.einsum("BTHM,HY->BTHYM", q_BTHM, group_HY).reshape(B, T, H, Y * M)
         out_BTHX = attend_contexts(q_BTHX, new, contexts, layer, c, ops)
         out_BTHM = jnp.einsum("BTHYM,HY->BTHM", out_BTHX.reshape(B, T, H, Y, M), group_HY)
-    return jnp.einsum("BTHM,HMD->BTD", ops.attention_heads(out_BTHM), p["out_HMD"]), new
+    return linear(ops.attention_heads(out_BTHM), p["out_HMD"], 2), new

@@ -1,5 +1,6 @@
 """Parts that all blocks share: norm, rotary embedding, SwiGLU."""
 
+import functools
 import math
 
 import jax
@@ -84,6 +85,30 @@ def rotate(x_BTHR: Array, positions_BT: Array, c: ModelConfig) -> Array:
     return x32.astype(x_BTHR.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def linear(x: Array, w: Array, inputs: int = 1) -> Array:
+    """x w, summed over the last `inputs` axes of x, which are the first of w.
+
+    JAX's own gradient of w is a transposed product: on a CPU, XLA would transpose all that it is computed from.
+    """
+    return jnp.tensordot(x, w, inputs)
+
+
+def _linear_backward(inputs: int, residuals: tuple, g: Array) -> tuple[Array, Array]:
+    x, w = residuals
+    tokens, outputs = tuple(range(x.ndim - inputs)), w.ndim - inputs
+    g_x = jax.lax.dot_general(g, w, ((range(g.ndim - outputs, g.ndim), range(inputs, w.ndim)), ((), ())))
+    return g_x, jax.lax.dot_general(x, g, ((tokens, tokens), ((), ())))
+
+
+linear.defvjp(lambda x, w, inputs: (linear(x, w, inputs), (x, w)), _linear_backward)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)  # its parts would take more memory than its arguments
+def swiglu(gate: Array, up: Array) -> Array:
+    return jax.nn.silu(gate) * up
+
+
 def feed_forward(p: Params, x_TD: Array) -> Array:
     """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x))."""
-    return (jax.nn.silu(x_TD @ p["gate_DF"]) * (x_TD @ p["up_DF"])) @ p["down_FD"]
+    return linear(swiglu(linear(x_TD, p["gate_DF"]), linear(x_TD, p["up_DF"])), p["down_FD"])

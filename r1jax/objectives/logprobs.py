@@ -24,15 +24,41 @@ def token_logprobs(
     # XLA turns a division into this product in some programs and not in others, and the two round differently.
     logits_BTV = logits_BTV.astype(jnp.float32) * (1 / temperature)
     if masks_BTI is None:
-        logp_BTV = jax.nn.log_softmax(logits_BTV)
-        logp_BT = jnp.take_along_axis(logp_BTV, tokens_BT[..., None], axis=-1)[..., 0]
-        return logp_BT, -(jnp.exp(logp_BTV) * logp_BTV).sum(axis=-1)
+        return softmax_logprobs(logits_BTV, tokens_BT)
     is_kept_BTI = (masks_BTI >= 0).at[..., 0].set(True)
     kept_BTI = jnp.take_along_axis(logits_BTV, jnp.maximum(masks_BTI, 0), axis=-1)
     normaliser_BT1 = jax.nn.logsumexp(kept_BTI, axis=-1, where=is_kept_BTI, keepdims=True)
     logp_BTI = jnp.where(is_kept_BTI, kept_BTI - normaliser_BT1, 0.0)
     entropy_BT = -jnp.where(is_kept_BTI, jnp.exp(logp_BTI) * logp_BTI, 0.0).sum(axis=-1)
     return (jnp.take_along_axis(logits_BTV, tokens_BT[..., None], axis=-1) - normaliser_BT1)[..., 0], entropy_BT
+
+
+@jax.custom_vjp
+def softmax_logprobs(logits_BTV: Array, tokens_BT: Array) -> tuple[Array, Array]:
+    """log p(token) and the entropy of p = softmax(logits), in few passes over the logits."""
+    return _softmax_forward(logits_BTV, tokens_BT)[0]
+
+
+def _softmax_forward(logits_BTV: Array, tokens_BT: Array):
+    shifted_BTV = logits_BTV - logits_BTV.max(axis=-1, keepdims=True)
+    exp_BTV, zero = jnp.exp(shifted_BTV), jnp.zeros((), logits_BTV.dtype)
+    # One reduction: two would compute the exponentials twice.
+    parts = (exp_BTV, exp_BTV * shifted_BTV)
+    sum_BT, weighted_BT = jax.lax.reduce(parts, (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (logits_BTV.ndim - 1,))
+    log_sum_BT = jnp.log(sum_BT)
+    logp_BT = jnp.take_along_axis(shifted_BTV, tokens_BT[..., None], axis=-1)[..., 0] - log_sum_BT
+    entropy_BT = log_sum_BT - weighted_BT / sum_BT
+    return (logp_BT, entropy_BT), (shifted_BTV - log_sum_BT[..., None], tokens_BT, entropy_BT)
+
+
+def _softmax_backward(residuals: tuple, g: tuple[Array, Array]):
+    (logp_BTV, tokens_BT, entropy_BT), (g_logp_BT1, g_entropy_BT1) = residuals, (x[..., None] for x in g)
+    is_token_BTV = tokens_BT[..., None] == jnp.arange(logp_BTV.shape[-1])
+    spread_BTV = g_logp_BT1 + g_entropy_BT1 * (logp_BTV + entropy_BT[..., None])
+    return jnp.where(is_token_BTV, g_logp_BT1, 0) - jnp.exp(logp_BTV) * spread_BTV, None
+
+
+softmax_logprobs.defvjp(_softmax_forward, _softmax_backward)
 
 
 def hidden_logprobs(

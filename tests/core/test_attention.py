@@ -23,7 +23,7 @@ SCALE = 0.2
 
 def chunked(attend_chunk, size=attention.CHUNK):
     def attend(q, k, v, segments, scale, part=0):
-        return attention.attend_chunked(q, k, v, segments, functools.partial(attend_chunk, scale=scale), size, part)
+        return attention.attend_chunked(q, k, v, segments, scale, attend_chunk, size, part)
 
     return attend
 
@@ -31,9 +31,10 @@ def chunked(attend_chunk, size=attention.CHUNK):
 # JAX's own kernel in place of cuDNN's, which needs a GPU.
 fused = functools.partial(attention.fused_chunk, kernel="xla")
 IMPLEMENTATIONS = {
-    "chunks": chunked(attention.einsum_chunk, 47),
-    "chunks that don't": chunked(attention.einsum_chunk, 32),
-    "one chunk": chunked(attention.einsum_chunk),
+    "chunks": chunked(attention.flash_chunk, 47),
+    "many chunks": chunked(attention.flash_chunk, 11),
+    "one chunk": chunked(attention.flash_chunk),
+    "chunks of the definition": chunked(attention.einsum_chunk, 32),
     "fused": chunked(fused, 32),
     "fused, an odd length": chunked(fused, 999),
     "splash": functools.partial(attention.attend_splash, interpret=True),
@@ -54,7 +55,7 @@ def test_every_implementation_equals_the_definition(name):
     assert_equal(*inputs(), IMPLEMENTATIONS[name], functools.partial(attention.attend, implementation="full"))
 
 
-@pytest.mark.parametrize("name", ["chunks", "chunks that don't", "one chunk", "fused"])
+@pytest.mark.parametrize("name", ["chunks", "many chunks", "one chunk", "fused"])
 def test_samples_behind_a_shared_prompt(name):
     """A prompt of 40 with samples of 30, 40 and 20 behind it, and padding."""
     arrays, segments = inputs()

@@ -10,7 +10,7 @@ import pytest
 from r1jax.config import OptimizerConfig, RopeScalingConfig
 from r1jax.model import moe, softmax_attention
 from r1jax.model.attention import latents, score_scale
-from r1jax.model.layers import rms_norm, rope_amplitude, rope_frequencies, rotate
+from r1jax.model.layers import linear, rms_norm, rope_amplitude, rope_frequencies, rotate
 from r1jax.model.spec import ParamSpec, count_params, init_params, init_router_bias, param_specs
 from r1jax.model.transformer import cast, forward, forward_cached, forward_mtp, init_cache, logits
 from r1jax.objectives.language_model import LossTerms, busiest_expert, language_model_loss
@@ -35,6 +35,20 @@ def test_rms_norm_by_hand():
     np.testing.assert_allclose(
         rms_norm(jnp.array([3.0, 4.0]), jnp.array([1.0, 2.0]), 0.0), np.array([3, 8]) / 12.5**0.5, rtol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("equation", "inputs", "x", "w"),
+    [("BTD,DF->BTF", 1, (2, 3, 4), (4, 5)), ("TD,DHM->THM", 1, (3, 4), (4, 2, 5)), ("BTHU,HUD->BTD", 2, (2, 3, 2, 4), (2, 4, 5))],
+)
+def test_linear_equals_its_einsum(equation, inputs, x, w):
+    x, w = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate((x, w)))
+
+    def gradients(function):
+        return jax.value_and_grad(lambda x, w: jnp.sin(function(x, w)).sum(), (0, 1))(x, w)
+
+    ours, theirs = gradients(lambda x, w: linear(x, w, inputs)), gradients(lambda x, w: jnp.einsum(equation, x, w))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, theirs)
 
 
 def test_rotation_depends_on_the_distance_only(model):

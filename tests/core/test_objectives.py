@@ -164,6 +164,25 @@ def test_token_logprobs_and_entropy_at_a_temperature():
     assert float(entropy[0, 0]) == pytest.approx(-(1 / 3 * math.log(1 / 3) + 2 / 3 * math.log(2 / 3)))
 
 
+def test_gradients_of_token_logprobs_and_entropy():
+    """By JAX from the definition; the entropy's too, which a fork's loss may read."""
+    logits = jax.random.normal(jax.random.key(0), (2, 3, 7)) * 3
+    tokens, weights = jnp.array([[0, 6, 3], [1, 1, 5]]), jax.random.normal(jax.random.key(1), (2, 2, 3))
+
+    def definition(logits):
+        logp = jax.nn.log_softmax(logits / 0.7)
+        return jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0], -(jnp.exp(logp) * logp).sum(axis=-1)
+
+    def total(function):
+        return lambda logits: sum((w * x).sum() for w, x in zip(weights, function(logits), strict=True))
+
+    ours, theirs = (
+        jax.value_and_grad(total(f))(logits) for f in (lambda x: token_logprobs(x, tokens, 0.7), definition)
+    )
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-4, atol=1e-6)
+
+
 DRAFTS = [("train", True), *(pytest.param(switch, False, marks=pytest.mark.slow) for switch in ("freeze", "off"))]
 
 
