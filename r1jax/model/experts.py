@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from r1jax.model.layers import linear, swiglu
 from r1jax.model.quantize import is_quantized
 from r1jax.types import Array, Params
 
@@ -38,9 +39,8 @@ def moe_dense(p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array) -> Array:
     """Every expert on every token, weighted: the test oracle, and the fastest form for a few small experts on a CPU."""
     E = p["gate_EDF"].shape[0]
     weights_TE = (jax.nn.one_hot(ids_TK, E, dtype=x_TD.dtype) * gates_TK.astype(x_TD.dtype)[..., None]).sum(axis=1)
-    hidden_ETF = jax.nn.silu(jnp.einsum("TD,EDF->ETF", x_TD, p["gate_EDF"]))
-    hidden_ETF = hidden_ETF * jnp.einsum("TD,EDF->ETF", x_TD, p["up_EDF"]) * weights_TE.T[..., None]
-    return jnp.einsum("ETF,EFD->TD", hidden_ETF, p["down_EFD"])
+    gate_TEF, up_TEF = (linear(x_TD, p[name].swapaxes(0, 1)) for name in ("gate_EDF", "up_EDF"))
+    return linear(swiglu(gate_TEF, up_TEF) * weights_TE[..., None], p["down_EFD"], 2)
 
 
 def count(ids: Array, n: int) -> Array:
