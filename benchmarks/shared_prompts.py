@@ -1,9 +1,10 @@
-"""Seconds and peak memory of an update with prompts that samples share against one without, side by side.
+"""Compares an update that runs a prompt once for its group with one that runs it once for each sample.
 
 python benchmarks/shared_prompts.py
 
-SmolLM2-135M's shape with random float32 weights; prompts of 150 tokens with 8 samples of 64 behind each. Each variant
-has a process of its own, whose peak resident memory is read without what it held before the first update.
+SmolLM2-135M's shape with random float32 weights; prompts of 150 tokens with 8 samples of 64 behind each. A microbatch
+is a group in both. Each variant has a process of its own; its peak resident memory is given without its weights,
+moments and reference.
 """
 
 import json
@@ -25,7 +26,7 @@ ROLLOUT = (
     f"SamplingConfig.max_prompt_tokens={PROMPT}", f"SamplingConfig.max_new_tokens={NEW}", "RLConfig.row_tokens=None",
 )  # fmt: skip
 VARIANTS = {
-    "a row for each sample": ("RLConfig.share_prompts=False", "RLConfig.microbatch_rows=4"),
+    "a row for each sample": ("RLConfig.share_prompts=False", "RLConfig.microbatch_rows=8"),
     "a row for each prompt": ("RLConfig.share_prompts=True", "RLConfig.microbatch_rows=1"),
 }
 
@@ -66,16 +67,16 @@ def measure(variant: str) -> None:
                 Sample(Problem(group, "", "", "en"), group, index, [*prompt, *response], mask, zeros, advantages)
             )
     jax.block_until_ready(state)
-    before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+    held, seconds = sum(x.nbytes for x in jax.tree.leaves(state)), []
     for step in range(UPDATES):
         begin = time.perf_counter()
         packed, _ = trainer.add_logprobs(state, [samples])
         state, metrics = trainer.update(state, packed, step + 1, lambda: None)
         jax.block_until_ready(state)
         seconds.append(time.perf_counter() - begin)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
     loss = {name: metrics[name].value() for name in ("loss", "grad_norm")}
-    print(json.dumps({"seconds": seconds[1:], "gib": (peak - before) / 2**20} | loss))
+    print(json.dumps({"seconds": seconds[1:], "gib": (peak - held) / 2**30} | loss))
 
 
 def main() -> None:

@@ -93,13 +93,14 @@ class Segments(NamedTuple):
     """Which tokens of packed rows attend to which. Segment 0 is padding.
 
     Attributes:
-      ids_BT: int32. A token attends within its own segment only, unless there are
-      ends_BT: int32: token s is seen by the tokens t of its row with s <= t < ends[s]. A shared prompt is followed by
-        its samples and ends behind the last of them, so that they all see it, and none sees another; so does a turn
-        that several others follow.
-      paths_BsS: the same for kernels that know segments alone: int32, places of the tokens from the prompt's first to
-        the last of each sample, T behind them. Attention takes place in these paths,
-      places_BT: int32, from which each token gets its result: a place in [s S].
+      ids_BT: int32, the segment of each token. Without `ends_BT` a token attends to itself and to the earlier tokens of
+        its segment.
+      ends_BT: int32; if given, it is the mask in place of the segments: token t attends to token s if
+        s <= t < ends[s]. A shared prompt ends where the last of its samples ends, so that all of them see it. Each
+        sample ends before the next begins, so that none sees another.
+      paths_BsS: int32, for kernels that can only mask by segments. Each of the s paths of a row lists the places of one
+        sample's prompt and of the sample itself, filled up with T. Attention runs on these paths.
+      places_BT: int32, where each token finds its output among those of the paths, [s S].
     """
 
     ids_BT: Array

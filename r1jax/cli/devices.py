@@ -20,7 +20,7 @@ def start_jax(*, cpu_only: bool = False) -> None:
     sys.unraisablehook = ignore_closed_loops
     if cpu_only:
         jax.config.update("jax_platforms", "cpu")
-    if jax.config.jax_platforms == "cpu" or not has_device_file("accel*", "vfio/*", "nvidia*"):
+    if cpu_only or not has_device_file("accel*", "vfio/*", "nvidia*"):
         keep_freed_memory()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from r1jax.config import ModelConfig
 from r1jax.model.blocked_cache import attend_blocked, is_blocked
@@ -31,7 +30,6 @@ def attend_sequence(
     project = grouped_qkv if c.kv_lora_rank is None else expanded_qkv
     q_BTHM, k_BSYM, v_BSYU = project(p, x_BTD, positions_BT, c, ops)
     out_BTHU = ops.attend(q_BTHM, k_BSYM, v_BSYU, segments, score_scale(c), c.attention)
-    out_BTHU = checkpoint_name(out_BTHU, "attended")
     return linear(out_BTHU, p["out_HMD" if c.kv_lora_rank is None else "out_HUD"], 2)
 
 

@@ -21,10 +21,10 @@ BLOCK = 64  # tokens of a block of keys
 class BlockedCache:
     """One layer's cache, which tokens are written into at their positions. Places behind a row's tokens are undefined.
 
-    With MLA, Y = 1, and latents are stored twice, as keys and as values.
+    X is the size of a head. With MLA, Y = 1, and latents are stored twice, as keys and as values.
     """
 
-    keys_BYcXt: Array  # c blocks of t tokens
+    keys_BYcXt: Array  # c blocks of t = BLOCK tokens
     values_BYSX: Array
 
     @property
@@ -41,7 +41,7 @@ class BlockedCache:
         return BlockedCache(self.keys_BYcXt[:, :, :blocks], self.values_BYSX[:, :, : blocks * BLOCK])
 
     def write(self, new: Any, positions_BT: Array) -> "BlockedCache":
-        """With the cache of T more tokens of each row."""
+        """Returns the cache with T new tokens of each row written at their positions."""
         k_BYTX1, v_BYTX = by_head(new, self.heads, block=1)
         caches = self.keys_BYcXt, self.values_BYSX
 
@@ -86,8 +86,8 @@ def attend_blocked(
     Y, blocks = cache.keys_BYcXt.shape[1:3]
     q_BYzX = q_BTHX.reshape(B, T, Y, H // Y, X).swapaxes(1, 2).reshape(B, Y, -1, X)
     q_BYczX = jnp.broadcast_to(q_BYzX[:, :, None], (B, Y, blocks, *q_BYzX.shape[2:]))
-    scores_BYzct = jnp.einsum("BYczX,BYcXt->BYczt", q_BYczX, cache.keys_BYcXt).swapaxes(2, 3)
-    scores_BYzS = scores_BYzct.reshape(*q_BYzX.shape[:3], -1).astype(jnp.float32) * scale
+    scores_BYczt = jnp.einsum("BYczX,BYcXt->BYczt", q_BYczX, cache.keys_BYcXt, preferred_element_type=jnp.float32)
+    scores_BYzS = scores_BYczt.swapaxes(2, 3).reshape(*q_BYzX.shape[:3], -1) * scale
     mask_BzS = jnp.repeat(mask_BTS, H // Y, axis=1)
     weights_BYzS = jax.nn.softmax(jnp.where(mask_BzS[:, None], scores_BYzS, MASKED)).astype(q_BTHX.dtype)
     out_BYzX = jnp.einsum("BYzS,BYSX->BYzX", weights_BYzS, cache.values_BYSX)

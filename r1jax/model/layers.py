@@ -1,4 +1,4 @@
-"""Parts that all blocks share: norm, rotary embedding, SwiGLU."""
+"""Parts that all blocks share: norm, rotary embedding, linear layer, SwiGLU."""
 
 import functools
 import math
@@ -89,7 +89,8 @@ def rotate(x_BTHR: Array, positions_BT: Array, c: ModelConfig) -> Array:
 def linear(x: Array, w: Array, inputs: int = 1) -> Array:
     """x w, summed over the last `inputs` axes of x, which are the first of w.
 
-    JAX's own gradient of w is a transposed product: on a CPU, XLA would transpose all that it is computed from.
+    The gradient of w is written as x^T g, [inputs, outputs]. JAX derives (g^T x)^T, for which XLA's CPU compiler
+    transposes what g is computed from.
     """
     return jnp.tensordot(x, w, inputs)
 
@@ -104,7 +105,7 @@ def _linear_backward(inputs: int, residuals: tuple, g: Array) -> tuple[Array, Ar
 linear.defvjp(lambda x, w, inputs: (linear(x, w, inputs), (x, w)), _linear_backward)
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)  # its parts would take more memory than its arguments
+@functools.partial(jax.checkpoint, prevent_cse=False)  # the backward pass keeps the arguments, not what silu computes
 def swiglu(gate: Array, up: Array) -> Array:
     return jax.nn.silu(gate) * up
 

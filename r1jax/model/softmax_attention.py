@@ -10,12 +10,14 @@ from typing import Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from r1jax.types import Array, Segments
 
-MASKED = -1e30  # finite, so that fully masked rows (padding) give numbers and not NaN
+MASKED = -1e30  # finite: a query that sees no key, as padding of a last chunk, gives numbers and not NaN
 CHUNK = 256  # queries per chunk
-UNROLLED = 8  # chunks at most that are no loop
+MAX_UNROLLED = 8  # more chunks run in a loop
+ATTENDED = "attended"  # names what ModelConfig.remat = 'attention' keeps: what attention's backward pass reads
 BLOCK = 512  # largest block of the TPU kernel
 
 
@@ -52,11 +54,15 @@ def attend(
     chex.assert_is_divisible(H, Y)
     chex.assert_is_divisible(S, T)
     if segments.paths_BsS is not None:
+        chex.assert_equal(T, S)
         return attend_paths(q_BTHM, k_BSYM, v_BSYU, segments, scale, implementation)
     if implementation == "splash":
+        if segments.ends_BT is not None:
+            raise ValueError("splash attention needs Segments.paths_BsS for shared prompts, which it can't mask")
         return attend_splash(q_BTHM, k_BSYM, v_BSYU, segments, scale, part)
-    attend_chunk, size = CHUNKS[implementation], T if implementation == "full" else CHUNK
-    return attend_chunked(q_BTHM, k_BSYM, v_BSYU, segments, scale, attend_chunk, size, part)
+    attend_chunk = functools.partial(CHUNK_ATTENTION[implementation], scale=scale)
+    size = T if implementation == "full" else CHUNK
+    return attend_chunked(q_BTHM, k_BSYM, v_BSYU, segments, attend_chunk, size, part)
 
 
 def attend_paths(q_BTHM, k_BTYM, v_BTYU, segments: Segments, scale: float, implementation: str) -> Array:
@@ -65,11 +71,11 @@ def attend_paths(q_BTHM, k_BTYM, v_BTYU, segments: Segments, scale: float, imple
     B, s, S = paths_BsS.shape
     T = q_BTHM.shape[1]
 
-    def take(x_BTH, places_BG):
-        return jnp.take_along_axis(x_BTH, places_BG[..., None, None], axis=1)
+    def take(x, places):
+        return jnp.take_along_axis(x, places[..., None, None], axis=1, mode="clip")
 
-    def rows(x_BTH):
-        return take(x_BTH, jnp.minimum(paths_BsS, T - 1).reshape(B, -1)).reshape(B * s, S, *x_BTH.shape[2:])
+    def rows(x):
+        return take(x, paths_BsS.reshape(B, -1)).reshape(B * s, S, *x.shape[2:])
 
     is_token_BsS = (paths_BsS < T).astype(jnp.int32)
     apart = Segments(is_token_BsS.reshape(B * s, S))
@@ -78,44 +84,44 @@ def attend_paths(q_BTHM, k_BTYM, v_BTYU, segments: Segments, scale: float, imple
 
 
 class Chunk(NamedTuple):
-    """Queries `first` to `first` + T, which attend to S keys."""
+    """Queries from place `first` of the row on, and the S keys of the row."""
 
     first: Array | int
     q_ids_BT: Array  # the queries' segments; they don't matter where keys have ends
     keys: Segments  # the keys', [B, S]
 
-    @property
-    def mask_BTS(self) -> Array:
-        """Whether query t sees key s."""
-        ids_BS, ends_BS = self.keys.ids_BT, self.keys.ends_BT
+    def mask(self, end: int | None) -> Array:
+        """[B, T, S]: whether query t sees key s, of the first `end` keys."""
+        ids_BS, ends_BS = self.keys.ids_BT[:, :end], self.keys.ends_BT
         t_T1 = self.first + jnp.arange(self.q_ids_BT.shape[1])[:, None]
-        seen_BTS = self.q_ids_BT[:, :, None] == ids_BS[:, None] if ends_BS is None else t_T1 < ends_BS[:, None]
+        seen_BTS = self.q_ids_BT[:, :, None] == ids_BS[:, None] if ends_BS is None else t_T1 < ends_BS[:, None, :end]
         return seen_BTS & (jnp.arange(ids_BS.shape[1]) <= t_T1)
 
 
-def einsum_chunk(q_BTHM: Array, k_BSYM: Array, v_BSYU: Array, chunk: Chunk, scale: float) -> Array:
-    """The definition, with scores and softmax in float32."""
+def einsum_chunk(q_BTHM: Array, k_BSYM: Array, v_BSYU: Array, chunk: Chunk, scale: float, end: int | None) -> Array:
+    """The definition, with scores and softmax in float32. Only the first `end` keys are read."""
     B, T, H, M = q_BTHM.shape
+    k_BSYM, v_BSYU = k_BSYM[:, :end], v_BSYU[:, :end]
     q_BTYhM = q_BTHM.reshape(B, T, k_BSYM.shape[2], -1, M)
     scores_BYhTS = jnp.einsum("BTYhM,BSYM->BYhTS", q_BTYhM, k_BSYM, preferred_element_type=jnp.float32)
-    weights_BYhTS = jax.nn.softmax(jnp.where(chunk.mask_BTS[:, None, None], scores_BYhTS * scale, MASKED))
-    return jnp.einsum("BYhTS,BSYU->BTYhU", weights_BYhTS.astype(v_BSYU.dtype), v_BSYU).reshape(B, T, H, -1)
+    weights_BYhTS = jax.nn.softmax(jnp.where(chunk.mask(end)[:, None, None], scores_BYhTS * scale, MASKED))
+    out_BTYhU = jnp.einsum("BYhTS,BSYU->BTYhU", weights_BYhTS.astype(v_BSYU.dtype), v_BSYU)
+    return checkpoint_name(out_BTYhU.reshape(B, T, H, -1), ATTENDED)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def flash_chunk(q_BTHM: Array, k_BSYM: Array, v_BSYU: Array, chunk: Chunk, scale: float) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def flash_chunk(q_BTHM: Array, k_BSYM: Array, v_BSYU: Array, chunk: Chunk, scale: float, end: int | None) -> Array:
     """`einsum_chunk` whose gradient computes the scores again (FlashAttention-2, arXiv 2307.08691, algorithm 2).
 
     Heads come before tokens: on a CPU, XLA multiplies contiguous matrices faster.
     """
-    return _flash_forward(q_BTHM, k_BSYM, v_BSYU, chunk, scale)[0]
+    return _flash_forward(q_BTHM, k_BSYM, v_BSYU, chunk, scale, end)[0]
 
 
-def _by_heads(q_BTHM: Array, k_BSYM: Array, v_BSYU: Array) -> tuple[Array, Array, Array]:
-    """[B, Y, h, T, M], [B, Y, S, M] and [B, Y, S, U]."""
-    (B, T, _, M), Y = q_BTHM.shape, k_BSYM.shape[2]
-    q_BYhTM = jnp.transpose(q_BTHM.reshape(B, T, Y, -1, M), (0, 2, 3, 1, 4))
-    return q_BYhTM, k_BSYM.swapaxes(1, 2), v_BSYU.swapaxes(1, 2)
+def _by_heads(x_BTHM: Array, Y: int) -> Array:
+    """[B, Y, h, T, M]."""
+    B, T, _, M = x_BTHM.shape
+    return jnp.transpose(x_BTHM.reshape(B, T, Y, -1, M), (0, 2, 3, 1, 4))
 
 
 def _by_tokens(x_BYhTM: Array) -> Array:
@@ -123,40 +129,56 @@ def _by_tokens(x_BYhTM: Array) -> Array:
     return jnp.transpose(x_BYhTM, (0, 3, 1, 2, 4)).reshape(x_BYhTM.shape[0], x_BYhTM.shape[3], -1, x_BYhTM.shape[4])
 
 
-def _flash_scores(q_BYhTM: Array, k_BYSM: Array, chunk: Chunk, scale: float) -> Array:
+def _flash_scores(q_BYhTM: Array, k_BYSM: Array, mask_BTS: Array, scale: float) -> Array:
     scores_BYhTS = jnp.einsum("BYhTM,BYSM->BYhTS", q_BYhTM, k_BYSM, preferred_element_type=jnp.float32)
-    return jnp.where(chunk.mask_BTS[:, None, None], scores_BYhTS * scale, MASKED)
+    return jnp.where(mask_BTS[:, None, None], scores_BYhTS * scale, MASKED)
 
 
-def _flash_forward(q_BTHM: Array, k_BSYM: Array, v_BSYU: Array, chunk: Chunk, scale: float) -> tuple[Array, tuple]:
-    q_BYhTM, k_BYSM, v_BYSU = _by_heads(q_BTHM, k_BSYM, v_BSYU)
-    scores_BYhTS = _flash_scores(q_BYhTM, k_BYSM, chunk, scale)
+def _flash_forward(q_BTHM: Array, k_BSYM: Array, v_BSYU: Array, chunk: Chunk, scale: float, end: int | None) -> tuple:
+    q_BYhTM, k_BYSM, v_BYSU = (
+        _by_heads(q_BTHM, k_BSYM.shape[2]), k_BSYM[:, :end].swapaxes(1, 2), v_BSYU[:, :end].swapaxes(1, 2)
+    )  # fmt: skip
+    scores_BYhTS = _flash_scores(q_BYhTM, k_BYSM, chunk.mask(end), scale)
     max_BYhT1 = scores_BYhTS.max(axis=-1, keepdims=True)
     exp_BYhTS = jnp.exp(scores_BYhTS - max_BYhT1)
     sum_BYhT1 = exp_BYhTS.sum(axis=-1, keepdims=True)
-    out_BYhTU = jnp.einsum("BYhTS,BYSU->BYhTU", exp_BYhTS.astype(v_BSYU.dtype), v_BYSU) / sum_BYhT1
-    out_BTHU = _by_tokens(out_BYhTU.astype(v_BSYU.dtype))
+    weighted = jnp.einsum(
+        "BYhTS,BYSU->BYhTU", exp_BYhTS.astype(v_BSYU.dtype), v_BYSU, preferred_element_type=jnp.float32
+    )
+    # logsumexp is computed again, with the scores: kept, it would change XLA's kernels, and the first ratio from 1.
+    out_BTHU = checkpoint_name(_by_tokens((weighted / sum_BYhT1).astype(v_BSYU.dtype)), ATTENDED)
     return out_BTHU, (q_BTHM, k_BSYM, v_BSYU, chunk, out_BTHU, max_BYhT1 + jnp.log(sum_BYhT1))
 
 
-def _flash_backward(scale: float, residuals: tuple, g_BTHU: Array) -> tuple:
+def _flash_backward(scale: float, end: int | None, residuals: tuple, g_BTHU: Array) -> tuple:
     q_BTHM, k_BSYM, v_BSYU, chunk, out_BTHU, logsumexp_BYhT1 = residuals
-    q_BYhTM, k_BYSM, v_BYSU = _by_heads(q_BTHM, k_BSYM, v_BSYU)
-    g_BYhTU, out_BYhTU = (_by_heads(x, k_BSYM, v_BSYU)[0] for x in (g_BTHU, out_BTHU))
-    mean_BYhT1 = (g_BYhTU * out_BYhTU).astype(jnp.float32).sum(axis=-1, keepdims=True)
-    weights_BYhTS = jnp.exp(_flash_scores(q_BYhTM, k_BYSM, chunk, scale) - logsumexp_BYhT1)
+    dtype, (_, S, Y, _) = q_BTHM.dtype, k_BSYM.shape
+    q_BYhTM, g_BYhTU, out_BYhTU = (_by_heads(x, Y) for x in (q_BTHM, g_BTHU, out_BTHU))
+    k_BYSM, v_BYSU = (x[:, :end].swapaxes(1, 2) for x in (k_BSYM, v_BSYU))
+    mean_BYhT1 = (g_BYhTU.astype(jnp.float32) * out_BYhTU).sum(axis=-1, keepdims=True)
+    weights_BYhTS = jnp.exp(_flash_scores(q_BYhTM, k_BYSM, chunk.mask(end), scale) - logsumexp_BYhT1)
     g_weights_BYhTS = jnp.einsum("BYhTU,BYSU->BYhTS", g_BYhTU, v_BYSU, preferred_element_type=jnp.float32)
-    g_scores_BYhTS = (weights_BYhTS * (g_weights_BYhTS - mean_BYhT1) * scale).astype(q_BTHM.dtype)
+    g_scores_BYhTS = (weights_BYhTS * (g_weights_BYhTS - mean_BYhT1) * scale).astype(dtype)
     g_q_BYhTM = jnp.einsum("BYhTS,BYSM->BYhTM", g_scores_BYhTS, k_BYSM)
-    g_k_BSYM = jnp.einsum("BYhTS,BYhTM->BYSM", g_scores_BYhTS, q_BYhTM).swapaxes(1, 2)
-    g_v_BSYU = jnp.einsum("BYhTS,BYhTU->BYSU", weights_BYhTS.astype(g_BTHU.dtype), g_BYhTU).swapaxes(1, 2)
-    return _by_tokens(g_q_BYhTM), g_k_BSYM, g_v_BSYU, None
+    g_k_BYSM = jnp.einsum("BYhTS,BYhTM->BYSM", g_scores_BYhTS, q_BYhTM)
+    g_v_BYSU = jnp.einsum("BYhTS,BYhTU->BYSU", weights_BYhTS.astype(dtype), g_BYhTU)
+    unread = ((0, 0), (0, S - k_BYSM.shape[2]), (0, 0), (0, 0))
+    return _by_tokens(g_q_BYhTM), *(jnp.pad(x.swapaxes(1, 2), unread) for x in (g_k_BYSM, g_v_BYSU)), None
 
 
 flash_chunk.defvjp(_flash_forward, _flash_backward)
 
 
-def fused_chunk(q_BTHM, k_BSYM, v_BSYU, chunk: Chunk, scale: float, *, kernel: Literal["cudnn", "xla"] = "cudnn"):
+def fused_chunk(
+    q_BTHM: Array,
+    k_BSYM: Array,
+    v_BSYU: Array,
+    chunk: Chunk,
+    scale: float,
+    end: int | None,
+    *,
+    kernel: Literal["cudnn", "xla"] = "cudnn",
+) -> Array:
     """JAX's fused kernels, with zero padding to one head size for all and, for cuDNN, even numbers of tokens.
 
     cuDNN raises an error for head sizes that it does not support: set ModelConfig.attention = 'chunked'.
@@ -166,34 +188,44 @@ def fused_chunk(q_BTHM, k_BSYM, v_BSYU, chunk: Chunk, scale: float, *, kernel: L
     def pad(x):
         return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, size - x.shape[-1])))
 
-    mask_BTS = jnp.pad(chunk.mask_BTS, ((0, 0), (0, T % 2), (0, k_BSYM.shape[1] % 2)))
-    q, k, v = pad(q_BTHM), pad(k_BSYM), pad(v_BSYU)
+    q, k, v = pad(q_BTHM), pad(k_BSYM[:, :end]), pad(v_BSYU[:, :end])
+    mask_BTS = chunk.mask(end)
+    mask_BTS = jnp.pad(mask_BTS, ((0, 0), (0, T % 2), (0, mask_BTS.shape[2] % 2)))
     out = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], scale=scale, implementation=kernel)
     return out[:, :T, :, :U]
 
 
-CHUNKS: dict[str, Callable[..., Array]] = {
+def cudnn_chunk(q_BTHM: Array, k_BSYM: Array, v_BSYU: Array, chunk: Chunk, scale: float, end: int | None) -> Array:
+    """`fused_chunk` whose mask is not kept for the backward pass."""
+    attend_chunk = jax.checkpoint(functools.partial(fused_chunk, scale=scale, end=end))
+    return checkpoint_name(attend_chunk(q_BTHM, k_BSYM, v_BSYU, chunk), ATTENDED)
+
+
+CHUNK_ATTENTION: dict[str, Callable[..., Array]] = {
     "full": einsum_chunk,
     "auto": flash_chunk,
     "chunked": flash_chunk,
-    "cudnn": jax.checkpoint(fused_chunk, static_argnums=4),  # its mask is not kept for the backward pass
+    "cudnn": cudnn_chunk,
 }
 
 
 def attend_chunked(
-    q_BTHM: Array, k_BSYM: Array, v_BSYU: Array, segments: Segments, scale: float, attend_chunk, size: int = CHUNK, part=0
+    q_BTHM: Array, k_BSYM: Array, v_BSYU: Array, segments: Segments, attend_chunk, size=CHUNK, part=0
 ) -> Array:
-    """`attend_chunk` of `size` queries at a time. A few chunks skip the keys behind them; many are a loop over all."""
+    """Runs `attend_chunk`, of CHUNK_ATTENTION and with its scale, on `size` queries at a time.
+
+    Up to MAX_UNROLLED chunks are unrolled, each over the keys up to its last query; more chunks, and those of rows that
+    are divided over devices (`part`), run in a loop, each over all keys.
+    """
     B, T, H, M = q_BTHM.shape
     q_ids_BT = jax.lax.dynamic_slice_in_dim(segments.ids_BT, part * T, T, axis=1)
 
     def one(first, q_BtHM, q_ids_Bt, end=None):
-        keys = Segments(*(None if x is None else x[:, :end] for x in segments[:2]))
-        return attend_chunk(q_BtHM, k_BSYM[:, :end], v_BSYU[:, :end], Chunk(first, q_ids_Bt, keys), scale)
+        return attend_chunk(q_BtHM, k_BSYM, v_BSYU, Chunk(first, q_ids_Bt, segments), end=end)
 
     if size >= T:
         return one(part * T, q_BTHM, q_ids_BT)
-    if T <= UNROLLED * size and T == k_BSYM.shape[1]:
+    if MAX_UNROLLED * size >= T and k_BSYM.shape[1] == T:
         ranges = [(i, min(i + size, T)) for i in range(0, T, size)]
         return jnp.concatenate([one(i, q_BTHM[:, i:end], q_ids_BT[:, i:end], end) for i, end in ranges], axis=1)
     pad = -T % size
@@ -223,7 +255,14 @@ def attend_splash(q_BTHM, k_BSYM, v_BSYU, segments: Segments, scale: float, part
     segment_ids_BT = jax.lax.dynamic_slice_in_dim(segment_ids_BS, part * length, length, axis=1)
     mask = masks.MultiHeadMask([masks.CausalMask((parts * length, parts * length)) for _ in range(H)])
     sizes = splash.BlockSizes(*[block] * 8)
-    kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=parts, interpret=interpret)
+    kernel = splash.make_splash_mha(
+        mask,
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=parts,
+        interpret=interpret,
+        residual_checkpoint_name=ATTENDED,
+    )
 
     def of_part(x):  # of the kernel's block metadata, [heads, query blocks, …], and of its query positions
         axis = min(x.ndim - 1, 1)

@@ -18,6 +18,7 @@ from r1jax.model.layers import feed_forward, rms_norm
 from r1jax.model.moe import moe
 from r1jax.model.ops import ONE_DEVICE, ShardedOps
 from r1jax.model.quantize import dequantize, is_quantized
+from r1jax.model.softmax_attention import ATTENDED
 from r1jax.model.spec import stack_layers
 from r1jax.types import Array, Params, TokenBatch
 
@@ -104,7 +105,7 @@ def remat(layer: Callable, c: ModelConfig, *, scanned: bool) -> Callable:
     """The layer, of which the backward pass recomputes what `ModelConfig.remat` does not keep."""
     if c.remat == "none":
         return layer
-    names = ("attended",) if c.remat == "attention" else ()
+    names = (ATTENDED,) if c.remat == "attention" else ()
     policy = jax.checkpoint_policies.save_only_these_names(*names)
     return jax.checkpoint(layer, policy=policy, prevent_cse=not scanned)  # XLA can't merge the two passes of a scan
 

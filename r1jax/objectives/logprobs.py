@@ -42,9 +42,15 @@ def softmax_logprobs(logits_BTV: Array, tokens_BT: Array) -> tuple[Array, Array]
 def _softmax_forward(logits_BTV: Array, tokens_BT: Array):
     shifted_BTV = logits_BTV - logits_BTV.max(axis=-1, keepdims=True)
     exp_BTV, zero = jnp.exp(shifted_BTV), jnp.zeros((), logits_BTV.dtype)
+
     # One reduction: two would compute the exponentials twice.
-    parts = (exp_BTV, exp_BTV * shifted_BTV)
-    sum_BT, weighted_BT = jax.lax.reduce(parts, (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (logits_BTV.ndim - 1,))
+    def add(a, b):
+        return a[0] + b[0], a[1] + b[1]
+
+    parts = exp_BTV, exp_BTV * shifted_BTV
+    sums = jax.lax.reduce(parts, (zero, zero), add, (logits_BTV.ndim - 1,))
+    # A program that drops the entropy has to sum by the same kernel: the first ratio is exactly 1.
+    sum_BT, weighted_BT = jax.lax.optimization_barrier(sums)
     log_sum_BT = jnp.log(sum_BT)
     logp_BT = jnp.take_along_axis(shifted_BTV, tokens_BT[..., None], axis=-1)[..., 0] - log_sum_BT
     entropy_BT = log_sum_BT - weighted_BT / sum_BT
@@ -76,12 +82,11 @@ def hidden_logprobs(
     Where devices have parts of a row, a chunk has tokens of each part, so that all devices work on every chunk.
     """
     name = head_name(params)
-    params = {
-        name: ops.gather_weights(name, params[name])
-    }  # as stored: its gradient is added up over chunks in that dtype
+    # As stored: the head's gradient is added up over chunks in that dtype.
+    params = {name: ops.gather_weights(name, params[name])}
 
-    # Exponentials that are kept for gradients come from another XLA kernel than those that are only summed, and round
-    # differently. Recomputed, they leave the forward pass as it is without gradients: the first ratio is exactly 1.
+    # Logits are not kept for gradients. Kept, they would also change XLA's kernels, and so the last bits of the
+    # log-probabilities: the forward pass has to be that of the program without gradients, so that the first ratio is 1.
     @jax.checkpoint
     def one(chunk):
         hidden_BptD, tokens_Bpt, masks_BptI = chunk

@@ -25,8 +25,8 @@ class BatchShape:
       trained: trained tokens that a row can hold.
       routes: (layers with experts, experts of a token), with routing replay.
       mask_ids: ids of a sampling mask; 0: there are none.
-      own_prompt: the last tokens of a shared prompt, of which each sample has its own; 0: no prompt is shared. From the
-        last of them the first token is predicted, by each multi-token-prediction module from one further back.
+      own_prompt: how many of a shared prompt's last tokens are repeated in front of each sample: one, from which its
+        first token is predicted, and one more for each multi-token-prediction module. 0: no prompt is shared.
       path: most tokens of a sample with its prompt, where attention takes place in `Segments.paths_BsS`; else 0.
     """
 
@@ -41,7 +41,7 @@ class BatchShape:
 
     @property
     def room(self) -> np.ndarray:
-        """Of a row: tokens, samples, trained tokens."""
+        """The capacity of a row: tokens, samples, trained tokens."""
         return np.array([self.tokens, self.samples, self.trained])
 
 
@@ -53,16 +53,16 @@ def batch_shape(config: RLConfig, model: ModelConfig, multiple: int = 1) -> Batc
     sampling, G = config.sampling, config.group_size
     samples = -(-config.prompts_per_step * G // config.minibatches_per_rollout)
     own_prompt = 1 + model.num_nextn_predict_layers if config.share_prompts else 0
-    if config.share_prompts:
-        together, shortest = G, min(own_prompt, sampling.max_prompt_tokens) + sampling.max_new_tokens
-        longest = sampling.max_prompt_tokens - own_prompt + G * shortest  # a prompt with its whole group
-    else:
-        together, longest = 1, sampling.max_tokens
+    together = G if config.share_prompts else 1
+    shared = max(sampling.max_prompt_tokens - own_prompt, 0) if config.share_prompts else 0
+    longest = shared + together * (sampling.max_tokens - shared)  # of what is placed together
+    has_paths = config.share_prompts and model.attention == "splash"
     T, samples_per_row = longest, together
     if config.row_tokens is not None:
         T = max(config.row_tokens, sampling.max_tokens)
-        samples_per_row = 8 * T * together // longest  # 8 short ones in the place of a longest
-    # Of full rows, those tokens that responses of the greatest length would be.
+        # Room for eight times as many samples as of the longest, unless each of them has a path of its own.
+        samples_per_row = (1 if has_paths else 8) * T * together // longest
+    # Enough trained tokens for a row that is full of the longest prompts and responses.
     trained = -(-T * together * sampling.max_new_tokens // longest)
     rows = config.microbatch_rows or -(-samples * longest // (together * T))
     mask_ids = sampling.sampling_mask_ids if sampling.needs_mask else 0
@@ -70,7 +70,7 @@ def batch_shape(config: RLConfig, model: ModelConfig, multiple: int = 1) -> Batc
     routes = (layers, model.num_experts_per_tok) if config.engine.routing_replay else None
     rows = -(-rows // multiple) * multiple
     trained = min(max(trained, sampling.max_new_tokens), T)
-    path = sampling.max_tokens if config.share_prompts and model.attention == "splash" else 0
+    path = sampling.max_tokens if has_paths else 0
     return BatchShape(rows, T, samples_per_row, trained, routes, mask_ids, own_prompt, path)
 
 
@@ -93,8 +93,8 @@ def make_items(samples: Sequence[Sample], shape: BatchShape) -> tuple[list[Item]
             same[-1][1][:] += joined
         else:
             same.append(([sample], size))
-    items, sizes = zip(*(part for same in parts.values() for part in same), strict=True) if parts else ([], [])
-    return list(items), list(sizes)
+    found = [part for same in parts.values() for part in same]
+    return [item for item, _ in found], [size for _, size in found]
 
 
 def shared_length(sample: Sample, shape: BatchShape) -> int:

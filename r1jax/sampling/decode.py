@@ -1,8 +1,9 @@
 """Rollouts on the device: prompts into latents, latents into slots, and rounds of decoding over the slots.
 
-A slot holds one response while it is decoded. All slots decode together; the cache is only read while they do. New
-latents go to a short tail that is merged into it once a round: a cache that is written at every step would be copied.
-(On one CPU, where layers are unrolled, it isn't: there steps write into `BlockedCache`s, and there is no tail.)
+A slot holds one response while it is decoded. All slots decode together. While they do, the cache is only read: XLA
+would copy a cache that every step writes. New latents go to a short tail, which is merged into the cache once a round.
+(On one CPU device layers are unrolled, and XLA does not copy: there steps write into `BlockedCache`s, and no tail
+exists.)
 
 A step runs T places of each slot: the token that was drawn last and, with speculation, the draft of the next one by the
 multi-token-prediction module. A draft is drawn with the same noise as the model's own draw at that place, and is

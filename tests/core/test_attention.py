@@ -23,7 +23,7 @@ SCALE = 0.2
 
 def chunked(attend_chunk, size=attention.CHUNK):
     def attend(q, k, v, segments, scale, part=0):
-        return attention.attend_chunked(q, k, v, segments, scale, attend_chunk, size, part)
+        return attention.attend_chunked(q, k, v, segments, functools.partial(attend_chunk, scale=scale), size, part)
 
     return attend
 

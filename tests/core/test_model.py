@@ -39,7 +39,11 @@ def test_rms_norm_by_hand():
 
 @pytest.mark.parametrize(
     ("equation", "inputs", "x", "w"),
-    [("BTD,DF->BTF", 1, (2, 3, 4), (4, 5)), ("TD,DHM->THM", 1, (3, 4), (4, 2, 5)), ("BTHU,HUD->BTD", 2, (2, 3, 2, 4), (2, 4, 5))],
+    [
+        ("BTD,DF->BTF", 1, (2, 3, 4), (4, 5)),
+        ("TD,DHM->THM", 1, (3, 4), (4, 2, 5)),
+        ("BTHU,HUD->BTD", 2, (2, 3, 2, 4), (2, 4, 5)),
+    ],
 )
 def test_linear_equals_its_einsum(equation, inputs, x, w):
     x, w = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate((x, w)))
