@@ -16,7 +16,7 @@ BIN := .venv/bin
 demo: .venv  ## R1-Zero on a CPU: minutes
 	$(BIN)/python -m r1jax run r1_zero --workdir runs/r1_zero
 
-r1: .venv  ## all stages of R1 on a CPU: ten minutes
+r1: .venv  ## all stages of R1 on a CPU: minutes
 	$(BIN)/python -m r1jax run r1 --workdir runs/r1
 
 test: .venv lint  ## what CI runs

@@ -64,6 +64,38 @@ def test_samples_behind_a_shared_prompt(name):
     assert_equal(arrays, segments, IMPLEMENTATIONS[name], functools.partial(attention.attend, implementation="full"))
 
 
+def test_bfloat16_is_rounded_no_worse_than_by_the_definition():
+    arrays, segments = inputs(H=6)
+
+    def gradients(attend, dtype):
+        def loss(*inputs):
+            return (attend(*inputs, segments, SCALE).astype(jnp.float32) ** 2).sum()
+
+        return jax.grad(loss, (0, 1, 2))(*(x.astype(dtype) for x in arrays))
+
+    full = functools.partial(attention.attend, implementation="full")
+    exact = gradients(full, jnp.float32)
+
+    def error(attend):
+        found = gradients(attend, jnp.bfloat16)
+        return np.array([float(jnp.linalg.norm(a - b)) for a, b in zip(found, exact, strict=True)])
+
+    assert (error(IMPLEMENTATIONS["one chunk"]) <= 1.1 * error(full)).all()
+
+
+def test_kept_attention_is_not_computed_again():
+    """With remat = 'attention' the backward pass makes the scores again, and not their product with the values."""
+    arrays, segments = inputs()
+
+    def products(policy) -> int:
+        attend = functools.partial(attention.attend, segments=segments, scale=SCALE, implementation="chunked")
+        kept = jax.checkpoint(lambda *inputs: attend(*inputs).sum(), policy=policy)
+        return str(jax.make_jaxpr(jax.grad(kept, (0, 1, 2)))(*arrays)).count("dot_general[")
+
+    nothing, names = jax.checkpoint_policies.nothing_saveable, jax.checkpoint_policies.save_only_these_names
+    assert products(names(attention.ATTENDED)) == products(nothing) - 1
+
+
 def test_samples_in_rows_of_their_own_for_attention_alone(monkeypatch):
     """The same prompt and samples by a kernel that has no mask for them."""
     arrays, segments = inputs()
