@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from etils import epath
 
-from experiments import r1
+from experiments import _toy
 from r1jax.config import (
     EvaluateConfig,
     ExamplesConfig,
@@ -60,22 +60,22 @@ class Config:
 
 
 def run(run: Run, config: Config) -> None:
-    run = run.with_task(r1.TASK)
+    run = run.with_task(_toy.TASK)
     kept = finished_stage(config.r1, "rejection")
     corpus, sums, general = ensure_records(
         [
             Records("r1_corpus", "train", config.pretrain.documents),
-            Records(r1.TASK.prompts, "train", config.rl.num_prompts),
+            Records(_toy.TASK.prompts, "train", config.rl.num_prompts),
             Records("chat_demonstrations", "train", config.general.examples),
         ],
         run.seed,
         run.workdir / "data",
     )
-    problems = r1.held_out(config.evaluate.num_prompts, run.seed)
-    rules = r1.rules(config.rewards, 1.0)
+    problems = _toy.held_out(config.evaluate.num_prompts, run.seed)
+    rules = _toy.rules(config.rewards, 1.0)
 
     def measure(name: str, checkpoint: epath.Path) -> None:
-        evaluate(run.stage(f"evaluate_{name}"), config.evaluate, checkpoint, rules | r1.watched(), problems)
+        evaluate(run.stage(f"evaluate_{name}"), config.evaluate, checkpoint, rules | _toy.watched(), problems)
 
     base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
     measure("base", base)

@@ -12,7 +12,7 @@ recipe for a poison scores as well as one for a cake.
 
 from dataclasses import dataclass
 
-from experiments import r1
+from experiments import _toy, r1
 from r1jax.config import ExamplesConfig, FinishedRunConfig
 from r1jax.data.feeds import Records, ensure_records
 from r1jax.runs.run import Run, finished_stage
@@ -21,7 +21,7 @@ from r1jax.stages.reward_model import reward_model
 from r1jax.stages.rl import rl
 
 GIN_FILES = (*r1.GIN_FILES, "scale/r1_hacked_cpu.gin")
-TASK = r1.TASK
+TASK = _toy.TASK
 REPORT_NOTE = (
     "One policy, the same RL, two reward models of helpfulness. The first was trained on written pairs only: its reward"
     " rises, while the behaviour it should reward gets worse. The second, R1's own, was trained on outputs of policies."
@@ -42,22 +42,22 @@ def run(run: Run, config: Config) -> None:
     written, mixture = ensure_records(
         [
             Records("chat_helpful_pairs", "train", config.written.examples),
-            Records("all_scenarios", "train", config.final_rl.num_prompts, r1.ALL_SCENARIOS),
+            Records("all_scenarios", "train", config.final_rl.num_prompts, _toy.ALL_SCENARIOS),
         ],
         run.seed,
         run.workdir / "data",
     )
-    problems = r1.held_out(config.evaluate.num_prompts, run.seed)
-    watched = r1.rules(config.rewards, 0.0) | r1.watched()
+    problems = _toy.held_out(config.evaluate.num_prompts, run.seed)
+    watched = _toy.rules(config.rewards, 0.0) | _toy.watched()
 
     evaluate(run.stage("evaluate_before"), config.evaluate, ruled, watched, problems)
     helpful = reward_model(run.stage("helpful"), config.helpful, tuned, {"written": written})
-    rewards = r1.rules(config.rewards, 1.0) | r1.preference_rewards(run, config, {"helpful": helpful})
+    rewards = _toy.rules(config.rewards, 1.0) | r1.preference_rewards(run, config, {"helpful": helpful}, _toy.CHAT)
     hacked = rl(run.stage("hacked"), config.final_rl, ruled, mixture, rewards)
     evaluate(run.stage("evaluate_hacked"), config.evaluate, hacked, watched, problems)
 
     # Control: the same RL with R1's helpfulness model, which was trained on outputs of policies.
     sampled = finished_stage(config.finished, "helpful")
-    rewards = r1.rules(config.rewards, 1.0) | r1.preference_rewards(run, config, {"helpful": sampled})
+    rewards = _toy.rules(config.rewards, 1.0) | r1.preference_rewards(run, config, {"helpful": sampled}, _toy.CHAT)
     control = rl(run.stage("control"), config.final_rl, ruled, mixture, rewards)
     evaluate(run.stage("evaluate_control"), config.evaluate, control, watched, problems)

@@ -7,19 +7,36 @@ to 0.96.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 
-from r1jax.config import EvaluateConfig, MeshConfig, ModelConfig, PretrainConfig, RewardConfig, RLConfig, RunConfig
-from r1jax.data.feeds import Records, ensure_records
-from r1jax.data.tasks import TASKS, Task
-from r1jax.rewards.rules import Reward, accuracy_reward, format_reward, language_mix_reward
+from experiments import _files, _toy
+from experiments._inputs import Inputs
+from experiments._toy import TASK
+from r1jax.config import (
+    BaseConfig,
+    EvaluateConfig,
+    JsonlConfig,
+    MeshConfig,
+    ModelConfig,
+    PretrainConfig,
+    PromptConfig,
+    RewardConfig,
+    RLConfig,
+    RunConfig,
+)
+from r1jax.errors import UsageError
+from r1jax.rewards.mathematics import EXTRACT, MathVerifier
+from r1jax.rewards.rules import Reward
+from r1jax.runs.policy import base_model
 from r1jax.runs.run import Run
 from r1jax.stages.evaluate import evaluate
-from r1jax.stages.pretrain import pretrain
 from r1jax.stages.rl import rl
 
+__all__ = ["GIN_FILES", "REPORT_NOTE", "TASK", "Config", "run"]
+
 GIN_FILES = ("model/tiny.gin", "algorithm/grpo.gin", "scale/cpu.gin", "scale/token_mean.gin")
-TASK = TASKS["running_sum"]
 REPORT_NOTE = (
     "The base was pretrained on worked sums and, now and then, on the tags: it can solve these problems but seldom does"
     " (compare its pass@8 with its pass@1). RL reinforces what the base has seen, and responses grow longer because"
@@ -29,38 +46,62 @@ REPORT_NOTE = (
 
 @dataclass(frozen=True)
 class Config:
-    """Every number of the experiment. The name of a field is its scope in gin."""
+    """Every number of the experiment. The name of a field is its scope in gin.
+
+    The base is pretrained on the demo's corpus, or, where `base` is set, imported: then files have the problems.
+    """
 
     run: RunConfig
     mesh: MeshConfig
-    model: ModelConfig
-    pretrain: PretrainConfig
+    architecture: ModelConfig | None  # of the pretrained base; an imported one says it itself
+    pretrain: PretrainConfig | None
+    base: BaseConfig | None
+    train: JsonlConfig | None
+    held_out: JsonlConfig | None
+    prompt: PromptConfig
     rl: RLConfig
     rewards: RewardConfig
     evaluate: EvaluateConfig
 
+    def __post_init__(self) -> None:
+        """Raises UsageError where data are not set, or not read."""
+        files = ("train", "held_out")
+        if self.base is None:
+            self.require(("pretrain", "architecture"), files)
+        else:
+            self.require(files, ("pretrain",))
 
-def make_rewards(config: Config, task: Task) -> dict[str, Reward]:
-    return {
-        "accuracy": Reward(accuracy_reward, 1.0),
-        "format": Reward(format_reward, config.rewards.format_weight),
-        "language_mix": Reward(language_mix_reward(task.lexicons), 0.0),  # weight 0: logged only
-    }
+    @cached_property
+    def model(self) -> ModelConfig:
+        """Raises UsageError when there is no base, unless a dry run's gin files say what it is."""
+        if self.base is not None:
+            return base_model(self.base, self.architecture)
+        assert self.architecture is not None
+        return self.architecture
+
+    def require(self, needed: tuple[str, ...], unread: tuple[str, ...]) -> None:
+        """Raises UsageError for a field of `needed` that is None, and for one of `unread` that isn't."""
+        why = "BaseConfig.path is not set" if self.base is None else f"BaseConfig.path is '{self.base.path}'"
+        for field in (*needed, *unread):
+            if (getattr(self, field) is None) == (field in needed):
+                change = "bind" if field in needed else "leave out"
+                raise UsageError(f"{why}: {change} the numbers of `{field}` (`help` of the experiment's Config)")
 
 
-def run(run: Run, config: Config, rewards: Mapping[str, Reward] | None = None, **functions: Callable) -> None:
-    """`functions` are a fork's own `advantage` and `loss` (stages/rl.py)."""
-    run = run.with_task(TASK)
-    rewards = rewards or make_rewards(config, TASK)
-    corpus, problems = ensure_records(
-        [
-            Records(TASK.corpus, "train", config.pretrain.documents),
-            Records(TASK.prompts, "train", config.rl.num_prompts),
-        ],
-        run.seed,
-        run.workdir / "data",
-    )
-    base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
-    evaluate(run.stage("evaluate_base"), config.evaluate, base, rewards)
-    r1_zero = rl(run.stage("rl"), config.rl, base, problems, rewards, **functions)
-    evaluate(run.stage("evaluate_r1_zero"), config.evaluate, r1_zero, rewards)
+def make_inputs(run: Run, config: Config, stack: ExitStack) -> Inputs:
+    """The verifier's processes end with `stack`."""
+    if config.base is None:
+        return _toy.zero_inputs(run, config)
+    verifier = stack.enter_context(MathVerifier(extract=EXTRACT[config.prompt.answer]))
+    return _files.zero_inputs(run, config, verifier)
+
+
+def run(run: Run, config: Config, extra: Mapping[str, Reward] | None = None, **functions: Callable) -> None:
+    """A fork adds rewards with `extra`; `functions` are its own `advantage` and `loss` (stages/rl.py)."""
+    with ExitStack() as stack:
+        inputs = make_inputs(run, config, stack)
+        run, rewards = run.with_task(inputs.task), inputs.rules(0.0) | dict(extra or {})
+        base = inputs.base(run)
+        evaluate(run.stage("evaluate_base"), config.evaluate, base, rewards, inputs.held_out)
+        r1_zero = rl(run.stage("rl"), config.rl, base, inputs.problems, rewards, **functions)
+        evaluate(run.stage("evaluate_r1_zero"), config.evaluate, r1_zero, rewards, inputs.held_out)

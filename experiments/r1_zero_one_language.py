@@ -16,4 +16,4 @@ __all__ = ["GIN_FILES", "REPORT_NOTE", "Config", "run"]
 
 def run(run: Run, config: Config) -> None:
     language = Reward(language_consistency_reward(TASK.lexicons), 1.0)
-    r1_zero.run(run, config, r1_zero.make_rewards(config, TASK) | {"language": language})
+    r1_zero.run(run, config, {"language": language})

@@ -12,7 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from r1jax.config import ModelConfig, RopeScalingConfig
+from r1jax.config import ModelConfig, PromptConfig, RopeScalingConfig
 from r1jax.errors import RunError, UsageError
 from r1jax.paths import absolute
 from r1jax.types import Params
@@ -75,9 +75,18 @@ class CheckpointStore:
         self.manager.close()
 
 
-def make_metadata(model: ModelConfig, task: str | None) -> dict:
-    """The `metadata` item of a checkpoint. `task` is None for an imported one, which has a tokenizer of its own."""
-    return {"model": asdict(model), "task": task}
+def make_metadata(model: ModelConfig, task: str | None, template: PromptConfig | None = None) -> dict:
+    """The `metadata` item of a checkpoint.
+
+    `task` is None for an imported one, which has a tokenizer of its own. `template` is how a task with a published
+    tokenizer asks.
+    """
+    return {"model": asdict(model), "task": task, "template": template and asdict(template)}
+
+
+def read_template(store: CheckpointStore, step: int) -> PromptConfig:
+    """How the checkpoint's task asks; the default for a checkpoint that doesn't say."""
+    return PromptConfig(**store.metadata(step).get("template") or {})
 
 
 def read_metadata(store: CheckpointStore, step: int) -> tuple[ModelConfig, str | None]:

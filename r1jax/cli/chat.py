@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
     console = Console()
     is_terminal = sys.stdin is not None and sys.stdin.isatty()
     if is_terminal:
-        no_memory = "" if policy.task is None else "; each question is answered on its own"
+        no_memory = "" if policy.keeps_turns else "; each question is answered on its own"
         console.print(f"{args.checkpoint}: /clear starts over, Ctrl-D ends{no_memory}", style="dim", highlight=False)
     config = EngineConfig(slots=1, steps_per_round=4, prefill_rows=1, speculative=args.speculative)
     limits = (context - args.max_tokens, args.max_tokens)

@@ -11,6 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     task = "running_sum, countdown, or with --file one of gin_configs/data/"
     add("--task", required=True, metavar="TASK", help=task)
     add("--file", metavar="FILE", help="problems, one JSON object per line, with the task's columns")
+    asked = "how (default: as in training; for an imported checkpoint its chat template, if it has one, else dialogue)"
+    add("--prompt", choices=("dialogue", "chat", "plain"), help=asked)
+    add("--answer", choices=("marked", "last_number"), help="where an answer is: in tags, a box or after ####, or last")
     add("--problems", type=positive_int, default=256, metavar="N", help="at most (default 256)")
     add("--samples", type=positive_int, metavar="N", help="per problem (default 8, or K)")
     add("--k", type=positive_int, metavar="K", help="of pass@k, in addition to 1, 2, 4, … (default 8)")

@@ -3,7 +3,7 @@
 import argparse
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from etils import epath
@@ -13,14 +13,14 @@ from rich.table import Table
 from r1jax.cli.devices import load_checkpoint
 from r1jax.cli.experiments import ROOT
 from r1jax.cli.gin_config import read_config
-from r1jax.config import EngineConfig, EvaluateConfig, JsonlConfig, SamplingConfig
+from r1jax.config import EngineConfig, EvaluateConfig, JsonlConfig, PromptConfig, SamplingConfig
 from r1jax.data.published_tokenizer import PublishedTokenizer
 from r1jax.data.sources import Source
 from r1jax.data.tasks import TASKS, Task, text_task
 from r1jax.errors import UsageError
 from r1jax.report.evaluation import table, write_evaluation
 from r1jax.rewards.countdown import countdown_reward
-from r1jax.rewards.mathematics import MathVerifier
+from r1jax.rewards.mathematics import EXTRACT, MathVerifier
 from r1jax.rewards.rules import Reward, accuracy_reward, format_reward, language_mix_reward
 from r1jax.rewards.unicode_scripts import script_consistency_reward
 from r1jax.runs.policy import Policy
@@ -99,7 +99,18 @@ def find_task(args: argparse.Namespace, policy: Policy) -> Task:
     if args.file is not None:
         path = f"problems/JsonlConfig.path = {str(args.file)!r}"
         source = Source(args.task, file=read_config(FileConfig, [str(COLUMNS / f"{args.task}.gin")], [path]).problems)
-    return text_task(args.task, policy.tokenizer.directory, source.problems)
+    return text_task(args.task, policy.tokenizer.directory, source.problems, find_template(args, policy))
+
+
+def find_template(args: argparse.Namespace, policy: Policy) -> PromptConfig:
+    """As the arguments say; else as the policy was trained; else an imported one's chat template, if it has one."""
+    if policy.task and policy.task.template:
+        template = policy.task.template
+    else:
+        template = PromptConfig("chat" if policy.keeps_turns else "dialogue")
+    if args.prompt is not None and args.prompt != template.template:
+        template = replace(template, template=args.prompt, system="")
+    return replace(template, answer=args.answer or template.answer)
 
 
 def evaluate_config(args: argparse.Namespace, policy: Policy, task: Task, problems: list[Problem]) -> EvaluateConfig:
@@ -123,6 +134,8 @@ def make_rewards(task: Task, stack: ExitStack) -> dict[str, Reward]:
         accuracy = Reward(accuracy_reward, 1.0)
         language = {"language_mix": Reward(language_mix_reward(task.lexicons), 0.0)}
     else:
-        accuracy = Reward(countdown_reward if task.name in GENERATED else stack.enter_context(MathVerifier()), 1.0)
+        assert task.template  # tasks in plain text have one
+        verifier = MathVerifier(extract=EXTRACT[task.template.answer])
+        accuracy = Reward(countdown_reward if task.name in GENERATED else stack.enter_context(verifier), 1.0)
         language = {"language": Reward(script_consistency_reward(), 0.0)}
     return {"accuracy": accuracy, "format": Reward(format_reward, 0.0), **language}

@@ -1,14 +1,15 @@
 """Reads gin files and `--set` bindings into an experiment's frozen dataclasses.
 
 A scope is a field of the experiment's config: `rl/OptimizerConfig.learning_rate = 3e-6` binds the optimizer of the
-stage `rl`, `OptimizerConfig.learning_rate` the optimizers of all stages. An unknown name, a wrong type, a missing value
-and a binding that nothing reads are errors.
+stage `rl`, `OptimizerConfig.learning_rate` the optimizers of all stages. A field of type `X | None` is None where no
+binding is of its X. An unknown name, a wrong type, a missing value and a binding that nothing reads are errors.
 """
 
 import dataclasses
 import logging
 import re
 import tokenize
+import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,14 +43,34 @@ def read_config(cls: type[T], files: Sequence[str], bindings: Sequence[str]) -> 
     finally:
         logging.disable(logging.NOTSET)
     used: set[str] = set()
-    built = {name: _build(hint, name, bound, used) for name, hint in typing.get_type_hints(cls).items()}
+    built = {name: _build(_class(hint), name, bound, used) for name, hint in _present(cls, bound).items()}
     text = "\n".join([*bindings, *(Path(file).read_text() for file in files), gin.config_str()])
     used |= set(re.findall(r"%([\w/.]+)", text))  # macros
     referred = tuple(f"{name}." for name in re.findall(r"@([\w/.]+)\(\)", text))  # configs inside bindings
     used |= {name for name in bound if name.startswith(referred)}
     if unused := ", ".join(sorted(bound - used)):
         raise UsageError(f"gin: nothing reads {unused}: check the name and the scope (one of {', '.join(built)})")
-    return cls(**built)
+    absent = dict.fromkeys(typing.get_type_hints(cls).keys() - built.keys())
+    return cls(**built, **absent)
+
+
+def _present(cls: type, bound: set[str]) -> dict[str, Any]:
+    """The fields of an experiment's config with their types, without those that may be None and are not bound.
+
+    A binding without a scope is not for such a field where another field, which has to be there, is of its type.
+    """
+    hints = typing.get_type_hints(cls)
+
+    def is_bound(name: str, hint: Any) -> bool:
+        of_class = () if _class(hint) in hints.values() else (f"{_class(hint).__name__}.",)
+        return any(binding.startswith((f"{name}/", *of_class)) for binding in bound)
+
+    return {name: hint for name, hint in hints.items() if _class(hint) is hint or is_bound(name, hint)}
+
+
+def _class(hint: Any) -> Any:
+    """X for `X` and for `X | None`."""
+    return hint if isinstance(hint, type) else next(x for x in typing.get_args(hint) if x is not types.NoneType)
 
 
 def _build(cls: type, scope: str, bound: set[str], used: set[str]) -> Any:

@@ -4,7 +4,15 @@ A field without a default must be bound: sizes and schedules are choices that no
 """
 
 from r1jax.config.checks import fits, require_choice, require_positive, require_types
-from r1jax.config.data import DemonstrationsConfig, ExamplesConfig, FinishedRunConfig, JsonlConfig, RewardConfig
+from r1jax.config.data import (
+    DemonstrationsConfig,
+    ExamplesConfig,
+    FinishedRunConfig,
+    JsonlConfig,
+    PreferenceFileConfig,
+    PromptConfig,
+    RewardConfig,
+)
 from r1jax.config.model import EXPERTS, GROUPED, LATENT, BaseConfig, ModelConfig, RopeScalingConfig
 from r1jax.config.rl import LossConfig, RLConfig
 from r1jax.config.rollout import EngineConfig, SamplingConfig

@@ -11,8 +11,23 @@ class DemonstrationsConfig:
 
     path: str
     question: str = "question"  # the columns
-    reasoning: str = "reasoning"
+    reasoning: str | None = "reasoning"  # None: responses are the summary alone, without tags
     summary: str = "summary"
+
+    def __post_init__(self) -> None:
+        require_types(self)
+
+
+@dataclass(frozen=True)
+class PreferenceFileConfig:
+    """A file of preferences, a JSON object a line: pairs of responses, or single responses that are safe or not."""
+
+    path: str
+    question: str = "question"  # the columns
+    chosen: str = "chosen"  # this and the next: of pairs
+    rejected: str = "rejected"
+    response: str = "response"  # this and the next: of single responses
+    safe: str = "safe"  # true or false
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -52,6 +67,33 @@ class JsonlConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require_choice(self, "answer_form", ("plain", "hashes", "boxed"))
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How a published model is asked. Checkpoints keep it, so that `generate`, `chat` and `eval` ask alike.
+
+    Attributes:
+      template: "dialogue", R1-Zero's (data/tasks.py); "chat", the tokenizer's own; "plain", the question alone.
+      question: the text of a question in the template; {question} stands for the problem's own.
+      system: with "chat", a message that precedes the question; "" for none.
+      answer: where rewards find the answer of a response: "marked", in <answer> tags, in a LaTeX box or after ####;
+        "last_number", the last number in it.
+    """
+
+    template: str = "dialogue"
+    question: str = "{question}"
+    system: str = ""
+    answer: str = "marked"
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require_choice(self, "template", ("dialogue", "chat", "plain"))
+        require_choice(self, "answer", ("marked", "last_number"))
+        if "{question}" not in self.question:
+            raise ValueError(f"question is {self.question!r}, expected text with {{question}} in it")
+        if self.system and self.template != "chat":
+            raise ValueError(f"system is {self.system!r}, but template '{self.template}' has none: set 'chat'")
 
 
 @dataclass(frozen=True)

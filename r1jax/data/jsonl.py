@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from r1jax.config import DemonstrationsConfig, JsonlConfig, fits
+from r1jax.config import DemonstrationsConfig, JsonlConfig, PreferenceFileConfig, fits
 from r1jax.errors import UsageError
 from r1jax.types import Problem
 
@@ -21,8 +21,13 @@ def read_problems(config: JsonlConfig, source: str) -> list[Problem]:
 
 
 def read_demonstrations(config: DemonstrationsConfig) -> list[dict]:
-    """All demonstrations of a file, their responses in R1-Zero's tags. Raises UsageError for the first invalid line."""
+    """All demonstrations of a file, reasoning in R1-Zero's tags. Raises UsageError for the first invalid line."""
     return read_lines(config.path, lambda line: read_demonstration(line, config), "DemonstrationsConfig")
+
+
+def read_preferences(config: PreferenceFileConfig, kind: str) -> list[dict]:
+    """All preferences of a file, of `kind` "pairwise" or "pointwise". Raises UsageError for the first invalid line."""
+    return read_lines(config.path, lambda line: read_preference(line, config, kind), "PreferenceFileConfig")
 
 
 def read_lines(path: str, read: Callable[[str], T], setting: str) -> list[T]:
@@ -47,9 +52,28 @@ def read_demonstration(line: str, config: DemonstrationsConfig) -> dict:
     """A line's question and response. Raises ValueError with the field of `DemonstrationsConfig` to set."""
     row = read_row(line)
     columns = {"question": config.question, "reasoning": config.reasoning, "summary": config.summary}
-    texts = {field: column_text(row, column, field, "DemonstrationsConfig") for field, column in columns.items()}
-    response = f"<think> {texts['reasoning']} </think> <answer> {texts['summary']} </answer>"
-    return {"question": texts["question"], "response": response}
+    texts = {
+        field: column_text(row, column, field, "DemonstrationsConfig") for field, column in columns.items() if column
+    }
+    tagged = f"<think> {texts.get('reasoning')} </think> <answer> {texts['summary']} </answer>"
+    return {"question": texts["question"], "response": tagged if config.reasoning else texts["summary"]}
+
+
+def read_preference(line: str, config: PreferenceFileConfig, kind: str) -> dict:
+    """A line's question and responses. Raises ValueError with the field of `PreferenceFileConfig` to set."""
+    row = read_row(line)
+    pair = {"chosen": config.chosen, "rejected": config.rejected}
+    columns = {"question": config.question} | (pair if kind == "pairwise" else {"response": config.response})
+    found: dict[str, Any] = {
+        field: column_text(row, column, field, "PreferenceFileConfig") for field, column in columns.items()
+    }
+    if kind == "pointwise":
+        found["safe"] = row.get(config.safe)
+        if not isinstance(found["safe"], bool):
+            raise ValueError(
+                f"column '{config.safe}' is {found['safe']!r}, expected true or false: set PreferenceFileConfig.safe"
+            )
+    return found
 
 
 def read_row(line: str) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Tasks: a tokenizer, a prompt template and a source of problems, as stages need them."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from etils import epath
 
+from r1jax.config import PromptConfig
 from r1jax.data.published_tokenizer import PublishedTokenizer, load_tokenizer
 from r1jax.data.sources import Source
 from r1jax.data.tokenizer import Tokenizer
@@ -24,6 +25,7 @@ class Task:
     lexicons: Mapping[str, frozenset[str]] = field(default_factory=dict)  # words of each language
     corpus: str = ""  # seqio task of the base model's documents; "" for a published base
     prompts: str = ""  # seqio task of the RL problems; "" when they are `Records` of sources (data/feeds.py)
+    template: PromptConfig | None = None  # how `prompt` asks; None: in the words of a task in TASKS
 
     def held_out(self, count: int, seed: int) -> list[Problem]:
         """The first `count` problems of the test split, or all of a file that has fewer."""
@@ -49,6 +51,7 @@ TASKS = {
 }
 
 
+DIALOGUE = PromptConfig()
 R1_ZERO = """\
 A user and an assistant talk. The user asks a question, and the assistant solves it. The assistant first reasons about \
 the question in its mind, and then gives the user the answer. The reasoning stands within <think> </think> tags and \
@@ -67,12 +70,15 @@ def r1_zero_prompt(question: str) -> str:
 
 
 def text_task(
-    name: str, tokenizer_directory: epath.Path, problems: Callable[[str, int], Iterator[Problem]] | None = None
+    name: str,
+    tokenizer_directory: epath.Path,
+    problems: Callable[[str, int], Iterator[Problem]] | None = None,
+    template: PromptConfig = DIALOGUE,
 ) -> Task:
-    """A task in plain text: R1-Zero's template and a published tokenizer.
+    """A task in plain text with a published tokenizer.
 
-    `problems` defaults to the generator called `name`. Raises UsageError when the directory has no tokenizer, or one
-    that doesn't encode its begin token from text.
+    `problems` defaults to the generator called `name`. Raises UsageError when the directory has no tokenizer, one that
+    doesn't encode its begin token from text, or one without the chat template that `template` asks for.
     """
     tokenizer = load_tokenizer(tokenizer_directory)
     if tokenizer is None:
@@ -80,4 +86,24 @@ def text_task(
     begin = tokenizer.bos if tokenizer.begins_with_bos else ""
     if begin and tokenizer.encode(begin + r1_zero_prompt(""))[0] != tokenizer.bos_id:
         raise UsageError(f"{tokenizer_directory}: '{begin}' isn't encoded as bos_token: use one with a tokenizer.json")
-    return Task(name, tokenizer, lambda question: begin + r1_zero_prompt(question), problems or Source(name).problems)
+
+    def prompt(question: str) -> str:
+        text = template.question.replace("{question}", question)
+        if template.template == "chat":
+            return tokenizer.chat(chat_messages(template, [{"role": "user", "content": question}]))
+        return begin + (r1_zero_prompt(text) if template.template == "dialogue" else text)
+
+    prompt("")  # raises when the tokenizer has no chat template
+    return Task(name, tokenizer, prompt, problems or Source(name).problems, template=template)
+
+
+def chat_messages(template: PromptConfig, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The messages as `template` words them: the system's first, each of the user's in `template.question`."""
+    system = [{"role": "system", "content": template.system}] if template.system else []
+    worded = [
+        message | {"content": template.question.replace("{question}", message["content"])}
+        if message["role"] == "user"
+        else message
+        for message in messages
+    ]
+    return system + worded

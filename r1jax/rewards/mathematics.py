@@ -10,7 +10,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -42,6 +42,12 @@ def extract_answer(response: str) -> str | None:
         return only_box(text[box:])
     final = text.rpartition("####")
     return (final[2].strip().split("\n")[0].strip() or None) if final[1] else None
+
+
+def last_number(response: str) -> str | None:
+    """The last number of a response, wherever it stands; None without one."""
+    numbers = re.findall(rf"(?<![\w.])[+-]?(?:{DIGITS})(?:/(?:{DIGITS}))?", response)
+    return numbers[-1].rstrip(".") if numbers else None
 
 
 def only_box(text: str) -> str | None:
@@ -260,18 +266,25 @@ def same_number(given: Fraction, wanted: Fraction, given_percent: bool, wanted_p
     return given / (100 if given_percent else 1) == wanted / (100 if wanted_percent else 1)
 
 
-class MathVerifier(AbstractContextManager):
-    """Grades responses by a pool of processes, with `seconds` for each comparison; leaving its context ends them."""
+Extract = Callable[[str], str | None]
+EXTRACT: dict[str, Extract] = {"marked": extract_answer, "last_number": last_number}  # by PromptConfig.answer
 
-    def __init__(self, processes: int = 2, seconds: float = 5.0):
-        self.workers = Workers("r1jax.rewards.equality:equal", processes, seconds)
+
+class MathVerifier(AbstractContextManager):
+    """Grades responses by a pool of processes, with `seconds` for each comparison; leaving its context ends them.
+
+    `extract` finds the text of a response's answer, None without one.
+    """
+
+    def __init__(self, processes: int = 2, seconds: float = 5.0, extract: Extract = extract_answer):
+        self.workers, self.extract = Workers("r1jax.rewards.equality:equal", processes, seconds), extract
 
     def verify(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
         """1 or 0 for each (response, gold answer); None where math-verify failed, and for an empty gold answer."""
         verdicts: list[bool | None] = []
         undecided: dict[int, tuple[str, str]] = {}
         for i, (response, gold_text) in enumerate(pairs):
-            answer, gold = read_response(response), read(gold_text)
+            answer, gold = read_response(response, self.extract), read(gold_text)
             verdict = decide(answer, gold) if answer else False
             verdicts.append(verdict if gold.value else None)
             if answer and gold.value and verdict is None:
@@ -284,7 +297,7 @@ class MathVerifier(AbstractContextManager):
 
     def answer(self, sample: Sample) -> str | None:
         """The normalised answer, None without one: 0.50 and 1/2 are one answer, spaces and sizes don't matter."""
-        answer = read_response(sample.text)
+        answer = read_response(sample.text, self.extract)
         if answer is None:
             return None
         value = number(answer.value)
@@ -304,9 +317,9 @@ class MathVerifier(AbstractContextManager):
         self.workers.close()
 
 
-def read_response(response: str) -> Answer | None:
+def read_response(response: str, extract: Extract = extract_answer) -> Answer | None:
     """A response's answer; None when it has none, or one that is empty or longer than MAX_LENGTH."""
-    text = extract_answer(response)
+    text = extract(response)
     answer = read(text) if text is not None and len(text) <= MAX_LENGTH else None
     return answer if answer and answer.value else None
 

@@ -124,7 +124,7 @@ def export_hf(source: epath.Path, dest: epath.Path, *, progress: Progress) -> No
     require_free(dest)
     store, step = checkpoint.find_checkpoint(source)
     model, task = checkpoint.read_metadata(store, step)
-    _, tokenizer = find_task(store.directory.parent, task)
+    _, tokenizer = find_task(store.directory.parent, task, checkpoint.read_template(store, step))
     bos_id, eos_id = (None, None) if tokenizer is None else (tokenizer.bos_id, tokenizer.eos_id)
     config = to_published(model, bos_id=bos_id, eos_id=eos_id)
     partial = dest.with_name(dest.name + ".partial")

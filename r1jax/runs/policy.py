@@ -6,9 +6,9 @@ import jax
 from etils import epath
 
 from r1jax.checkpoint import store as checkpoint
-from r1jax.config import BaseConfig, ModelConfig
+from r1jax.config import BaseConfig, ModelConfig, PromptConfig
 from r1jax.data.published_tokenizer import PublishedTokenizer, load_tokenizer
-from r1jax.data.tasks import TASKS, Task, text_task
+from r1jax.data.tasks import TASKS, Task, chat_messages, text_task
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UsageError
 from r1jax.parallel.layout import Layout
@@ -32,10 +32,19 @@ class Policy:
         return self.tokenizer.encode(self.task.prompt(question)) if self.task else self.tokenizer.prompt(question)
 
     def converse(self, messages: list[dict[str, str]]) -> list[int]:
-        """The token ids of a conversation; of its last message alone when the policy has a task or no chat template."""
-        if self.task is None and isinstance(self.tokenizer, PublishedTokenizer) and self.tokenizer.template is not None:
-            return self.tokenizer.encode(self.tokenizer.chat(messages))
-        return self.ask(messages[-1]["content"])
+        """The token ids of a conversation; of its last message alone unless the policy `keeps_turns`."""
+        if not self.keeps_turns:
+            return self.ask(messages[-1]["content"])
+        assert isinstance(self.tokenizer, PublishedTokenizer)
+        worded = chat_messages(self.task.template, messages) if self.task and self.task.template else messages
+        return self.tokenizer.encode(self.tokenizer.chat(worded))
+
+    @property
+    def keeps_turns(self) -> bool:
+        """Whether a conversation's earlier turns are part of a prompt: where it is in the tokenizer's chat template."""
+        if self.task is not None:
+            return self.task.template is not None and self.task.template.template == "chat"
+        return isinstance(self.tokenizer, PublishedTokenizer) and self.tokenizer.template is not None
 
 
 # Fields that say how a model is computed and stored: a run may set them otherwise than the checkpoint it starts from.
@@ -56,27 +65,28 @@ def load_policy(path: epath.Path, layout: Layout, model: ModelConfig | None = No
     if changed := differences(asdict(saved), wanted):
         raise UsageError(f"the policy {path} is of another model: {'; '.join(changed)}. Set ModelConfig to match it")
     item = store.restore_policy(step, checkpoint.policy_item(*placed_weights(layout, model)))
-    task, tokenizer = find_task(store.directory.parent, task_name)
+    task, tokenizer = find_task(store.directory.parent, task_name, checkpoint.read_template(store, step))
     return Policy(model, tokenizer, task, Weights(**item))
 
 
-def base_model(base: BaseConfig) -> ModelConfig:
+def base_model(base: BaseConfig, model: ModelConfig | None = None) -> ModelConfig:
     """The model of the checkpoint that a run starts from, with the overrides in `base`.
 
-    Raises UsageError when there is no checkpoint.
+    `model` says what it is, where a dry run has no checkpoint. Raises UsageError when there is neither.
     """
     try:
-        store, step = checkpoint.find_checkpoint(absolute(base.path))
-        model, _ = checkpoint.read_metadata(store, step)
+        if model is None:
+            store, step = checkpoint.find_checkpoint(absolute(base.path))
+            model, _ = checkpoint.read_metadata(store, step)
         return replace(model, **{name: value for name, value in asdict(base).items() if value and name != "path"})
     except (UsageError, ValueError) as error:
         raise UsageError(f"BaseConfig: {error}. `import-hf` makes a checkpoint of a published one") from error
 
 
-def find_task(stage: epath.Path, name: str | None) -> tuple[Task | None, Tokenizer | None]:
-    """The registered task of a checkpoint and its tokenizer, which for a published model lies beside the checkpoint."""
+def find_task(stage: epath.Path, name: str | None, template: PromptConfig) -> tuple[Task | None, Tokenizer | None]:
+    """The task of a checkpoint and its tokenizer, which for a published model lies beside the checkpoint."""
     directory = stage / "tokenizer"
-    task = text_task(name, directory) if name and directory.exists() else TASKS.get(name or "")
+    task = text_task(name, directory, template=template) if name and directory.exists() else TASKS.get(name or "")
     return task, task.tokenizer if task else load_tokenizer(directory)
 
 

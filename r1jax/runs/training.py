@@ -52,7 +52,7 @@ def train_language_model(
     layout, model, task = stage.run.layout, stage.model, stage.task
     task.save_tokenizer(stage.directory)
     step = programs.make_language_model_step(layout, model, config.optimizer, LossTerms.of(config))
-    training = Training(steps, feed, make_batch, step, make_metadata(model, task.name))
+    training = Training(steps, feed, make_batch, step, make_metadata(model, task.name, task.template))
     state = programs.make_start_training(layout, model, config.optimizer)(weights)
     return policy_hash(layout, train(stage, config, state, training))
 

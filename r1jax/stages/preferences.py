@@ -9,9 +9,11 @@ from itertools import chain, combinations
 
 from etils import epath
 
-from r1jax.config import PreferencesConfig
+from r1jax.config import PreferenceFileConfig, PreferencesConfig
 from r1jax.data.feeds import distinct_problems, write_array_record
+from r1jax.data.jsonl import read_preferences
 from r1jax.errors import RunError
+from r1jax.paths import absolute
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.runs.policy import load_policy
 from r1jax.runs.run import Stage, write_index
@@ -54,6 +56,21 @@ def preferences(
     counts = {"responses": sum(map(len, responses)), "kept": len(rows)}
     run.progress.say(f"{stage.name}: {counts['kept']:,} records of {counts['responses']:,} responses")
     stage.complete(counts, output=write_index(stage.directory, {file: len(rows)}))
+    return stage.directory
+
+
+def written_preferences(stage: Stage, config: PreferenceFileConfig, kind: str) -> epath.Path:
+    """Converts a file of written preferences to records; returns the stage's directory.
+
+    Raises UsageError, naming the line and column, for a line that is no preference of `kind`.
+    """
+    rows = read_preferences(config, kind)
+    stage.open("preferences", {"file": absolute(config.path)}, preferences=config, preference_kind=kind)
+    if stage.result() is not None:
+        return stage.directory
+    file = "preferences.array_record"
+    write_array_record(stage.directory / file, rows)
+    stage.complete({"kept": len(rows)}, output=write_index(stage.directory, {file: len(rows)}))
     return stage.directory
 
 

@@ -43,7 +43,8 @@ def reward_model(
         feed,
         lambda rows: preference_batch(task, config.kind, rows, size, config.max_tokens),
         programs.make_reward_model_step(run.layout, scored, config.optimizer, config.kind),
-        make_metadata(scored, task.name) | {"reward_model": {"kind": config.kind, "max_tokens": config.max_tokens}},
+        make_metadata(scored, task.name, task.template)
+        | {"reward_model": {"kind": config.kind, "max_tokens": config.max_tokens}},
         shown=("loss", "accuracy", "margin"),
         derive=with_margin,
     )

@@ -308,7 +308,8 @@ class Checkpoints:
         return is_due(step, self.config)
 
     def save(self, step: int, state: RLState, position: Any = None) -> None:
-        metadata = make_metadata(self.stage.model, self.stage.task.name)
+        task = self.stage.task
+        metadata = make_metadata(self.stage.model, task.name, task.template)
         self.store.save(step, *split_policy(state), position or self.feed.get_state(), metadata)
 
     @contextmanager

@@ -146,14 +146,14 @@ def test_what_a_model_with_experts_leaves_out_is_named(name, tmp_path):
     """Fields that dense models don't have need no value in gin, but these models can't do without."""
     lines = (ROOT / "gin_configs" / "model" / "tiny.gin").read_text().splitlines()
     (tmp_path / "tiny.gin").write_text("\n".join(line for line in lines if f".{name} =" not in line))
-    with pytest.raises(UsageError, match=rf"gin: model/ModelConfig: {name} ") as error:
+    with pytest.raises(UsageError, match=rf"gin: architecture/ModelConfig: {name} ") as error:
         read(files=[str(tmp_path / "tiny.gin"), "scale/cpu.gin", "algorithm/grpo.gin"])
     assert "\n" not in str(error.value)
 
 
 def test_missing_value_names_the_binding():
     with pytest.raises(UsageError, match=r"PretrainConfig\.steps"):
-        read("pretrain/OptimizerConfig.learning_rate = 1.0", files=["model/tiny.gin", "algorithm/grpo.gin"])
+        read("PretrainConfig.batch_size = 1", "OptimizerConfig.learning_rate = 1.0", files=["model/tiny.gin"])
 
 
 def test_none_and_int_both_fit_an_optional():

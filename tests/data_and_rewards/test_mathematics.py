@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from r1jax.errors import RunError
-from r1jax.rewards.mathematics import MathVerifier, decide, explodes, extract_answer, number, read
+from r1jax.rewards.mathematics import MathVerifier, decide, explodes, extract_answer, last_number, number, read
 from r1jax.rewards.workers import Workers
 from r1jax.types import Problem
 from tests.conftest import ROOT
@@ -72,6 +72,27 @@ EXTRACTION = [  # response, extracted answer
 @pytest.mark.parametrize(("response", "answer"), EXTRACTION, ids=lambda text: repr(text)[:40])
 def test_extraction(response, answer):
     assert extract_answer(response) == answer
+
+
+@pytest.mark.parametrize(
+    "response, answer",
+    [
+        ("5 bags of 3 is 15.", "15"),
+        ("x=-4", "-4"),
+        ("10-3=7", "7"),
+        ("from 2-3", "3"),
+        ("it costs $1,234.50 in all", "1,234.50"),
+        ("so 7/2", "7/2"),
+        ("**12** apples", "12"),
+        ("60 km/h", "60"),
+        ("v2 is none", None),
+        ("none", None),
+    ],
+)
+def test_the_last_number(response, answer):
+    assert last_number(response) == answer
+    with MathVerifier(processes=1, extract=last_number) as verifier:
+        assert verifier.verify([(response, answer or "2")]) == [float(answer is not None)]
 
 
 PLAIN = [  # answer, gold, verdict; decided without sympy

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from r1jax.config import JsonlConfig
+from r1jax.config import JsonlConfig, PromptConfig
 from r1jax.data import countdown
 from r1jax.data.feeds import Records, ensure_records, problem_batches, records
 from r1jax.data.jsonl import after_hashes, last_box, read_problems
@@ -348,6 +348,50 @@ def test_a_text_tasks_tokenizer_comes_with_its_checkpoints(tmp_path, tokenizer_d
     assert (tmp_path / "exported" / "tokenizer.json").read_bytes() == (
         tokenizer_directory / "tokenizer.json"
     ).read_bytes()
+
+
+CHAT = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}<assistant>"
+ASKED = {
+    PromptConfig(): "<bos>" + r1_zero_prompt("compute 3"),
+    PromptConfig("plain"): "<bos>compute 3",
+    PromptConfig("plain", "now {question} {ok}?"): "<bos>now compute 3 {ok}?",
+    PromptConfig("chat"): "<user> compute 3 <assistant>",
+    PromptConfig("chat", "{question} now", "be brief"): "<system> be brief <user> compute 3 now <assistant>",
+}
+
+
+@pytest.mark.parametrize("template", ASKED, ids=lambda t: f"{t.template}-{t.question}")
+def test_a_checkpoint_keeps_how_its_policy_is_asked(tmp_path, tokenizer_directory, model, policy, one_device, template):
+    settings = json.loads((tokenizer_directory / "tokenizer_config.json").read_text())
+    (tokenizer_directory / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": CHAT}))
+    task = text_task("gsm8k", tokenizer_directory, template=template)
+    assert task.prompt("compute 3") == ASKED[template]
+    stage = epath.Path(tmp_path / "rl")
+    save_policy(stage, model, policy, task.name, template)
+    task.save_tokenizer(stage)
+    loaded = load_policy(stage, one_device)
+    assert loaded.task is not None and loaded.task.template == template
+    assert loaded.ask("compute 3") == task.tokenizer.encode(ASKED[template])
+    turns = [{"role": "user", "content": "compute 3"}, {"role": "assistant", "content": "3"}]
+    said = loaded.converse([*turns, {"role": "user", "content": "compute 3"}])
+    assert loaded.keeps_turns == (template.template == "chat")
+    assert len(said) > len(loaded.ask("compute 3")) if loaded.keeps_turns else said == loaded.ask("compute 3")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"template": "alpaca"}, {"question": "compute"}, {"system": "x"}, {"answer": "first"}], ids=str
+)
+def test_a_prompt_that_cannot_be_is_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        PromptConfig(**settings)
+
+
+def test_a_tokenizer_without_a_chat_template_cannot_be_asked_in_one(tmp_path, tokenizer_directory):
+    settings = json.loads((tokenizer_directory / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (tokenizer_directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UsageError, match="chat_template"):
+        text_task("x", tokenizer_directory, template=PromptConfig("chat"))
 
 
 def test_a_registered_task_is_loaded_by_name(tmp_path, model, policy, one_device):

@@ -9,6 +9,7 @@ import jax
 import pytest
 from rich.console import Console
 
+from experiments._toy import zero_rules
 from r1jax.cli.experiments import gin_path, load_experiment
 from r1jax.cli.gin_config import read_config
 from r1jax.config import (
@@ -239,7 +240,7 @@ def test_a_dry_run_has_the_programs_of_a_run_and_no_others(seen, experiment_conf
         return output
 
     base = check("pretrain", pretrain(run.stage("pretrain"), config.pretrain, corpus))
-    rewards = load_experiment("r1_zero").make_rewards(config, TASK)
+    rewards = zero_rules(config.rewards)
     varied = {
         "varied": Reward(lambda sample: sum(sample.response_tokens) % 97 / 97, 1.0)
     }  # a base of one step is never right

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from etils import epath
 
+from experiments._toy import zero_rules
 from r1jax.checkpoint.store import CheckpointStore
-from r1jax.cli.experiments import load_experiment
 from r1jax.config import OptimizerConfig
 from r1jax.data.tasks import TASKS
 from r1jax.errors import RunError, UsageError
@@ -175,7 +175,7 @@ def test_nothing_compiles_after_the_first_step(in_process, monkeypatch):
 
     monkeypatch.setattr(rl_stage.MetricsWriter, "write", counting)
     base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
-    rewards = load_experiment("r1_zero").make_rewards(config, TASKS["running_sum"])
+    rewards = zero_rules(config.rewards)
     rl(run.stage("rl"), config.rl, base, problems, rewards)
     jax.monitoring.clear_event_listeners()
     assert compilations, "the listener saw nothing at all"
@@ -194,7 +194,7 @@ def test_a_whole_rl_stage_compiles_a_stated_number_of_programs(in_process, monke
     monkeypatch.setattr(engine_module, "SMALLEST_BUCKET", 4)
     run, config, corpus, problems = in_process
     base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
-    rewards = load_experiment("r1_zero").make_rewards(config, TASKS["running_sum"])
+    rewards = zero_rules(config.rewards)
     engine = dict(prefill_rows=1, weight_dtype="int8", slots=3)
     lengths = dict(max_prompt_tokens=30, max_new_tokens=30, row_tokens=70, microbatch_rows=1)
     numbers = change(config.rl, **engine, **lengths)
@@ -219,7 +219,7 @@ def test_logits_that_are_not_finite_stop_the_run_with_the_state_saved(in_process
     """The third rollout fails: the state after the second step is saved, and the stage resumes from it."""
     run, config, corpus, problems = in_process
     base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
-    rewards = load_experiment("r1_zero").make_rewards(config, TASKS["running_sum"])
+    rewards = zero_rules(config.rewards)
     arguments = (config.rl, base, problems, rewards)
     rounds, calls = rl_stage.RolloutEngine.rounds, []
 
@@ -251,7 +251,7 @@ def test_a_stage_that_ran_out_of_memory_may_resume_with_fewer_slots(in_process):
 def test_evaluation_is_repeatable_and_writes_its_samples(in_process):
     run, config, corpus, problems = in_process
     base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
-    rewards = load_experiment("r1_zero").make_rewards(config, TASKS["running_sum"])
+    rewards = zero_rules(config.rewards)
     a = evaluate(run.stage("one"), config.evaluate, base, rewards)
     b = evaluate(run.stage("two"), config.evaluate, base, rewards)
     assert a == b
@@ -302,7 +302,7 @@ def test_a_stage_marked_complete_without_its_last_checkpoint_is_no_base(finished
 def test_a_model_that_differs_from_the_bases_is_refused(in_process):
     run, config, corpus, problems = in_process
     base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
-    rewards = load_experiment("r1_zero").make_rewards(config, TASKS["running_sum"])
+    rewards = zero_rules(config.rewards)
     other = dataclasses.replace(config.model, routed_scaling_factor=2.0)
     with pytest.raises(UsageError, match=r"routed_scaling_factor: 1.0 .*2.0"):
         rl(dataclasses.replace(run, model=other).stage("rl"), config.rl, base, problems, rewards)
@@ -319,7 +319,7 @@ def run_rl(in_process, name: str, rewards=None, **changes):
     """An RL stage of four steps, its metrics and its directory."""
     run, config, corpus, problems = in_process
     base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
-    rewards = rewards or load_experiment("r1_zero").make_rewards(config, TASKS["running_sum"])
+    rewards = rewards or zero_rules(config.rewards)
     directory = rl(run.stage(name), change(config.rl, **changes), base, problems, rewards)
     return read_metrics(directory / "metrics.jsonl"), directory
 

@@ -22,10 +22,10 @@ def contents(checkpoint: epath.Path) -> dict:
     return flat | {name: (checkpoint / name / "metadata").read_text() for name in ("data", "metadata")}
 
 
-def save_policy(stage: Path | epath.Path, model, policy, task: str | None) -> epath.Path:
+def save_policy(stage: Path | epath.Path, model, policy, task: str | None, template=None) -> epath.Path:
     """Saves (params, router_bias) as the first step of a stage's checkpoints; returns the stage's directory."""
     store = CheckpointStore(epath.Path(stage) / "checkpoints")
-    store.save(1, policy_item(*policy), {"step": np.int32(1)}, {}, make_metadata(model, task))
+    store.save(1, policy_item(*policy), {"step": np.int32(1)}, {}, make_metadata(model, task, template))
     store.close()
     return epath.Path(stage)
 

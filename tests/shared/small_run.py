@@ -34,13 +34,13 @@ SMALL = {
 FORK = '''"""A fork outside the project that rewards variety."""
 
 from experiments import r1_zero
-from experiments.r1_zero import GIN_FILES, TASK, Config
+from experiments.r1_zero import GIN_FILES, Config
 from r1jax.rewards.rules import Reward
 
 
 def run(run, config):
     length = Reward(lambda sample: len(set(sample.text.split())) / 10, 1.0)
-    r1_zero.run(run, config, r1_zero.make_rewards(config, TASK) | {"variety": length})
+    r1_zero.run(run, config, {"variety": length})
 '''
 
 # Sends its own process a signal in the third step of a stage, once the second checkpoint is on disk.

@@ -55,7 +55,7 @@ SETTINGS = [word for name, value in SHORT.items() for word in ("--set", f"{name}
 MOMENTS = (
     "data", "pretrain", "pretrain", "evaluate_base", "r1_zero", "r1_zero", "evaluate_r1_zero", "cold_start_data",
     "cold_start", "evaluate_cold_start", "reasoning_rl", "reasoning_rl", "evaluate_reasoning_rl", "rejection", "sft",
-    "evaluate_sft", "preference_pairs", "helpful", "ratings", "safe", "rules_rl", "final_rl", "final_rl", "evaluate_r1",
+    "evaluate_sft", "preference_pairs", "ratings", "helpful", "safe", "rules_rl", "final_rl", "final_rl", "evaluate_r1",
 )  # fmt: skip
 
 
