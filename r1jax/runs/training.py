@@ -14,7 +14,7 @@ from r1jax.objectives.language_model import LossTerms
 from r1jax.objectives.optimizer import learning_rate
 from r1jax.parallel import hosts, programs
 from r1jax.runs.run import Stage
-from r1jax.runs.state import finite_values, policy_hash, restore_onto, split_policy
+from r1jax.runs.state import finite_values, policy_hash, require_change, restore_onto, split_policy
 from r1jax.telemetry.metrics import MetricsWriter
 from r1jax.types import TrainState, Weights
 
@@ -72,6 +72,8 @@ def train(
             batch = stage.run.layout.put_batch(training.make_batch(next(feed)))
             rate = np.float32(learning_rate(config.optimizer, step - 1, steps))
             state, metrics = training.program(state, batch, rate)
+            if step == 1:
+                require_change(metrics, config.optimizer, stage.model)
             stops = hosts.preempted()
             saves = step % config.save_every == 0 or step == steps or stops
             if step % config.log_every == 0 or saves:  # a state is saved only when its metrics are finite
