@@ -63,7 +63,7 @@ def finite_values(metrics: Metrics, stage: str, step: int) -> dict[str, float]:
 
 
 def require_change(metrics: Metrics, config: OptimizerConfig, model: ModelConfig) -> None:
-    """Raises UsageError when a stage's first update rounded to nothing for nearly all weights, which have no masters."""
+    """Raises UsageError when an update rounded to nothing for nearly all weights, because they have no masters."""
     if updated_model(config, model).param_dtype == "float32":
         return
     names = ("changed_weights", "learning_rate", "grad_norm")
@@ -71,6 +71,6 @@ def require_change(metrics: Metrics, config: OptimizerConfig, model: ModelConfig
     if grad_norm > 0 and changed < LEAST_CHANGE:
         raise UsageError(
             f"the first update, at learning rate {rate:.3g}, changed {changed:.3%} of the {model.param_dtype} weights,"
-            f" expected at least {LEAST_CHANGE:.0%}: the others round to what they were. Set"
+            f" expected at least {LEAST_CHANGE:.0%}: for the others it rounds to nothing. Set"
             " OptimizerConfig.master_weights = True, or ModelConfig.param_dtype (BaseConfig.param_dtype) = 'float32'"
         )

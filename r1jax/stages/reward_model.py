@@ -47,9 +47,10 @@ def reward_model(
         make_metadata(scored, task.name) | {"reward_model": {"kind": config.kind, "max_tokens": config.max_tokens}},
         shown=("loss", "accuracy", "margin"),
         derive=with_margin,
+        first_full_update=2,  # the head starts as zeros, through which the trunk has no gradient
     )
     policy = load_policy(base, run.layout, updated_model(config.optimizer, model))
-    trunk = programs.trunk(policy.weights, scored)  # the head starts as zeros
+    trunk = programs.trunk(policy.weights, scored)
     state = programs.make_start_reward_model(run.layout, scored, config.optimizer)(trunk)
     state = train(stage, config, state, training)
     figures = measure(run, config, scored, state, task, held_out)
