@@ -20,7 +20,7 @@ class OptimizerConfig:
       clip_norm: gradients of a larger global norm are scaled to it.
       master_weights: update float32 masters of weights that are stored in bfloat16 (V3, section 3.3.1), and round them;
         False: update the weights themselves, where most updates of 3e-6 round to nothing.
-      moment_dtype: of Adam's stored moments ("bfloat16": V3, section 3.3.1); None: that of the weights that are updated.
+      moment_dtype: of Adam's stored moments ("bfloat16": V3, section 3.3.1); None: that of the masters or weights.
       router_bias: "train" moves it towards balance, "freeze" keeps it, "off" sets it to 0.
       router_bias_speed: how far an update moves it (V3, section 2.1.2: gamma).
       mtp: the multi-token-prediction modules: "train"; "freeze" logs their loss; "off" does not compute it.

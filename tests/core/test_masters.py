@@ -1,4 +1,4 @@
-"""Float32 masters of bfloat16 weights: their arithmetic, their place on a mesh, their memory; what an update changes."""
+"""Float32 masters of bfloat16 weights: their arithmetic, shardings and memory; what an update changes."""
 
 import dataclasses
 import math

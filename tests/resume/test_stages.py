@@ -274,7 +274,7 @@ def test_evaluation_is_repeatable_and_writes_its_samples(in_process):
 
 @pytest.fixture
 def in_bfloat16(in_process):
-    """A run whose weights are stored in bfloat16, and functions that run its stages: changes of the config -> directory."""
+    """A run whose weights are stored in bfloat16, and functions that run its stages with changes of their configs."""
     run, config, corpus, problems = in_process
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, param_dtype="bfloat16"))
     varied = {"varied": Reward(lambda sample: sum(sample.tokens) % 97 / 97, 1.0)}

@@ -331,11 +331,11 @@ def test_a_trunk_that_would_not_move_stops_the_run(tmp_path, experiment_config, 
     """In bfloat16 without masters, at the second update, the first that reaches the trunk. With masters it trains."""
     run = open_run(str(tmp_path / "run"), Experiment("x"), experiment_config, one_device, Progress()).with_task(TASK)
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, param_dtype="bfloat16"))
-    config, records = reward_model_config("pairwise", held_out=0.9, log_every=1), {"preference_data": preference_data["pairwise"]}
+    config = reward_model_config("pairwise", held_out=0.9, log_every=1)
 
     def start(name: str, **changes) -> list[dict]:
-        numbers = change(config, warmup_steps=0, **changes)
-        return read_metrics(reward_model(run.stage(name), numbers, base, records) / "metrics.jsonl")
+        numbers, data = change(config, warmup_steps=0, **changes), {"preference_data": preference_data["pairwise"]}
+        return read_metrics(reward_model(run.stage(name), numbers, base, data) / "metrics.jsonl")
 
     with pytest.raises(UsageError, match=r"changed 0.* OptimizerConfig.master_weights"):
         start("tiny", learning_rate=1e-6, master_weights=False)
