@@ -144,7 +144,8 @@ def train_r1jax(model: ModelConfig, sizes: Sizes) -> dict[str, Any]:
     from r1jax.parallel.layout import make_layout
     from r1jax.types import TokenBatch
 
-    layout, optimizer = make_layout(MeshConfig(data=1), devices=jax.devices()[:1]), OptimizerConfig(1e-5, mtp="off")
+    layout = make_layout(MeshConfig(data=1), devices=jax.devices()[:1])
+    optimizer = OptimizerConfig(1e-5, mtp="off", master_weights=False)  # as torch's, which updates bfloat16 weights
     weights = programs.make_init_weights(layout, model)(jax.random.key(0))
     state = programs.make_start_training(layout, model, optimizer)(weights)
     step = programs.make_language_model_step(layout, model, optimizer, LossTerms("off", 0.0, 0.0))

@@ -82,7 +82,7 @@ class ModelConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     initializer_range: float | None = 0.006  # None: 1 / sqrt(fan-in), and embeddings of unit variance
-    param_dtype: str = "float32"  # of stored weights, and of the optimizer's moments
+    param_dtype: str = "float32"  # of stored weights; the optimizer's are float32 (OptimizerConfig.master_weights)
     dtype: str = "float32"  # of activations, and of weights where they are used
     experts: str = "grouped"  # "grouped" (ragged_dot) or "dense" (every expert on every token: few, small experts)
     attention: str = "auto"  # by platform; or one of the implementations in model/softmax_attention.py

@@ -18,7 +18,9 @@ class OptimizerConfig:
       final_fraction: of the learning rate, at the end; 1 keeps it constant.
       b1, b2, weight_decay: AdamW's; the decay is of matrices only.
       clip_norm: gradients of a larger global norm are scaled to it.
-      moment_dtype: of Adam's stored moments ("bfloat16": V3, section 3.3.1); None: the weights'.
+      master_weights: update float32 masters of weights that are stored in bfloat16 (V3, section 3.3.1), and round them;
+        False: update the weights themselves, where most updates of 3e-6 round to nothing.
+      moment_dtype: of Adam's stored moments ("bfloat16": V3, section 3.3.1); None: that of the masters or weights.
       router_bias: "train" moves it towards balance, "freeze" keeps it, "off" sets it to 0.
       router_bias_speed: how far an update moves it (V3, section 2.1.2: gamma).
       mtp: the multi-token-prediction modules: "train"; "freeze" logs their loss; "off" does not compute it.
@@ -31,6 +33,7 @@ class OptimizerConfig:
     b2: float = 0.95
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    master_weights: bool = True
     moment_dtype: str | None = None
     router_bias: str = "train"
     router_bias_speed: float = 0.001

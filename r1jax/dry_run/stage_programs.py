@@ -29,6 +29,7 @@ from r1jax.data.tasks import TASKS
 from r1jax.dry_run.flops import Work
 from r1jax.objectives.grpo import LossSpec
 from r1jax.objectives.language_model import LossTerms
+from r1jax.objectives.optimizer import updated_model
 from r1jax.parallel import programs, reward_programs, rollout_programs, transfers
 from r1jax.parallel.layout import Layout
 from r1jax.rollout.engine import RolloutEngine
@@ -104,14 +105,16 @@ def make_engine(layout: Layout, model: ModelConfig, config: RolloutStageConfig) 
 
 
 def pretrain_programs(layout: Layout, model: ModelConfig, config: PretrainConfig) -> Iterator[Program]:
-    yield (init := Program("init_weights", programs.make_init_weights(layout, model), (KEY,)))
+    init_weights = programs.make_init_weights(layout, updated_model(config.optimizer, model))
+    yield (init := Program("init_weights", init_weights, (KEY,)))
     batch = token_batch(empty_rows(config.batch_size, config.sequence_length))
     yield from language_model_programs(layout, model, config, init.result, "pretrain_step", batch)
 
 
 def sft_programs(layout: Layout, model: ModelConfig, config: SFTConfig) -> Iterator[Program]:
     batch = sft_batch(empty_rows(0, config.sequence_length, "loss_mask"), config)
-    return language_model_programs(layout, model, config, placed_weights(layout, model), "sft_step", batch)
+    weights = placed_weights(layout, updated_model(config.optimizer, model))
+    return language_model_programs(layout, model, config, weights, "sft_step", batch)
 
 
 def language_model_programs(
@@ -128,7 +131,7 @@ def language_model_programs(
 def reward_model_programs(layout: Layout, model: ModelConfig, config: RewardModelConfig) -> Iterator[Program]:
     """With the scores that RL asks of the model (`LearnedReward`)."""
     scored, size, T = reward_programs.scored_model(model), layout.round_up(config.batch_size), config.max_tokens
-    trunk = reward_programs.trunk(placed_weights(layout, model), scored)
+    trunk = reward_programs.trunk(placed_weights(layout, updated_model(config.optimizer, model)), scored)
     start_reward_model = reward_programs.make_start_reward_model(layout, scored, config.optimizer)
     yield (start := Program("start_reward_model", start_reward_model, (trunk,)))
     task = next(iter(TASKS.values()))  # any: there is nothing to encode
@@ -145,7 +148,8 @@ def reward_model_programs(layout: Layout, model: ModelConfig, config: RewardMode
 
 def rl_programs(layout: Layout, model: ModelConfig, config: RLConfig) -> Iterator[Program]:
     start_training = programs.make_start_training(layout, model, config.optimizer)
-    yield (start := Program("start_training", start_training, (placed_weights(layout, model),)))
+    weights = placed_weights(layout, updated_model(config.optimizer, model))
+    yield (start := Program("start_training", start_training, (weights,)))
     train = start.result
     reference = train.weights if config.has_reference else None
     if config.has_reference or config.max_staleness:

@@ -21,7 +21,7 @@ from r1jax.runs.run import stages
 # The settings that make a program smaller, besides a mesh that divides it further.
 TRAINING = (
     "ModelConfig.remat = 'full'; OptimizerConfig.moment_dtype = 'bfloat16'; ModelConfig.param_dtype = 'bfloat16' halves"
-    " weights, moments and reference"
+    " weights and reference, but the optimizer then holds float32 masters"
 )
 OFFLOAD = "RLConfig.offload = ('reference', 'optimizer')"
 DECODING = (

@@ -22,6 +22,7 @@ from r1jax.config import (
 )
 from r1jax.errors import UsageError
 from r1jax.model.context_attention import CHUNK
+from r1jax.objectives.optimizer import updated_model
 from r1jax.parallel import programs, rollout_programs
 from r1jax.parallel.chips import chip_of
 from r1jax.parallel.layout import Layout, rollout_layout
@@ -45,10 +46,11 @@ def weights_memory(layout: Layout, model: ModelConfig) -> int:
 
 def training_memory(layout: Layout, model: ModelConfig, config: OptimizerConfig) -> dict[str, int]:
     """The state of a training stage without rollouts, and one step's gradients."""
-    state = jax.eval_shape(programs.make_start_training(layout, model, config), programs.abstract_weights(model))
-    moments = bytes_per_device(state.opt_state, programs.train_state_shardings(layout, model, config).opt_state)
-    weights = weights_memory(layout, model)
-    return {"weights": weights, "optimizer": moments, "gradients": weights}
+    weights = programs.abstract_weights(updated_model(config, model))
+    state = jax.eval_shape(programs.make_start_training(layout, model, config), weights)
+    optimizer = bytes_per_device(state.opt_state, programs.train_state_shardings(layout, model, config).opt_state)
+    stored = weights_memory(layout, model)
+    return {"weights": stored, "optimizer": optimizer, "gradients": stored}
 
 
 def rl_memory(layout: Layout, model: ModelConfig, config: RLConfig) -> dict[str, int]:
@@ -62,7 +64,7 @@ def rl_memory(layout: Layout, model: ModelConfig, config: RLConfig) -> dict[str,
     if config.has_reference and "reference" not in config.offload:
         held["reference"] = held["weights"]
     if "optimizer" in config.offload:  # it returns after the gradients are summed
-        held["moments, back"] = max(0, held.pop("optimizer") - (trees - 1) * one)
+        held["optimizer, back"] = max(0, held.pop("optimizer") - (trees - 1) * one)
     return held | ({"policy that draws ahead": held["weights"]} if config.max_staleness else {})
 
 
@@ -131,7 +133,7 @@ def at_once(held: dict[str, int]) -> dict[str, int]:
     if held.get("policy that draws ahead"):
         return held
     updates = {part: size for part, size in held.items() if part not in ROLLOUTS}
-    rollouts = {part: size for part, size in held.items() if part not in ("gradients", "moments, back")}
+    rollouts = {part: size for part, size in held.items() if part not in ("gradients", "optimizer, back")}
     return max(updates, rollouts, key=lambda parts: sum(parts.values()))
 
 

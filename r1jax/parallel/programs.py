@@ -47,7 +47,7 @@ def weights_shardings(layout: Layout, model: ModelConfig) -> Weights:
 
 
 def train_state_shardings(layout: Layout, model: ModelConfig, config: OptimizerConfig) -> TrainState:
-    """Adam's moments have the shardings of their parameters; everything small is on every device."""
+    """Adam's moments and masters have the shardings of their parameters; everything small is on every device."""
     optimizer, weights = make_optimizer(config, model), weights_shardings(layout, model)
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
@@ -71,8 +71,8 @@ def make_init_weights(layout: Layout, model: ModelConfig):
 
 @functools.cache
 def make_start_training(layout: Layout, model: ModelConfig, config: OptimizerConfig):
-    """Weights -> TrainState at step 0. The weights are donated."""
-    start = functools.partial(first_state, make_optimizer(config, model), config)
+    """Weights -> TrainState at step 0. The weights, of `updated_model`, are donated."""
+    start = functools.partial(first_state, make_optimizer(config, model), config, model)
     return jax.jit(start, out_shardings=train_state_shardings(layout, model, config), donate_argnums=0)
 
 

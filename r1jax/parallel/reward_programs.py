@@ -37,7 +37,7 @@ def make_start_reward_model(layout: Layout, model: ModelConfig, config: Optimize
 
     def start_reward_model(trunk: Weights):
         params = init_params(jax.random.key(0), model) | trunk.params  # XLA drops what the trunk replaces
-        return first_state(optimizer, config, trunk._replace(params=params))
+        return first_state(optimizer, config, model, trunk._replace(params=params))
 
     return jax.jit(start_reward_model, out_shardings=train_state_shardings(layout, model, config), donate_argnums=0)
 

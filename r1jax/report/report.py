@@ -48,8 +48,9 @@ CURVES = {
     "pretrain": ("loss", "mtp_loss"),
     "sft": ("loss", "mtp_loss"),
     "reward_model": ("loss", "accuracy", "margin"),
-    "rl": ("reward", "accuracy", "format", "language", "helpful", "safe", "response_tokens", "entropy", "kl"),
-}
+    "rl": ("reward", "accuracy", "format", "language", "helpful", "safe", "response_tokens", "entropy", "kl",
+           "changed_weights"),
+}  # fmt: skip
 SAMPLES = 12  # problems whose answers are shown
 
 

@@ -7,14 +7,17 @@ from typing import Any
 import jax
 
 from r1jax.checkpoint.store import CheckpointStore, policy_item
-from r1jax.errors import RunError
+from r1jax.config import ModelConfig, OptimizerConfig
+from r1jax.errors import RunError, UsageError
 from r1jax.objectives.metrics import Metrics
+from r1jax.objectives.optimizer import updated_model
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.transfers import make_checksums
 from r1jax.runs.run import sha256
 from r1jax.types import RLState, TrainState
 
 State = TrainState | RLState
+LEAST_CHANGE = 0.01  # of all weights: an update of 3e-6 changes 0.6% of bfloat16 weights, and nearly all of float32's
 
 
 def split_policy(state: State) -> tuple[dict, State]:
@@ -57,3 +60,17 @@ def finite_values(metrics: Metrics, stage: str, step: int) -> dict[str, float]:
             " OptimizerConfig.learning_rate, or inspect the batch"
         )
     return values
+
+
+def require_change(metrics: Metrics, config: OptimizerConfig, model: ModelConfig) -> None:
+    """Raises UsageError when an update rounded to nothing for nearly all weights, because they have no masters."""
+    if updated_model(config, model).param_dtype == "float32":
+        return
+    names = ("changed_weights", "learning_rate", "grad_norm")
+    changed, rate, grad_norm = (jax.device_get(metrics[name]).value() for name in names)
+    if grad_norm > 0 and changed < LEAST_CHANGE:
+        raise UsageError(
+            f"the first update, at learning rate {rate:.3g}, changed {changed:.3%} of the {model.param_dtype} weights,"
+            f" expected at least {LEAST_CHANGE:.0%}: for the others it rounds to nothing. Set"
+            " OptimizerConfig.master_weights = True, or ModelConfig.param_dtype (BaseConfig.param_dtype) = 'float32'"
+        )

@@ -14,7 +14,7 @@ from r1jax.objectives.language_model import LossTerms
 from r1jax.objectives.optimizer import learning_rate
 from r1jax.parallel import hosts, programs
 from r1jax.runs.run import Stage
-from r1jax.runs.state import finite_values, policy_hash, restore_onto, split_policy
+from r1jax.runs.state import finite_values, policy_hash, require_change, restore_onto, split_policy
 from r1jax.telemetry.metrics import MetricsWriter
 from r1jax.types import TrainState, Weights
 
@@ -31,6 +31,7 @@ class Training:
       metadata: of the checkpoint.
       shown: metrics on the terminal.
       derive: adds metrics to those of a step.
+      first_full_update: the first in which all weights have a gradient; it has to change them (`require_change`).
     """
 
     steps: int
@@ -40,6 +41,7 @@ class Training:
     metadata: dict
     shown: tuple[str, ...] = ("loss",)
     derive: Callable[[dict[str, float]], dict[str, float]] = dict
+    first_full_update: int = 1
 
 
 def train_language_model(
@@ -72,6 +74,8 @@ def train(
             batch = stage.run.layout.put_batch(training.make_batch(next(feed)))
             rate = np.float32(learning_rate(config.optimizer, step - 1, steps))
             state, metrics = training.program(state, batch, rate)
+            if step == training.first_full_update:
+                require_change(metrics, config.optimizer, stage.model)
             stops = hosts.preempted()
             saves = step % config.save_every == 0 or step == steps or stops
             if step % config.log_every == 0 or saves:  # a state is saved only when its metrics are finite

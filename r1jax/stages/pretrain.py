@@ -6,6 +6,7 @@ from r1jax.config import PretrainConfig
 from r1jax.data.feeds import packed_batches, token_batch
 from r1jax.errors import UsageError
 from r1jax.model.spec import count_params
+from r1jax.objectives.optimizer import updated_model
 from r1jax.parallel import programs
 from r1jax.runs.run import Stage
 from r1jax.runs.training import train_language_model
@@ -28,7 +29,7 @@ def pretrain(stage: Stage, config: PretrainConfig, corpus: epath.Path) -> epath.
         return stage.directory
 
     run.progress.say(f"{stage.name}: {sum(count_params(model).values()):,} parameters")
-    weights = programs.make_init_weights(run.layout, model)(stage.key())
+    weights = programs.make_init_weights(run.layout, updated_model(config.optimizer, model))(stage.key())
     feed = packed_batches(corpus, config.batch_size, config.sequence_length, run.seed)
     output = train_language_model(stage, config, weights, config.steps, feed, token_batch)
     stage.complete({"steps": config.steps}, output=output)

@@ -11,6 +11,7 @@ from r1jax.data.preferences import count_preferences, preference_batch, preferen
 from r1jax.data.tasks import Task
 from r1jax.errors import UsageError
 from r1jax.objectives.metrics import Metrics, merge_metrics
+from r1jax.objectives.optimizer import updated_model
 from r1jax.parallel import reward_programs as programs
 from r1jax.runs.policy import load_policy
 from r1jax.runs.run import Run, Stage
@@ -47,8 +48,10 @@ def reward_model(
         | {"reward_model": {"kind": config.kind, "max_tokens": config.max_tokens}},
         shown=("loss", "accuracy", "margin"),
         derive=with_margin,
+        first_full_update=2,  # the head starts as zeros, through which the trunk has no gradient
     )
-    trunk = programs.trunk(load_policy(base, run.layout, model).weights, scored)  # the head starts as zeros
+    policy = load_policy(base, run.layout, updated_model(config.optimizer, model))
+    trunk = programs.trunk(policy.weights, scored)
     state = programs.make_start_reward_model(run.layout, scored, config.optimizer)(trunk)
     state = train(stage, config, state, training)
     figures = measure(run, config, scored, state, task, held_out)

@@ -21,7 +21,7 @@ from r1jax.data.feeds import problem_batches
 from r1jax.errors import Preempted, RunError
 from r1jax.objectives.grpo import LossFunction, LossSpec, grpo_loss
 from r1jax.objectives.metrics import Metrics, merge_metrics
-from r1jax.objectives.optimizer import learning_rate
+from r1jax.objectives.optimizer import learning_rate, updated_model
 from r1jax.parallel import programs
 from r1jax.parallel.hosts import broadcast_from_main, stop_if_preempted
 from r1jax.parallel.layout import Layout
@@ -35,7 +35,7 @@ from r1jax.rollout.engine import Counts, RolloutEngine
 from r1jax.rollout.packing import batch_shape, make_minibatches, pack_microbatches, packing_metrics
 from r1jax.runs.policy import load_policy
 from r1jax.runs.run import Stage
-from r1jax.runs.state import finite_values, policy_hash, restore_onto, split_policy
+from r1jax.runs.state import finite_values, policy_hash, require_change, restore_onto, split_policy
 from r1jax.telemetry.files import write_atomically
 from r1jax.telemetry.metrics import MetricsWriter, RowWriter, sample_row
 from r1jax.telemetry.progress import Progress, Stopwatch
@@ -220,7 +220,7 @@ class Trainer:
 
     def start(self, base: epath.Path) -> RLState:
         """A fresh optimizer on the base policy, which is also the first reference."""
-        weights = load_policy(base, self.layout, self.model).weights
+        weights = load_policy(base, self.layout, updated_model(self.config.optimizer, self.model)).weights
         train = programs.make_start_training(self.layout, self.model, self.config.optimizer)(weights)
         reference = snapshot(train.weights) if self.config.has_reference else None
         return RLState(train, reference, jax.device_put(np.int32(0), self.layout.replicated()))
@@ -262,6 +262,8 @@ class Trainer:
             rate = learning_rate(config.optimizer, updates_before + i, config.steps * config.updates_per_rollout)
             train = replace(state.train, opt_state=on_device(state.train.opt_state))
             train, update_metrics = self.update_program(train, total, np.float32(rate))
+            if updates_before + i == 0:
+                require_change(update_metrics, config.optimizer, self.model)
             state, metrics = replace(state, train=train), merge_metrics(metrics, update_metrics)
             state = offload(state, config)
             del train, total  # or the sum of gradients, and what was offloaded, would stay on the devices

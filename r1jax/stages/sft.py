@@ -7,6 +7,7 @@ from etils import epath
 from r1jax.config import SFTConfig
 from r1jax.data.demonstrations import count_batches, demonstration_batches, sft_batch
 from r1jax.errors import UsageError
+from r1jax.objectives.optimizer import updated_model
 from r1jax.runs.policy import load_policy
 from r1jax.runs.run import Stage
 from r1jax.runs.training import train_language_model
@@ -31,7 +32,7 @@ def sft(stage: Stage, config: SFTConfig, base: epath.Path, demonstrations: Mappi
             f" {steps} steps that the demonstrations give: set it lower, or SFTConfig.epochs higher"
         )
     run.progress.say(f"{stage.name}: {counts['used']:,} demonstrations, {counts['too_long']:,} too long")
-    weights = load_policy(base, run.layout, model).weights
+    weights = load_policy(base, run.layout, updated_model(config.optimizer, model)).weights
     output = train_language_model(stage, config, weights, steps, feed, lambda packed: sft_batch(packed, config))
     stage.complete({"steps": steps} | counts, output=output)
     return stage.directory

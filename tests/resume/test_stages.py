@@ -22,7 +22,7 @@ from r1jax.rollout.advantages import compute_advantages
 from r1jax.rollout.packing import make_minibatches
 from r1jax.runs.policy import load_policy
 from r1jax.runs.run import Experiment, open_run
-from r1jax.runs.state import restore_onto, split_policy
+from r1jax.runs.state import LEAST_CHANGE, restore_onto, split_policy
 from r1jax.stages import rl as rl_stage
 from r1jax.stages.evaluate import evaluate
 from r1jax.stages.pretrain import pretrain
@@ -60,6 +60,18 @@ def test_killed_twice_ends_in_the_same_bits(finished, fork, tmp_path):
     again = r1jax(*arguments)
     assert again.returncode == 0, again.stderr
     require_same_bits(finished, tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_killed_twice_with_masters_it_ends_in_the_same_bits(fork, tmp_path):
+    numbers = settings(**{"ModelConfig.param_dtype": "'bfloat16'"})
+    for name, kills in (("whole", ()), ("killed", ("pretrain", "rl"))):
+        arguments = ("run", str(fork), "--workdir", str(tmp_path / name), *numbers)
+        for stage in kills:
+            assert r1jax(*arguments, kill_in=stage).returncode == -9
+        done = r1jax(*arguments)
+        assert done.returncode == 0, done.stderr
+    require_same_bits(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_stopped_by_sigterm_it_saves_and_resumes_to_the_same_bits(finished, fork, tmp_path):
@@ -258,6 +270,60 @@ def test_evaluation_is_repeatable_and_writes_its_samples(in_process):
     samples = [json.loads(line) for line in (run.workdir / "one" / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 8
     assert set(samples[0]["rewards"]) == {"accuracy", "format", "language_mix"}
+
+
+@pytest.fixture
+def in_bfloat16(in_process):
+    """A run whose weights are stored in bfloat16, and functions that run its stages with changes of their configs."""
+    run, config, corpus, problems = in_process
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, param_dtype="bfloat16"))
+    varied = {"varied": Reward(lambda sample: sum(sample.tokens) % 97 / 97, 1.0)}
+
+    def start_pretrain(name: str, **changes) -> epath.Path:
+        return pretrain(run.stage(f"{name}_pretrain"), change(config.pretrain, save_every=2, **changes), corpus)
+
+    def start_rl(name: str, base: epath.Path, **changes) -> epath.Path:
+        return rl(run.stage(name), change(config.rl, save_every=2, **changes), base, problems, varied)
+
+    return run, start_pretrain, start_rl
+
+
+def test_masters_resume_with_the_same_bits(in_bfloat16):
+    """From the checkpoint of the second step, with the optimizer in the hosts' memory as the first run has not."""
+    run, start_pretrain, start_rl = in_bfloat16
+    base = start_pretrain("whole")
+    starts = (start_pretrain, lambda *name, **changes: start_rl(*name, base, moment_dtype="bfloat16", **changes))
+    for name, start, offload in zip(("whole", "rl"), starts, ({}, {"offload": ("optimizer",)}), strict=True):
+        directory = start(name)
+        last = directory / "checkpoints" / "4"
+        whole = contents(last)
+        last.rmtree()
+        (directory / "complete.json").unlink()
+        resumed = contents(start(name, **offload) / "checkpoints" / "4")
+        assert whole.keys() == resumed.keys()
+        for key in whole:
+            np.testing.assert_array_equal(resumed[key], whole[key], err_msg=f"{name} {key}")
+        masters, stored = (
+            next(x for key, x in whole.items() if part in key and "head_DV" in key) for part in ("masters", "policy")
+        )
+        assert (masters.dtype, stored.dtype) == ("float32", "bfloat16")
+        np.testing.assert_array_equal(masters.astype(stored.dtype), stored)
+        assert (masters != stored.astype("float32")).any()
+
+
+def test_a_first_update_that_rounds_to_nothing_stops_the_run(in_bfloat16):
+    """Without masters, with nothing saved. With masters the same learning rate trains."""
+    run, start_pretrain, start_rl = in_bfloat16
+    base = start_pretrain("whole", steps=1)
+    for name, start in (("tiny_pretrain", start_pretrain), ("tiny_rl", lambda *n, **c: start_rl(*n, base, **c))):
+        numbers = dict(learning_rate=1e-6, warmup_steps=0, steps=1)
+        with pytest.raises(UsageError, match=r"changed 0.* OptimizerConfig.master_weights"):
+            start(name, master_weights=False, **numbers)
+        (stage,) = run.workdir.glob(f"{name}*")
+        assert not list((stage / "checkpoints").iterdir())
+        (row,) = read_metrics(start(f"moved_{name}", **numbers) / "metrics.jsonl")
+        assert row["update_norm"] > 0
+        assert row["changed_weights"] < LEAST_CHANGE
 
 
 def test_metrics_that_are_not_finite_stop_the_run(in_process):

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import pytest
 
 from tests.shared.small_run import OPTIMISED, r1jax
@@ -68,6 +69,20 @@ def test_the_first_step_is_on_policy(seeds):
         assert first["ratio_deviation_max"] == 0
         assert first["clip_fraction_low"] == first["clip_fraction_high"] == 0
         assert first["logprob_gap_max"] < 1e-4
+
+
+def test_bfloat16_with_masters_learns_as_float32_does(seeds, tmp_path):
+    """Over 50 steps of RL, its mean reward of each 10 lies in the range of float32's seeds, widened by their spread."""
+    run(tmp_path / "run", "--set", "ModelConfig.param_dtype='bfloat16'")
+
+    def curve(workdir: Path) -> np.ndarray:
+        rows = [json.loads(line) for line in (workdir / "rl" / "metrics.jsonl").read_text().splitlines()]
+        return np.array([row["reward"] for row in rows[:50]]).reshape(5, 10).mean(axis=1)
+
+    curves = np.array([curve(workdir) for workdir in seeds])
+    low, high = curves.min(axis=0), curves.max(axis=0)
+    ours, spread = curve(tmp_path / "run"), (high - low).max()
+    assert (ours >= low - spread).all() and (ours <= high + spread).all(), (ours, curves)
 
 
 @pytest.mark.parametrize("preset", ["dapo", "dr_grpo", "gspo", "cispo", "rloo"])

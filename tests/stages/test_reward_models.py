@@ -29,6 +29,7 @@ from r1jax.rewards.rules import Reward, accuracy_reward, by_source, learned_inpu
 from r1jax.runs.learned_reward import LearnedReward, sigmoid
 from r1jax.runs.policy import load_policy
 from r1jax.runs.run import Experiment, open_run
+from r1jax.runs.state import LEAST_CHANGE
 from r1jax.stages import reward_model as reward_model_stage
 from r1jax.stages.reward_model import reward_model
 from r1jax.stages.rl import rl
@@ -324,6 +325,24 @@ def test_a_tiny_reward_model_ranks_what_it_has_not_seen(trained, preference_data
     rows = read_metrics(directory / "metrics.jsonl")
     assert {"loss", "accuracy", "margin", "expert_load_max", "grad_norm", "learning_rate"} <= rows[-1].keys()
     assert rows[-1]["step"] == result["steps"]
+
+
+def test_a_trunk_that_would_not_move_stops_the_run(tmp_path, experiment_config, one_device, base, preference_data):
+    """In bfloat16 without masters, at the second update, the first that reaches the trunk. With masters it trains."""
+    run = open_run(str(tmp_path / "run"), Experiment("x"), experiment_config, one_device, Progress()).with_task(TASK)
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, param_dtype="bfloat16"))
+    config = reward_model_config("pairwise", held_out=0.9, log_every=1)
+
+    def start(name: str, **changes) -> list[dict]:
+        numbers, data = change(config, warmup_steps=0, **changes), {"preference_data": preference_data["pairwise"]}
+        return read_metrics(reward_model(run.stage(name), numbers, base, data) / "metrics.jsonl")
+
+    with pytest.raises(UsageError, match=r"changed 0.* OptimizerConfig.master_weights"):
+        start("tiny", learning_rate=1e-6, master_weights=False)
+    moved = [start("masters", learning_rate=1e-6), start("large", learning_rate=3e-3, master_weights=False)]
+    assert all(len(rows) > 2 for rows in moved)
+    assert [rows[0]["changed_weights"] < LEAST_CHANGE for rows in moved] == [True, True]  # the head alone
+    assert [rows[1]["changed_weights"] < LEAST_CHANGE for rows in moved] == [True, False]
 
 
 def test_the_trunk_moved_and_so_did_the_router_bias(trained, base):
