@@ -3,8 +3,8 @@
 python -m r1jax import-hf DeepSeek-V2-Lite/ checkpoints/base
 python -m r1jax run r1_math --workdir runs/r1_math    # reads data/gsm8k/{train,test}.jsonl and data/preferences.jsonl
 
-Every stage has been run on a tiny random base only. `pairs_file/PreferenceFileConfig.path` is a file of preference pairs;
-`ratings_file/PreferenceFileConfig.path`, with a `safe` reward model, one of safety ratings, and
+Every stage has been run on a tiny random base only. `pairs_file/PreferenceFileConfig.path` is a file of preference
+pairs; `ratings_file/PreferenceFileConfig.path`, with a `safe` reward model, one of safety ratings, and
 `general_file/DemonstrationsConfig.path` one of general demonstrations. Without these two R1 has no safety reward and no
 general data.
 """
