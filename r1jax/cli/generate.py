@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--min_p", type=arguments.fraction, default=0.0, metavar="P", help="0, the default, is off")
     add("--stop", type=arguments.nonempty, action="append", default=[], metavar="TEXT", help="ends the answer")
     arguments.add_seed(parser)
-    add("--ignore_eos", action="store_true", help="continue after the end token")
+    add("--ignore_eos", action="store_true", help="continue after end tokens")
     arguments.add_speculative(parser)
     add("--json", action="store_true", help="print one line of JSON: text, ids, logprobs, finish_reason")
 
@@ -39,7 +39,8 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError("the prompt is empty: give some text with --prompt")
     config = EngineConfig(slots=1, steps_per_round=8, prefill_rows=1, speculative=args.speculative)
     limits = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p")}
-    sampling = SamplingConfig(len(ids), args.max_tokens, **limits, stop=tuple(args.stop))
+    stop_ids = () if args.ignore_eos else policy.end_ids
+    sampling = SamplingConfig(len(ids), args.max_tokens, **limits, stop=tuple(args.stop), stop_ids=stop_ids)
     engine = RolloutEngine(layout, policy.model, policy.tokenizer, config, sampling, 1)
     responder = Responder(engine, policy, None if args.json else Console(), args.seed)
     sample = responder.answer(ids, ignore_eos=args.ignore_eos)

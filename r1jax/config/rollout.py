@@ -19,7 +19,7 @@ class SamplingConfig:
       min_p: keep tokens at least this share as likely as the likeliest; 0 is off.
       min_new_tokens: no end token before this many other tokens.
       stop: strings that end a response, and are cut off it.
-      stop_ids: tokens that end a response, beside the tokenizer's end token.
+      stop_ids: tokens that end a response, beside the tokenizer's end tokens.
       sampling_mask_ids: in RL with a truncated distribution, at most this many tokens are kept. Their ids travel to
         the trainer, which normalises over the same set (4 bytes an id, for each drawn token).
     """

@@ -1,19 +1,23 @@
 """Tokenizers of published checkpoints: tokenizer.json or tokenizer.model, with tokenizer_config.json."""
 
 import json
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-import jinja2.sandbox
 import tokenizers
 from etils import epath
 
+from r1jax.data.chat_template import ChatTemplate, Message, load_chat_template
 from r1jax.errors import UsageError
 
-# The files that make up a published tokenizer.
+# The files of a published checkpoint that name its end tokens, and all that make up its tokenizer.
+CONFIGS = ("generation_config.json", "config.json")
 FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-    "generation_config.json",
+    *CONFIGS,
 )  # fmt: skip
+# The tokens that tokenizer_config.json names, which chat templates know by these names.
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class Codec(Protocol):
@@ -24,6 +28,7 @@ class Codec(Protocol):
     eos: str
 
     def token_id(self, token: str) -> int | None: ...
+    def begin(self, text: str) -> list[str]: ...  # the tokens that its file puts before the text
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: list[int]) -> str: ...
 
@@ -38,14 +43,24 @@ class TokenizersCodec:
             self.tokenizer = tokenizers.Tokenizer.from_str(path.read_text())
         except Exception as error:  # the library raises Exception itself
             raise UsageError(f"{path} can't be read: {error}") from error
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
         self.size = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def token_id(self, token: str) -> int | None:
         return self.tokenizer.token_to_id(token)
 
+    def begin(self, text: str) -> list[str]:
+        encoded = self._encode(text, add_special_tokens=True)
+        first = next((i for i, sequence in enumerate(encoded.sequence_ids) if sequence is not None), 0)
+        return encoded.tokens[:first]
+
     def encode(self, text: str) -> list[int]:
+        return self._encode(text, add_special_tokens=False).ids
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> tokenizers.Encoding:
         try:
-            return self.tokenizer.encode(text, add_special_tokens=False).ids
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except Exception as error:  # raised for unknown words, which a word-level vocabulary has
             raise UsageError(f"the tokenizer can't encode {text[:40]!r}: {error}") from error
 
@@ -54,21 +69,29 @@ class TokenizersCodec:
 
 
 class PublishedTokenizer:
-    """A codec with the begin and end tokens and the chat template of tokenizer_config.json."""
+    """A codec with the begin and end tokens and the chat template that the files beside it name.
+
+    Attributes:
+      eos_ids: all end tokens: the tokenizer's own, `eos_id`, then those of generation_config.json and config.json.
+      begin: the tokens that precede a text outside the chat template, which writes its own.
+    """
 
     def __init__(self, directory: epath.Path, codec: Codec):
-        """Raises UsageError when a file can't be read or the vocabulary lacks the end token."""
+        """Raises UsageError when a file can't be read, and without an end token in the vocabulary."""
         path = directory / "tokenizer_config.json"
         self.directory, self.codec, self.size = directory, codec, codec.size
-        self.config = read_json(path) if path.exists() else {}
-        self.bos = token_text(self.config, "bos_token", path) or codec.bos
-        self.eos = token_text(self.config, "eos_token", path) or codec.eos
-        self.bos_id, eos_id = codec.token_id(self.bos), codec.token_id(self.eos)
-        if eos_id is None:
-            raise UsageError(f"{path}: eos_token '{self.eos}' is not in the vocabulary")
-        self.eos_id: int = eos_id
-        self.begins_with_bos = self.bos_id is not None and self.config.get("add_bos_token", bool(codec.bos))
-        self.template = chat_template(directory, self.config)
+        config = read_tokenizer_config(directory)
+        named = {name: token_text(config, name, path) for name in SPECIAL if config.get(name)}
+        tokens = {"bos_token": codec.bos, "eos_token": codec.eos} | named
+        self.special_tokens = {name: text for name, text in tokens.items() if text}
+        self.bos = tokens["bos_token"]
+        self.bos_id = codec.token_id(self.bos)
+        self.eos_ids = end_ids(directory, codec, tokens["eos_token"])
+        self.eos_id = self.eos_ids[0]
+        adds_bos = self.bos_id is not None and config.get("add_bos_token", bool(codec.bos))
+        a_text = codec.decode([self.eos_id])  # one that every vocabulary has; the tokenizer may append to it
+        self.begin = codec.begin(a_text) or ([self.bos] if adds_bos else [])
+        self.template: ChatTemplate | None = load_chat_template(directory, config)
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without a begin or end token; special tokens written in the text become their ids."""
@@ -78,26 +101,24 @@ class PublishedTokenizer:
         return self.codec.decode(ids)
 
     def prompt(self, question: str) -> list[int]:
-        """Ids of the question in the chat template, or, without a template, behind the configured begin token."""
+        """Ids of the question in the chat template, or, without a template, behind the begin tokens."""
         if self.template is not None:
             return self.encode(self.chat([{"role": "user", "content": question}]))
-        ids = self.encode(question)
-        return [self.bos_id, *ids] if self.begins_with_bos and self.bos_id is not None else ids
+        return [*self.begin_ids, *self.encode(question)]
 
-    def chat(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True, **variables: Any) -> str:
-        """Renders the chat template in a sandbox. Raises UsageError without a template, and when it fails."""
+    @property
+    def begin_ids(self) -> list[int]:
+        return [i for token in self.begin if (i := self.codec.token_id(token)) is not None]
+
+    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any) -> str:
+        """Renders the chat template. Raises UsageError without a template, and when it can't be read or fails."""
         if self.template is None:
             raise UsageError(f"{self.directory}: the tokenizer has no chat_template")
-        names = {"bos_token": self.bos, "eos_token": self.eos, "add_generation_prompt": add_generation_prompt}
-        try:
-            return self.template.render(messages=messages, **names, **variables)
-        except Exception as error:  # a template is a program and can raise anything
-            raise UsageError(f"{self.directory}: chat_template fails on these messages: {error}") from error
+        variables = self.special_tokens | {"add_generation_prompt": add_generation_prompt} | variables
+        return self.template.render(messages, **variables)
 
     def save(self, directory: epath.Path) -> None:
-        for path in (self.directory / name for name in FILES):
-            if path.exists():
-                path.copy(directory / path.name, overwrite=True)
+        copy_files(self.directory, directory, FILES)
 
 
 def load_tokenizer(directory: epath.Path) -> PublishedTokenizer | None:
@@ -109,6 +130,51 @@ def load_tokenizer(directory: epath.Path) -> PublishedTokenizer | None:
 
         return PublishedTokenizer(directory, SentencePieceCodec(path))
     return None
+
+
+def copy_files(source: epath.Path, dest: epath.Path, names: Sequence[str]) -> None:
+    """Copies those of the files that exist."""
+    for path in (source / name for name in names):
+        if path.is_file():
+            path.copy(dest / path.name, overwrite=True)
+
+
+def read_tokenizer_config(directory: epath.Path) -> dict[str, Any]:
+    """tokenizer_config.json; older tokenizers name special tokens in special_tokens_map.json too, which then counts."""
+    path, older = directory / "tokenizer_config.json", directory / "special_tokens_map.json"
+    config = read_json(path) if path.exists() else {}
+    if "added_tokens_decoder" in config or not older.exists():
+        return config
+    return config | {name: token for name, token in read_json(older).items() if name in SPECIAL}
+
+
+def end_ids(directory: epath.Path, codec: Codec, eos: str) -> tuple[int, ...]:
+    """The tokenizer's own end token `eos`, "" for none, and those that the configs beside it name.
+
+    Raises UsageError when the vocabulary has none of them, or lacks `eos`.
+    """
+    own, named = codec.token_id(eos), config_end_ids(directory, codec.size)
+    path = directory / "tokenizer_config.json"
+    if eos and own is None:
+        raise UsageError(f"{path}: eos_token '{eos}' is not in the vocabulary")
+    if own is None and not named:
+        raise UsageError(f"{path}: eos_token is missing, and no config.json beside it has an eos_token_id: set one")
+    return tuple(dict.fromkeys([*([] if own is None else [own]), *named]))
+
+
+def config_end_ids(directory: epath.Path, size: int) -> tuple[int, ...]:
+    """The end tokens below `size` that generation_config.json and config.json name.
+
+    Raises UsageError when one of the files has anything but ids.
+    """
+    found: list[int] = []
+    for path in (directory / name for name in CONFIGS):
+        value = read_json(path).get("eos_token_id") if path.exists() else None
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(i) is int for i in ids):
+            raise UsageError(f"{path}: eos_token_id is {value!r}, expected a token id, a list of ids, or null")
+        found += [i for i in ids if 0 <= i < size]
+    return tuple(dict.fromkeys(found))
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
@@ -123,34 +189,9 @@ def read_json(path: epath.Path) -> dict[str, Any]:
 
 
 def token_text(config: dict[str, Any], key: str, path: epath.Path) -> str:
-    """The text of a token in tokenizer_config.json, where it is text or an object; "" when it is missing."""
-    token = config.get(key) or ""
+    """The text of a token in tokenizer_config.json, where it is text or an object."""
+    token = config[key]
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str):
         raise UsageError(f"{path}: {key} is {token!r}, expected text")
     return text
-
-
-def chat_template(directory: epath.Path, config: dict[str, Any]) -> jinja2.Template | None:
-    """The chat template, in transformers' environment so that published templates render alike; None without one."""
-    path = directory / "chat_template.jinja"
-    text = path.read_text() if path.exists() else config.get("chat_template")
-    if isinstance(text, list):  # several named templates
-        text = {t.get("name"): t.get("template") for t in text if isinstance(t, dict)}.get("default")
-    if text is None:
-        return None
-    if not isinstance(text, str):
-        raise UsageError(f"{directory}: chat_template is {text!r}, expected text")
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-
-    def raise_template_error(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    environment.globals["raise_exception"] = raise_template_error
-    try:
-        return environment.from_string(text)
-    except jinja2.TemplateError as error:
-        raise UsageError(f"{directory}: chat_template can't be parsed: {error}") from error

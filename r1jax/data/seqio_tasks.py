@@ -39,6 +39,10 @@ class SentencePieceCodec:
         found = self.model.piece_to_id(token)
         return found if token and self.model.id_to_piece(found) == token else None
 
+    def begin(self, text: str) -> list[str]:
+        """None: a tokenizer.model has a begin token, and tokenizer_config.json says whether it precedes a text."""
+        return []
+
     def encode(self, text: str) -> list[int]:
         return list(self.vocabulary.encode(text))
 

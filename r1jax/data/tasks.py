@@ -83,8 +83,8 @@ def text_task(
     tokenizer = load_tokenizer(tokenizer_directory)
     if tokenizer is None:
         raise UsageError(f"{tokenizer_directory} has no tokenizer.json: set tokenizer_directory to one that has")
-    begin = tokenizer.bos if tokenizer.begins_with_bos else ""
-    if begin and tokenizer.encode(begin + r1_zero_prompt(""))[0] != tokenizer.bos_id:
+    begin, ids = "".join(tokenizer.begin), tokenizer.begin_ids
+    if tokenizer.encode(begin + r1_zero_prompt(""))[: len(ids)] != ids:
         raise UsageError(f"{tokenizer_directory}: '{begin}' isn't encoded as bos_token: use one with a tokenizer.json")
 
     def prompt(question: str) -> str:

@@ -12,7 +12,8 @@ from r1jax.errors import UsageError
 class Tokenizer(Protocol):
     size: int  # largest id + 1
     bos_id: int | None
-    eos_id: int
+    eos_id: int  # its own end token
+    eos_ids: tuple[int, ...]  # and all others that end a response
 
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: list[int]) -> str: ...
@@ -30,6 +31,7 @@ class WordTokenizer:
             raise ValueError("words has duplicates, expected each word once")
         self.size = len(words)
         self.bos_id, self.eos_id = self.ids.get("<bos>"), self.ids[eos]
+        self.eos_ids: tuple[int, ...] = (self.eos_id,)
 
     def encode(self, text: str) -> list[int]:
         """Raises UsageError for a word outside the vocabulary."""

@@ -43,7 +43,7 @@ class Tokenizer(Protocol):
     """What the engine needs of a tokenizer."""
 
     @property
-    def eos_id(self) -> int: ...
+    def eos_ids(self) -> tuple[int, ...]: ...
     def decode(self, ids: list[int]) -> str: ...
 
 
@@ -177,14 +177,15 @@ class RolloutEngine:
 
     def settings(self, ignore_eos: bool = False) -> DrawSettings:
         c = self.sampling
-        eos_id = -1 if ignore_eos or self.tokenizer is None else self.tokenizer.eos_id
+        eos_ids = (-1,) if self.tokenizer is None else self.tokenizer.eos_ids
+        eos_ids = (-1,) * len(eos_ids) if ignore_eos else eos_ids  # of the same shape: compiles nothing
         return DrawSettings(
             temperature=np.float32(c.temperature),
             top_k=np.int32(c.top_k),
             top_p=np.float32(c.top_p),
             min_p=np.float32(c.min_p),
             min_tokens=np.int32(c.min_new_tokens),
-            stop_ids=np.asarray([eos_id, *c.stop_ids], np.int32),
+            stop_ids=np.asarray([*eos_ids, *c.stop_ids], np.int32),
         )
 
     def empty_prompts(self, P: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

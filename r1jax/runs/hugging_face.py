@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -19,7 +20,8 @@ from r1jax.checkpoint.published import PublishedTensor, check_tensors, copies, p
 from r1jax.checkpoint.published_config import from_published, to_published
 from r1jax.checkpoint.safetensors_files import INDEX, SINGLE, SafetensorsFiles, open_safetensors
 from r1jax.config import ModelConfig
-from r1jax.data.published_tokenizer import load_tokenizer, read_json
+from r1jax.data.published_tokenizer import CONFIGS, FILES, config_end_ids, copy_files, load_tokenizer, read_json
+from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import RunError, UsageError
 from r1jax.model.spec import count_params
 from r1jax.runs.lineage import MARK, content_hash
@@ -54,13 +56,15 @@ def import_hf(source: epath.Path, dest: epath.Path, *, mtp: bool, progress: Prog
         )
     elif tokenizer.size < model.vocab_size:
         model = replace(model, tokenizer_size=tokenizer.size)
+    config_end_ids(source, model.vocab_size)  # raises for anything but ids
+    if tokenizer is not None and tokenizer.template is not None and tokenizer.template.error:
+        progress.say(tokenizer.template.error)
 
     partial = open_partial(dest, model, fingerprint(model, files))
     policy = partial / "checkpoints" / "0" / "policy"
     write_tensors(policy, model, files, progress)
-    if tokenizer is not None:
-        (partial / "tokenizer").mkdir(exist_ok=True)
-        tokenizer.save(partial / "tokenizer")
+    (partial / "tokenizer").mkdir(exist_ok=True)
+    copy_files(source, partial / "tokenizer", CONFIGS if tokenizer is None else FILES)
     partial.rename(dest)
     (dest / "source.json").unlink()
     # The mark of a stage: runs read the hash from it, instead of the whole checkpoint.
@@ -125,19 +129,34 @@ def export_hf(source: epath.Path, dest: epath.Path, *, progress: Progress) -> No
     store, step = checkpoint.find_checkpoint(source)
     model, task = checkpoint.read_metadata(store, step)
     _, tokenizer = find_task(store.directory.parent, task, checkpoint.read_template(store, step))
-    bos_id, eos_id = (None, None) if tokenizer is None else (tokenizer.bos_id, tokenizer.eos_id)
-    config = to_published(model, bos_id=bos_id, eos_id=eos_id)
+    configs = store.directory.parent / "tokenizer"  # beside an import, and beside what was trained from it
+    ids = special_ids(configs, tokenizer)
+    config = to_published(model, bos_id=None, eos_id=None) | ids
     partial = dest.with_name(dest.name + ".partial")
     if partial.exists():
         raise UsageError(f"{partial} exists, perhaps from an interrupted export: remove it")
     partial.mkdir(parents=True)
     write_shards(store.directory / str(step) / "policy", partial, model, progress)
+    (partial / "generation_config.json").write_text(json.dumps(ids))
+    if tokenizer is None:  # the source's generation_config.json, if any
+        copy_files(configs, partial, CONFIGS)
+    else:
+        tokenizer.save(partial)
     (partial / "config.json").write_text(json.dumps(config, indent=1))
-    (partial / "generation_config.json").write_text(json.dumps({"bos_token_id": bos_id, "eos_token_id": eos_id}))
-    if tokenizer is not None:
-        tokenizer.save(partial)  # also the generation_config.json that the tokenizer came with, if any
     partial.rename(dest)
     progress.say(f"{dest}: {sum(count_params(model).values()):,} parameters in {model.param_dtype}")
+
+
+def special_ids(configs: epath.Path, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The ids of special tokens for config.json: what the source's said, where it didn't the tokenizer's."""
+    eos_ids = () if tokenizer is None else tokenizer.eos_ids
+    ids = {
+        "bos_token_id": None if tokenizer is None else tokenizer.bos_id,
+        "eos_token_id": list(eos_ids) if len(eos_ids) > 1 else next(iter(eos_ids), None),
+    }
+    source = read_json(configs / "config.json") if (configs / "config.json").exists() else {}
+    names = (*ids, "pad_token_id")
+    return ids | {name: source[name] for name in names if source.get(name) is not None}
 
 
 def write_shards(policy: epath.Path, dest: epath.Path, model: ModelConfig, progress: Progress) -> None:

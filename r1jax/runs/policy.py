@@ -7,7 +7,7 @@ from etils import epath
 
 from r1jax.checkpoint import store as checkpoint
 from r1jax.config import BaseConfig, ModelConfig, PromptConfig
-from r1jax.data.published_tokenizer import PublishedTokenizer, load_tokenizer
+from r1jax.data.published_tokenizer import PublishedTokenizer, config_end_ids, load_tokenizer
 from r1jax.data.tasks import TASKS, Task, chat_messages, text_task
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UsageError
@@ -24,6 +24,7 @@ class Policy:
     tokenizer: Tokenizer | None  # None: the policy was imported without one
     task: Task | None  # None: the policy was imported, or its task is not registered
     weights: Weights
+    end_ids: tuple[int, ...] = ()  # end tokens of a policy without tokenizer, as its source's configs name them
 
     def ask(self, question: str) -> list[int]:
         """The token ids of a prompt with `question`. Raises UsageError when the policy has no tokenizer."""
@@ -66,7 +67,9 @@ def load_policy(path: epath.Path, layout: Layout, model: ModelConfig | None = No
         raise UsageError(f"the policy {path} is of another model: {'; '.join(changed)}. Set ModelConfig to match it")
     item = store.restore_policy(step, checkpoint.policy_item(*placed_weights(layout, model)))
     task, tokenizer = find_task(store.directory.parent, task_name, checkpoint.read_template(store, step))
-    return Policy(model, tokenizer, task, Weights(**item))
+    configs = store.directory.parent / "tokenizer"
+    end_ids = config_end_ids(configs, model.vocab_size) if tokenizer is None else ()
+    return Policy(model, tokenizer, task, Weights(**item), end_ids)
 
 
 def base_model(base: BaseConfig, model: ModelConfig | None = None) -> ModelConfig:

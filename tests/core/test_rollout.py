@@ -12,6 +12,7 @@ from r1jax.errors import RunError, UsageError
 from r1jax.model.spec import init_params
 from r1jax.parallel import programs, rollout_programs
 from r1jax.parallel.memory import prefill_rows
+from r1jax.rewards.grading import score_group
 from r1jax.rollout import engine as engine_module
 from r1jax.rollout.engine import RolloutEngine, bucket, buckets
 from r1jax.types import Weights
@@ -183,6 +184,36 @@ def test_more_than_one_token_may_end_a_sample(one_device, model, policy, prompts
             cut = ids.index(other) + 1 if other in ids else len(ids)
             assert sample.response_tokens == ids[:cut]
             assert sample.finished == (sample.tokens[-1] in (eos, other))
+
+
+def test_any_end_token_of_the_tokenizer_ends_a_sample_as_its_own_does(
+    one_device, model, policy, prompts, eos, expected
+):
+    other = next(t for group in expected for out in group for t in out[3:6] if t != eos)
+    engine = make_engine(one_device, model, eos=eos)
+    engine.tokenizer.eos_ids = (eos, other)
+    listed = generate(make_engine(one_device, model, eos=eos, stop_ids=(other,)), policy, prompts)
+    groups = generate(engine, policy, prompts)
+    assert tokens(groups) == tokens(listed)
+    samples = [sample for group in groups for sample in group]
+    ended = [sample for sample in samples if sample.tokens[-1] == other]
+    assert ended
+    assert {sample.finish_reason for sample in ended} == {"stop"}
+    for sample in ended:
+        assert sample.text == engine.tokenizer.decode(sample.response_tokens[:-1])
+    score_group({}, samples, mask_truncated=True)
+    assert [s.valid for s in samples] == [s.tokens[-1] in (eos, other) for s in samples]
+    assert not all(s.valid for s in samples)
+
+
+def test_ignoring_end_tokens_compiles_nothing(one_device, model):
+    """One end token keeps the settings' shapes, and so the programs, that a dry run has without a tokenizer."""
+    engine = make_engine(one_device, model)
+    without = RolloutEngine(one_device, model, None, engine.config, engine.sampling, 1)
+    assert engine.settings().stop_ids.shape == without.settings().stop_ids.shape == (1,)
+    engine.tokenizer.eos_ids = (7, 8, 9)
+    assert engine.settings().stop_ids.tolist() == [7, 8, 9]
+    assert engine.settings(ignore_eos=True).stop_ids.tolist() == [-1, -1, -1]
 
 
 def test_logits_that_are_not_finite_name_the_request(one_device, model, policy, prompts):

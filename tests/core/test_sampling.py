@@ -49,7 +49,7 @@ class EndsWith:
     """A tokenizer that knows an end token, and spells ids."""
 
     def __init__(self, eos_id: int):
-        self.eos_id = eos_id
+        self.eos_ids = (eos_id,)
 
     def decode(self, ids):
         return " ".join(str(i) for i in ids)

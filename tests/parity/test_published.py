@@ -354,6 +354,12 @@ BAD = {
         lambda s: (s / "tokenizer_config.json").write_text('{"eos_token": "<nope>"}'),
         ["eos_token '<nope>'"],
     ),
+    "no end token": (lambda s: (s / "tokenizer_config.json").write_text("{}"), ["eos_token", "eos_token_id"]),
+    "end tokens": (change_config(eos_token_id=[1, "2"]), ["eos_token_id", "[1, '2']"]),
+    "end tokens without tokenizer": (
+        lambda s: change_config(eos_token_id="2")(s) or (s / "tokenizer.json").unlink(),
+        ["eos_token_id is '2'"],
+    ),
 }
 
 
@@ -471,6 +477,73 @@ def test_generate_from_an_import(published, tmp_path, capsys):
     assert text["text"] == TOKENIZER.decode(text["ids"])
     assert main(["eval", str(tmp_path / "ours"), "--task", "running_sum"]) == 2
     assert "running_sum" in capsys.readouterr().err
+
+
+PROMPT = ",".join(str(i) for i in TOKENIZER.encode("compute 3 #a - 1 ?"))
+
+
+@pytest.mark.parametrize("files", [("tokenizer.json", "tokenizer_config.json"), ("tokenizer.json",), ()], ids=str)
+@pytest.mark.parametrize("named_in", ["config.json", "generation_config.json"])
+def test_a_list_of_end_tokens_ends_answers_and_is_exported(published, tmp_path, capsys, named_in, files):
+    """With a tokenizer, with one that names no end token of its own, and without any."""
+    source = tmp_path / "hf"
+    shutil.copytree(published, source)
+    for name in {"tokenizer.json", "tokenizer_config.json"} - set(files):
+        (source / name).unlink()
+    drawn = answer(capsys, published.parent / "ours", "--ignore_eos")["ids"]
+    second = drawn[2]
+    assert second not in (*drawn[:2], TOKENIZER.eos_id)
+    ids = {"bos_token_id": 4, "eos_token_id": [TOKENIZER.eos_id, second], "pad_token_id": 5}
+    both = {"config.json": ids | {"eos_token_id": 9}, "generation_config.json": {"eos_token_id": 9, "top_k": 3}}
+    both[named_in] |= {"eos_token_id": ids["eos_token_id"]}
+    change_config(**both["config.json"])(source)
+    (source / "generation_config.json").write_text(json.dumps(both["generation_config.json"]))
+
+    import_(source, tmp_path / "ours")
+    ends = answer(capsys, tmp_path / "ours")
+    assert (ends["ids"], ends["finish_reason"]) == (drawn[:3], "stop")
+    goes_on = answer(capsys, tmp_path / "ours", "--ignore_eos")
+    assert (goes_on["ids"], goes_on["finish_reason"]) == (drawn, "length")
+    export(tmp_path / "ours", tmp_path / "out")
+    config, generation = (json.loads((tmp_path / "out" / name).read_text()) for name in both)
+    assert {name: config[name] for name in ids} == both["config.json"]
+    assert generation == both["generation_config.json"]
+
+
+def answer(capsys, checkpoint: Path, *options: str) -> dict:
+    capsys.readouterr()
+    assert main(["generate", str(checkpoint), "--prompt_ids", PROMPT, "--max_tokens", "6", "--json", *options]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_an_export_without_a_generation_config_ends_like_its_source(published, tmp_path):
+    """Older checkpoints have none; transformers then goes by config.json."""
+    source = tmp_path / "hf"
+    shutil.copytree(published, source)
+    (source / "generation_config.json").unlink()
+    for ids, expected in ((9, 9), ([9, 7], [9, 7]), (None, TOKENIZER.eos_id)):
+        change_config(eos_token_id=ids)(source)
+        name = str(ids)
+        import_(source, tmp_path / f"ours{name}")
+        export(tmp_path / f"ours{name}", tmp_path / f"out{name}")
+        for file in ("config.json", "generation_config.json"):
+            assert json.loads((tmp_path / f"out{name}" / file).read_text())["eos_token_id"] == expected
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_text("{% if %}"), lambda path: path.mkdir()])
+def test_a_template_that_cannot_be_read_does_not_stop_an_import(published, tmp_path, capsys, damage):
+    shutil.copytree(published, tmp_path / "hf")
+    damage(tmp_path / "hf" / "chat_template.jinja")
+    assert main(["import-hf", str(tmp_path / "hf"), str(tmp_path / "ours")]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "chat_template" in line]
+    assert len(said) == 1, said
+    assert answer(capsys, tmp_path / "ours")["ids"]
+    if (tmp_path / "hf" / "chat_template.jinja").is_file():
+        assert main(["generate", str(tmp_path / "ours"), "--prompt", "compute 3"]) == 2
+        error = capsys.readouterr().err
+        assert ("chat_template" in error, error.count("\n")) == (True, 1)
+        export(tmp_path / "ours", tmp_path / "out")
+        assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{% if %}"
 
 
 def test_a_run_may_compute_and_store_otherwise_but_not_be_another_model(published, tmp_path, bf16_model, one_device):

@@ -23,7 +23,7 @@ class EndsWith:
     """A tokenizer that knows an end token, and spells ids."""
 
     def __init__(self, eos_id: int):
-        self.eos_id = eos_id
+        self.eos_ids = (eos_id,)
 
     def decode(self, ids: list[int]) -> str:
         return " ".join(str(i) for i in ids)
