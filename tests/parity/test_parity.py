@@ -64,7 +64,8 @@ def drawn(draw, seeds, slow=(), *more) -> list:
 
 # Not the dense 5: its 55th greedy token is a tie, within 2e-7 of the logits' deviation.
 DENSE_DRAWN = drawn(draw_dense, [0, 2, 4, 8], [1, 3, 6, 7, *range(9, 24), 26])
-DRAWN = [*drawn(draw, range(6), range(6, 26)), *DENSE_DRAWN]
+MISTRAL = pytest.param(draw_dense(2) | {"model_type": "mistral", "sliding_window": None}, 2, id="mistral")
+DRAWN = [*drawn(draw, range(6), range(6, 26)), *DENSE_DRAWN, MISTRAL]
 
 
 @pytest.mark.parametrize(("config", "seed"), DRAWN)

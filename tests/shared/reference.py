@@ -127,7 +127,7 @@ def draw_dense(seed: int) -> dict:
 def transformers_class(kind: str, task: str = "ForCausalLM"):
     """(config class, model class) of a model_type."""
     names = {"deepseek_v2": "DeepseekV2", "deepseek_v3": "DeepseekV3", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-    name = (names | {"llama": "Llama"})[kind]
+    name = (names | {"llama": "Llama", "mistral": "Mistral"})[kind]
     return getattr(transformers, f"{name}Config"), getattr(transformers, f"{name}{task}")
 
 
