@@ -1,13 +1,15 @@
-"""Import and export of published checkpoints (safetensors, config.json, tokenizer), tensor by tensor.
+"""Import and export of published checkpoints (safetensors or GGUF, config.json, tokenizer), tensor by tensor.
 
 The source is checked completely before anything is written. The destination appears by a rename, once it is complete.
 """
 
 import json
 import math
+import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
+from typing import Any, Protocol
 
 import numpy as np
 import safetensors.numpy
@@ -17,11 +19,12 @@ from r1jax.checkpoint import store as checkpoint
 from r1jax.checkpoint.arrays import chunk_key, create_policy, open_array, written
 from r1jax.checkpoint.published import PublishedTensor, check_tensors, copies, published_tensors
 from r1jax.checkpoint.published_config import from_published, to_published
-from r1jax.checkpoint.safetensors_files import INDEX, SINGLE, SafetensorsFiles, open_safetensors
+from r1jax.checkpoint.safetensors_files import INDEX, SINGLE, Entry, open_safetensors
 from r1jax.config import ModelConfig
-from r1jax.data.published_tokenizer import load_tokenizer, read_json
+from r1jax.data.published_tokenizer import PublishedTokenizer, load_tokenizer, read_json
 from r1jax.errors import RunError, UsageError
 from r1jax.model.spec import count_params
+from r1jax.runs.hub import find_source
 from r1jax.runs.lineage import MARK, content_hash
 from r1jax.runs.policy import find_task
 from r1jax.telemetry.files import write_atomically
@@ -31,26 +34,68 @@ SHARD_BYTES = 5_000_000_000  # size of an exported file, and what an export hold
 READ_CACHE_BYTES = 1 << 30  # an Orbax chunk holds many tensors: cached, so that it is read once
 
 
-def import_hf(source: epath.Path, dest: epath.Path, *, mtp: bool, progress: Progress) -> None:
-    """Converts the published checkpoint in `source` to one of ours at `dest`.
+class TensorFiles(Protocol):
+    """The tensors of a published checkpoint, under published names."""
 
-    Called again, it resumes an interrupted import. Without `mtp` the multi-token-prediction modules are left out.
-    Raises UsageError, before `dest` is written, when `source` is incomplete, damaged or of an unsupported architecture.
+    @property
+    def entries(self) -> dict[str, Entry]: ...
+    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+    def read(self, name: str, dtype) -> np.ndarray: ...
+    def same(self, a: str, b: str) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A published checkpoint: `tokenizer` lies in a directory that the importer must have until it is saved."""
+
+    path: epath.Path
+    config: dict[str, Any]
+    files: TensorFiles
+    tokenizer: PublishedTokenizer | None
+
+
+def open_source(path: epath.Path, scratch: epath.Path) -> Source:
+    """The checkpoint at `path`; the tokenizer of a GGUF file is written into `scratch`."""
+    if path.suffix != ".gguf":
+        files = open_safetensors(path)
+        return Source(path, read_json(path / "config.json"), files, load_tokenizer(path))
+    from r1jax.checkpoint.gguf_files import open_gguf
+    from r1jax.checkpoint.gguf_tokenizer import tokenizer_files
+
+    config, metadata, tensors = open_gguf(path)
+    for name, text in tokenizer_files(metadata, path).items():
+        (scratch / name).write_text(text)
+    return Source(path, config, tensors, load_tokenizer(scratch))
+
+
+def import_hf(
+    source: epath.Path | str, dest: epath.Path, *, mtp: bool, progress: Progress, revision: str | None = None
+) -> None:
+    """Converts a published checkpoint to one of ours at `dest`.
+
+    The source is a directory, a .gguf file, or the id of a model on the Hugging Face Hub, at a `revision`. Called
+    again, it resumes an interrupted import. Without `mtp` the multi-token-prediction modules are left out. Raises
+    UsageError, before `dest` is written, when the source is incomplete, damaged or of an unsupported architecture.
     """
     require_free(dest)
-    files = open_safetensors(source)
-    model = from_published(read_json(source / "config.json"), mtp=mtp)
-    check_tensors(model, files.shapes(), str(source), ignore_mtp=not mtp)
+    path = find_source(source, revision, mtp=mtp)
+    with tempfile.TemporaryDirectory() as scratch:
+        convert(open_source(path, epath.Path(scratch)), dest, mtp=mtp, progress=progress)
+
+
+def convert(source: Source, dest: epath.Path, *, mtp: bool, progress: Progress) -> None:
+    files, tokenizer = source.files, source.tokenizer
+    model = from_published(source.config, mtp=mtp)
+    check_tensors(model, files.shapes(), str(source.path), ignore_mtp=not mtp)
     dtype = stored_dtype(model, files)
     model = replace(model, param_dtype=dtype, dtype=dtype)
     check_copies(model, files)
-    tokenizer = load_tokenizer(source)
     if tokenizer is None:
-        progress.say(f"{source} has no tokenizer.json or tokenizer.model: prompts can only be given as ids")
+        progress.say(f"{source.path} has no tokenizer.json or tokenizer.model: prompts can only be given as ids")
     elif tokenizer.size > model.vocab_size:
         raise UsageError(
-            f"{source}: config.json's vocab_size is {model.vocab_size}, expected more than the tokenizer's largest id,"
-            f" {tokenizer.size - 1}"
+            f"{source.path}: config.json's vocab_size is {model.vocab_size}, expected more than the tokenizer's largest"
+            f" id, {tokenizer.size - 1}"
         )
     elif tokenizer.size < model.vocab_size:
         model = replace(model, tokenizer_size=tokenizer.size)
@@ -68,7 +113,7 @@ def import_hf(source: epath.Path, dest: epath.Path, *, mtp: bool, progress: Prog
     progress.say(f"{dest}: {sum(count_params(model).values()):,} parameters in {model.param_dtype}")
 
 
-def write_tensors(policy: epath.Path, model: ModelConfig, files: SafetensorsFiles, progress: Progress) -> None:
+def write_tensors(policy: epath.Path, model: ModelConfig, files: TensorFiles, progress: Progress) -> None:
     """Writes every published tensor into its part of our arrays, except parts that an earlier call wrote."""
     tensors = list(published_tensors(model))
     with progress.start("tensors", 0, len(tensors)) as bar:
@@ -95,20 +140,20 @@ def open_partial(dest: epath.Path, model: ModelConfig, source: dict) -> epath.Pa
     return partial
 
 
-def fingerprint(model: ModelConfig, files: SafetensorsFiles) -> dict:
+def fingerprint(model: ModelConfig, files: TensorFiles) -> dict:
     """Identifies a source without reading its tensors: the model, and size and modification time of each file."""
     shards = {str(file): file.stat() for file in {e.file for e in files.entries.values()}}
     sizes = {name: [stat.length, stat.mtime] for name, stat in sorted(shards.items())}
     return {"model": asdict(model), "shards": sizes}
 
 
-def stored_dtype(model: ModelConfig, files: SafetensorsFiles) -> str:
+def stored_dtype(model: ModelConfig, files: TensorFiles) -> str:
     """bfloat16 when all weights are bfloat16 or FP8, which DeepSeek dequantises to bfloat16 too; else float32."""
     params = [tensor.name for tensor in published_tensors(model) if tensor.array.startswith("params.")]
     return "bfloat16" if {files.entries[name].dtype for name in params} <= {"BF16", "F8_E4M3"} else "float32"
 
 
-def check_copies(model: ModelConfig, files: SafetensorsFiles) -> None:
+def check_copies(model: ModelConfig, files: TensorFiles) -> None:
     """Raises UsageError when a tensor that our model shares differs from its original in the source."""
     for copy, original in copies(model).items():
         if copy in files.entries and not files.same(copy, original):
