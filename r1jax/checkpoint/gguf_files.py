@@ -126,9 +126,7 @@ def read_header(path: epath.Path) -> tuple[dict[str, Any], dict[str, Entry]]:
         is_native = reader.endianess == gguf.GGUFEndian.LITTLE
     except (OSError, ValueError, LookupError, OverflowError, TypeError) as error:
         reason = " ".join(str(error).split())[:120] if path.exists() else "no such file"
-        raise UsageError(
-            f"{path} can't be read as GGUF, it is truncated, damaged or another format: {reason}"
-        ) from error
+        raise UsageError(f"{path} is not GGUF, or it is truncated or damaged: {reason}") from error
     if not is_native:
         raise UsageError(f"{path} is big-endian, expected a little-endian GGUF")
     sizes = {t.name: (tuple(reversed(t.shape.tolist())), int(t.data_offset), int(t.n_bytes)) for t in reader.tensors}
@@ -187,7 +185,8 @@ def llama3_scaling(factors_r: np.ndarray, plain: ModelConfig) -> dict[str, Any]:
     scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     scaled = replace(plain, rope_scaling=RopeScalingConfig(**scaling))
     expected_r = rope_frequencies(plain) / rope_frequencies(scaled)
-    if plain.rope_scaling != RopeScalingConfig() or not np.allclose(factors_r, expected_r, rtol=1e-4):
+    same = factors_r.shape == expected_r.shape and np.allclose(factors_r, expected_r, rtol=1e-4)
+    if plain.rope_scaling != RopeScalingConfig() or not same:
         raise UsageError(f"{ROPE_FACTORS}: the factors are not those of Llama 3.1 to 3.3, which alone are implemented")
     return scaling
 

@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "source",
         metavar="SOURCE",
-        help="directory with config.json, safetensors (bf16, float32, FP8) and tokenizer; .gguf file of a Llama, Qwen2.5"
+        help="directory with config.json, safetensors (bf16, float32, FP8) and tokenizer; .gguf file of Llama, Qwen2.5"
         " or Qwen3; or model of the Hugging Face Hub (OWNER/NAME)",
     )
     add("dest", metavar="DEST", help="the new checkpoint; repeating the command resumes an interrupted import")
