@@ -35,7 +35,7 @@ def rotary_order(weights: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_gguf(path: Path, reference, kind: str, vocabulary: dict, *, drop: str = "", **metadata) -> Path:
-    """Writes a transformers model, matrices as `kind`. `metadata` overrides keys, None removes one; `drop`: a tensor."""
+    """Writes a transformers model, its matrices as `kind`; `metadata` overrides keys, None leaves one out."""
     config = reference.config
     writer = gguf.GGUFWriter(path, config.model_type)
     keys = {
