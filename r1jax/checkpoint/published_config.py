@@ -1,6 +1,6 @@
 """Conversion between ModelConfig and the config.json of published models, as published or as transformers writes it.
 
-The models are DeepSeek-V2 and V3, and the dense Qwen2.5 ("qwen2"), Qwen3 and Llama.
+The models are DeepSeek-V2 and V3, and the dense Qwen2.5 ("qwen2"), Qwen3, Llama, and Mistral, which is read as Llama.
 """
 
 from dataclasses import MISSING, Field, asdict, fields
@@ -42,6 +42,17 @@ NOT_DENSE = (*LATENT, *EXPERTS, "first_k_dense_replace", "num_nextn_predict_laye
 # The keys of config.json's kinds of rope_scaling; those of YaRN beside the first two have defaults.
 YARN = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 LLAMA3 = ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
+# Values of rope keys that change nothing: with any type, and with the type 'default'.
+NEUTRAL = {"partial_rotary_factor": 1, "truncate": True}
+NEUTRAL_DEFAULT = {"factor": 1, "attention_factor": 1}
+# Mistral is Llama with other defaults, where the window is not shorter than the context.
+MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
+# Why models that look like Llama are refused.
+LACKING = {
+    "gemma": "scaled embeddings, norms that multiply by 1 + weight, and GELU",
+    "gemma2": "soft-capped logits, sliding windows, norms after attention and feed-forward, and all that gemma lacks",
+    "gemma3": "sliding windows, norms after attention and feed-forward, and all that gemma lacks",
+}
 
 SCORED = "ForSequenceClassification"  # transformers' name for a reward model: one label, a linear head
 
@@ -57,9 +68,13 @@ def from_published(config: dict[str, Any], *, mtp: bool) -> ModelConfig:
 
     Raises UsageError, naming the key, for a model that is not implemented.
     """
+    if config.get("model_type") == "mistral":
+        config = as_llama(config)
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in DEFAULTS:
-        raise UsageError(f"config.json: model_type is {kind!r}, expected one of {', '.join(DEFAULTS)}")
+        raise UsageError(
+            f"config.json: model_type is {kind!r}, expected {', '.join(DEFAULTS)} or mistral{lacking(kind)}"
+        )
     for key, only in REQUIRED[kind].items():
         if config.get(key, only) != only:
             raise UsageError(f"config.json: {key} is {config[key]!r}, expected {only!r}")
@@ -67,7 +82,8 @@ def from_published(config: dict[str, Any], *, mtp: bool) -> ModelConfig:
     if kind in DENSE and not (isinstance(layers, list) and all(layer == "full_attention" for layer in layers)):
         raise UsageError(f"config.json: layer_types is {layers!r}, expected 'full_attention' for each layer")
     new, old = (section(config, key) for key in ("rope_parameters", "rope_scaling"))  # transformers 5; as published
-    given: dict[str, Any] = DEFAULTS[kind] | {key: new[key] for key in ("rope_theta",) if key in new}
+    rope = {key: config[key] for key in NEUTRAL if key in config} | new | old
+    given: dict[str, Any] = DEFAULTS[kind] | {key: rope[key] for key in ("rope_theta",) if key in rope}
     given |= {key: value for key, value in config.items() if value is not None or key == "q_lora_rank"}
     if kind in DENSE:
         given = with_heads(given)
@@ -87,12 +103,29 @@ def from_published(config: dict[str, Any], *, mtp: bool) -> ModelConfig:
             values |= DENSE[kind] | {"kv_lora_rank": None, "num_nextn_predict_layers": 0}
             values["first_k_dense_replace"] = values["num_hidden_layers"]
         is_scored = any(name.endswith(SCORED) for name in config.get("architectures") or ())
-        model = ModelConfig(**values, rope_scaling=rope_scaling(old or new), scalar_head=is_scored)
+        model = ModelConfig(**values, rope_scaling=rope_scaling(rope), scalar_head=is_scored)
     except ValueError as error:
         raise UsageError(f"config.json: {error}") from error
     if family(model) != kind:
         raise UsageError(f"config.json: {kind} with {routing(model)}: {FAMILIES}")
     return model
+
+
+def as_llama(config: dict[str, Any]) -> dict[str, Any]:
+    """A Mistral's config.json as Llama's. Raises UsageError when its sliding window is shorter than the context."""
+    config = config | {key: value for key, value in MISTRAL.items() if key not in config}
+    window, context = config["sliding_window"], config["max_position_embeddings"]
+    if window is not None and not (isinstance(window, int) and isinstance(context, int) and window >= context):
+        raise UsageError(
+            f"config.json: sliding_window is {window!r}, expected null, or the max_position_embeddings ({context!r}) or"
+            " more: sliding windows are not implemented"
+        )
+    return config | {"model_type": "llama"}
+
+
+def lacking(kind: object) -> str:
+    name = str(kind).removesuffix("_text")
+    return f": r1jax lacks {LACKING[name]}" if name in LACKING else ""
 
 
 def routing(c: ModelConfig) -> str:
@@ -114,12 +147,17 @@ def section(config: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def rope_scaling(given: dict[str, Any]) -> RopeScalingConfig:
-    kinds = {given[key] for key in ("rope_type", "type") if key in given} or {"default"}
-    scaling = {key: value for key, value in given.items() if key not in ("rope_type", "type", "rope_theta")}
-    if kinds == {"default"} and not scaling:
-        return RopeScalingConfig()
+    """The rope_scaling or rope_parameters of config.json, without keys and values that change nothing."""
+    kinds = {str(given[key]) for key in ("rope_type", "type") if given.get(key) is not None} or {"default"}
+    scaling = {key: value for key, value in given.items() if value is not None and value != NEUTRAL.get(key)}
+    for key in ("rope_type", "type", "rope_theta"):
+        scaling.pop(key, None)
+    if kinds == {"default"}:
+        scaling = {key: value for key, value in scaling.items() if value != NEUTRAL_DEFAULT.get(key)}
+        if scaling.keys() <= {"original_max_position_embeddings"}:  # read by no default
+            return RopeScalingConfig()
     if kinds not in ({"yarn"}, {"llama3"}):
-        found = f"type is {' and '.join(sorted(map(repr, kinds)))} with {sorted(scaling)}"
+        found = f"type is {' and '.join(sorted(map(repr, kinds)))} with {scaling}"
         raise UsageError(f"config.json: rope_scaling {found}, expected 'yarn', 'llama3', or none")
     (kind,) = kinds
     known, needed = (YARN, YARN[:2]) if kind == "yarn" else (LLAMA3, LLAMA3)
@@ -127,8 +165,9 @@ def rope_scaling(given: dict[str, Any]) -> RopeScalingConfig:
     if missing:
         raise UsageError(f"config.json: rope_scaling of type {kind} lacks '{min(missing)}'")
     if unknown:
-        raise UsageError(f"config.json: rope_scaling has '{min(unknown)}', expected only {', '.join(known)}")
-    return RopeScalingConfig(**{name: value for name, value in scaling.items() if value is not None}, rope_type=kind)
+        key = min(unknown)
+        raise UsageError(f"config.json: rope_scaling has '{key}' {scaling[key]!r}, expected only {', '.join(known)}")
+    return RopeScalingConfig(**scaling, rope_type=kind)
 
 
 def family(model: ModelConfig) -> str | None:

@@ -28,6 +28,11 @@ class Entry:
     start: int  # bytes from the file's beginning
     size: int
 
+    def read_bytes(self) -> bytes:
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            return file.read(self.size)
+
 
 @dataclass(frozen=True)
 class SafetensorsFiles:
@@ -52,10 +57,7 @@ class SafetensorsFiles:
 
     def _raw(self, name: str) -> np.ndarray:
         entry = self.entries[name]
-        with entry.file.open("rb") as file:
-            file.seek(entry.start)
-            data = file.read(entry.size)
-        return np.frombuffer(data, DTYPES[entry.dtype]).reshape(entry.shape)
+        return np.frombuffer(entry.read_bytes(), DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def dequantise(weights_OI: np.ndarray, scales_oi: np.ndarray) -> np.ndarray:

@@ -116,7 +116,18 @@ def find_checkpoint(path: epath.Path) -> tuple[CheckpointStore, int]:
             if step is not None:
                 require_last(path, step)
                 return store, step
-    raise UsageError(f"no checkpoint at {path}: expected a stage's directory (WORKDIR/rl) or one step's in it")
+    raise UsageError(f"no checkpoint at {path}: {what_instead(path)}")
+
+
+def what_instead(path: epath.Path) -> str:
+    """What to give instead of a path without a checkpoint, which may be a published model or a Hub id."""
+    if path.suffix == ".gguf" or (path / "config.json").exists():
+        return f"it is a published model; `r1jax import-hf {path} DEST` makes a checkpoint of it: give DEST"
+    here = absolute(".")
+    names = path.relative_to(here).parts if path.is_relative_to(here) else ()
+    source = "/".join(names) if len(names) == 2 and not path.exists() else "SOURCE"  # OWNER/NAME
+    expected = "expected a stage's directory (WORKDIR/rl) or one step's in it"
+    return f"{expected}; `r1jax import-hf {source} DEST` makes one of a published model"
 
 
 def require_last(stage: epath.Path, step: int) -> None:

@@ -1,14 +1,15 @@
-"""Import and export of published checkpoints (safetensors, config.json, tokenizer), tensor by tensor.
+"""Import and export of published checkpoints (safetensors or GGUF, config.json, tokenizer), tensor by tensor.
 
 The source is checked completely before anything is written. The destination appears by a rename, once it is complete.
 """
 
 import json
 import math
+import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import safetensors.numpy
@@ -18,12 +19,20 @@ from r1jax.checkpoint import store as checkpoint
 from r1jax.checkpoint.arrays import chunk_key, create_policy, open_array, written
 from r1jax.checkpoint.published import PublishedTensor, check_tensors, copies, published_tensors
 from r1jax.checkpoint.published_config import from_published, to_published
-from r1jax.checkpoint.safetensors_files import INDEX, SINGLE, SafetensorsFiles, open_safetensors
+from r1jax.checkpoint.safetensors_files import INDEX, SINGLE, Entry, open_safetensors
 from r1jax.config import ModelConfig
-from r1jax.data.published_tokenizer import CONFIGS, FILES, config_end_ids, copy_files, load_tokenizer, read_json
+from r1jax.data.published_tokenizer import (
+    CONFIGS,
+    FILES,
+    config_end_ids,
+    copy_files,
+    load_tokenizer,
+    read_json,
+)
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import RunError, UsageError
 from r1jax.model.spec import count_params
+from r1jax.runs.hub import find_source
 from r1jax.runs.lineage import MARK, content_hash
 from r1jax.runs.policy import find_task
 from r1jax.telemetry.files import write_atomically
@@ -33,30 +42,71 @@ SHARD_BYTES = 5_000_000_000  # size of an exported file, and what an export hold
 READ_CACHE_BYTES = 1 << 30  # an Orbax chunk holds many tensors: cached, so that it is read once
 
 
-def import_hf(source: epath.Path, dest: epath.Path, *, mtp: bool, progress: Progress) -> None:
-    """Converts the published checkpoint in `source` to one of ours at `dest`.
+class TensorFiles(Protocol):
+    """The tensors of a published checkpoint, under published names."""
 
-    Called again, it resumes an interrupted import. Without `mtp` the multi-token-prediction modules are left out.
-    Raises UsageError, before `dest` is written, when `source` is incomplete, damaged or of an unsupported architecture.
+    @property
+    def entries(self) -> dict[str, Entry]: ...
+    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+    def read(self, name: str, dtype) -> np.ndarray: ...
+    def same(self, a: str, b: str) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A published checkpoint: `directory` has its config.json and its tokenizer."""
+
+    path: epath.Path  # as messages name it
+    directory: epath.Path
+    files: TensorFiles
+
+
+def open_source(path: epath.Path, scratch: epath.Path) -> Source:
+    """The checkpoint at `path`; config and tokenizer of a GGUF file are written into `scratch`."""
+    if path.suffix != ".gguf":
+        return Source(path, path, open_safetensors(path))
+    from r1jax.checkpoint.gguf_files import open_gguf
+    from r1jax.checkpoint.gguf_tokenizer import tokenizer_files
+
+    config, metadata, tensors = open_gguf(path)
+    for name, text in {"config.json": json.dumps(config), **tokenizer_files(metadata, path)}.items():
+        (scratch / name).write_text(text)
+    return Source(path, scratch, tensors)
+
+
+def import_hf(
+    source: epath.Path | str, dest: epath.Path, *, mtp: bool, progress: Progress, revision: str | None = None
+) -> None:
+    """Converts a published checkpoint to one of ours at `dest`.
+
+    The source is a directory, a .gguf file, or the id of a model on the Hugging Face Hub, at a `revision`. Called
+    again, it resumes an interrupted import. Without `mtp` the multi-token-prediction modules are left out. Raises
+    UsageError, before `dest` is written, when the source is incomplete, damaged or of an unsupported architecture.
     """
     require_free(dest)
-    files = open_safetensors(source)
-    model = from_published(read_json(source / "config.json"), mtp=mtp)
-    check_tensors(model, files.shapes(), str(source), ignore_mtp=not mtp)
+    path = find_source(source, revision, mtp=mtp)
+    with tempfile.TemporaryDirectory() as scratch:
+        convert(open_source(path, epath.Path(scratch)), dest, mtp=mtp, progress=progress)
+
+
+def convert(source: Source, dest: epath.Path, *, mtp: bool, progress: Progress) -> None:
+    files = source.files
+    model = from_published(read_json(source.directory / "config.json"), mtp=mtp)
+    check_tensors(model, files.shapes(), str(source.path), ignore_mtp=not mtp)
     dtype = stored_dtype(model, files)
     model = replace(model, param_dtype=dtype, dtype=dtype)
     check_copies(model, files)
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(source.directory)
     if tokenizer is None:
-        progress.say(f"{source} has no tokenizer.json or tokenizer.model: prompts can only be given as ids")
+        progress.say(f"{source.path} has no tokenizer.json or tokenizer.model: prompts can only be given as ids")
     elif tokenizer.size > model.vocab_size:
         raise UsageError(
-            f"{source}: config.json's vocab_size is {model.vocab_size}, expected more than the tokenizer's largest id,"
-            f" {tokenizer.size - 1}"
+            f"{source.path}: config.json's vocab_size is {model.vocab_size}, expected more than the tokenizer's largest"
+            f" id, {tokenizer.size - 1}"
         )
     elif tokenizer.size < model.vocab_size:
         model = replace(model, tokenizer_size=tokenizer.size)
-    config_end_ids(source, model.vocab_size)  # raises for anything but ids
+    config_end_ids(source.directory, model.vocab_size)  # raises for anything but ids
     if tokenizer is not None and tokenizer.template is not None and tokenizer.template.error:
         progress.say(tokenizer.template.error)
 
@@ -64,7 +114,7 @@ def import_hf(source: epath.Path, dest: epath.Path, *, mtp: bool, progress: Prog
     policy = partial / "checkpoints" / "0" / "policy"
     write_tensors(policy, model, files, progress)
     (partial / "tokenizer").mkdir(exist_ok=True)
-    copy_files(source, partial / "tokenizer", CONFIGS if tokenizer is None else FILES)
+    copy_files(source.directory, partial / "tokenizer", CONFIGS if tokenizer is None else FILES)
     partial.rename(dest)
     (dest / "source.json").unlink()
     # The mark of a stage: runs read the hash from it, instead of the whole checkpoint.
@@ -72,7 +122,7 @@ def import_hf(source: epath.Path, dest: epath.Path, *, mtp: bool, progress: Prog
     progress.say(f"{dest}: {sum(count_params(model).values()):,} parameters in {model.param_dtype}")
 
 
-def write_tensors(policy: epath.Path, model: ModelConfig, files: SafetensorsFiles, progress: Progress) -> None:
+def write_tensors(policy: epath.Path, model: ModelConfig, files: TensorFiles, progress: Progress) -> None:
     """Writes every published tensor into its part of our arrays, except parts that an earlier call wrote."""
     tensors = list(published_tensors(model))
     with progress.start("tensors", 0, len(tensors)) as bar:
@@ -99,20 +149,20 @@ def open_partial(dest: epath.Path, model: ModelConfig, source: dict) -> epath.Pa
     return partial
 
 
-def fingerprint(model: ModelConfig, files: SafetensorsFiles) -> dict:
+def fingerprint(model: ModelConfig, files: TensorFiles) -> dict:
     """Identifies a source without reading its tensors: the model, and size and modification time of each file."""
     shards = {str(file): file.stat() for file in {e.file for e in files.entries.values()}}
     sizes = {name: [stat.length, stat.mtime] for name, stat in sorted(shards.items())}
     return {"model": asdict(model), "shards": sizes}
 
 
-def stored_dtype(model: ModelConfig, files: SafetensorsFiles) -> str:
+def stored_dtype(model: ModelConfig, files: TensorFiles) -> str:
     """bfloat16 when all weights are bfloat16 or FP8, which DeepSeek dequantises to bfloat16 too; else float32."""
     params = [tensor.name for tensor in published_tensors(model) if tensor.array.startswith("params.")]
     return "bfloat16" if {files.entries[name].dtype for name in params} <= {"BF16", "F8_E4M3"} else "float32"
 
 
-def check_copies(model: ModelConfig, files: SafetensorsFiles) -> None:
+def check_copies(model: ModelConfig, files: TensorFiles) -> None:
     """Raises UsageError when a tensor that our model shares differs from its original in the source."""
     for copy, original in copies(model).items():
         if copy in files.entries and not files.same(copy, original):

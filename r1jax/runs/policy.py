@@ -83,7 +83,7 @@ def base_model(base: BaseConfig, model: ModelConfig | None = None) -> ModelConfi
             model, _ = checkpoint.read_metadata(store, step)
         return replace(model, **{name: value for name, value in asdict(base).items() if value and name != "path"})
     except (UsageError, ValueError) as error:
-        raise UsageError(f"BaseConfig: {error}. `import-hf` makes a checkpoint of a published one") from error
+        raise UsageError(f"BaseConfig: {error}") from error
 
 
 def find_task(stage: epath.Path, name: str | None, template: PromptConfig) -> tuple[Task | None, Tokenizer | None]:

@@ -18,38 +18,28 @@ from etils import epath
 from r1jax.checkpoint.published import published_tensors
 from r1jax.checkpoint.store import CheckpointStore, make_metadata, policy_item
 from r1jax.cli.main import main
-from r1jax.config import EngineConfig, SamplingConfig
 from r1jax.data.toy import running_sum
 from r1jax.data.toy.running_sum import TOKENIZER
 from r1jax.model.spec import init_params, init_router_bias
 from r1jax.model.transformer import forward, forward_mtp, logits
 from r1jax.objectives.language_model import LossTerms, language_model_loss
-from r1jax.rollout.engine import RolloutEngine
 from r1jax.runs.hugging_face import export_hf
 from r1jax.telemetry.progress import Progress
-from tests.shared.plain_rollouts import problem
 from tests.shared.reference import (
     DENSE,
     SMALLEST,
+    assert_same_logits,
     draw,
     draw_dense,
+    greedy_responses,
     imported,
     make_reference,
+    our_logits,
     random_tokens,
     token_batch,
 )
 
-LOGITS = 1e-4  # of the logits' standard deviation: float32 sums in two orders, through at most 4 layers
 GRADIENTS = 1e-3  # of each tensor's norm
-
-
-def our_logits(policy, tokens) -> np.ndarray:
-    run = jax.jit(lambda p, b, x: logits(p, forward(p, b, x, policy.model).hidden_BTD))
-    return np.asarray(run(*policy.weights, token_batch(tokens)))
-
-
-def assert_same_logits(ours: np.ndarray, theirs: np.ndarray) -> None:
-    assert np.abs(ours - theirs).max() <= LOGITS * theirs.std()
 
 
 def drawn(draw, seeds, slow=(), *more) -> list:
@@ -64,7 +54,8 @@ def drawn(draw, seeds, slow=(), *more) -> list:
 
 # Not the dense 5: its 55th greedy token is a tie, within 2e-7 of the logits' deviation.
 DENSE_DRAWN = drawn(draw_dense, [0, 2, 4, 8], [1, 3, 6, 7, *range(9, 24), 26])
-DRAWN = [*drawn(draw, range(6), range(6, 26)), *DENSE_DRAWN]
+MISTRAL = pytest.param(draw_dense(2) | {"model_type": "mistral", "sliding_window": None}, 2, id="mistral")
+DRAWN = [*drawn(draw, range(6), range(6, 26)), *DENSE_DRAWN, MISTRAL]
 
 
 @pytest.mark.parametrize(("config", "seed"), DRAWN)
@@ -85,14 +76,6 @@ def test_logits_and_greedy_continuation(config, seed, tmp_path, one_device):
     assert (
         greedy_responses(one_device, policy, tokens.tolist(), 64, prefill_rows=2, **options) == greedy[:, 20:].tolist()
     )
-
-
-def greedy_responses(layout, policy, prompts: list[list[int]], new: int, **engine) -> list[list[int]]:
-    """Ids of the response to each prompt."""
-    sampling = SamplingConfig(max(map(len, prompts)), new, temperature=0.0)
-    engine = RolloutEngine(layout, policy.model, None, EngineConfig(**engine), sampling, 1)
-    asked = [(problem(i), ids) for i, ids in enumerate(prompts)]
-    return [group[0].response_tokens for group in engine.generate(policy.weights, asked, jax.random.key(0))]
 
 
 MIXED = [*drawn(draw, [0], [1]), *drawn(draw_dense, [], [2, 3, 4])]

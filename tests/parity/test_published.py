@@ -286,7 +286,8 @@ BAD = {
         change_tensors(lambda t: t.update({"model.layers.3.embed_tokens.weight": ("BF16", (208, 160), bytes(66560))})),
         ["model.layers.3.embed_tokens.weight", " model.embed_tokens", "--no-mtp"],
     ),
-    "nothing there": (shutil.rmtree, [INDEX]),
+    "nothing there": (shutil.rmtree, ["hf does not exist"]),
+    "nothing in it": (lambda s: shutil.rmtree(s) or s.mkdir(), [INDEX]),
     "no config": (lambda s: (s / "config.json").unlink(), ["config.json"]),
     "broken config": (lambda s: (s / "config.json").write_text("{"), ["config.json"]),
     "rope": (change_config(rope_scaling={"type": "linear", "factor": 2.0}), ["rope_scaling", "'linear'", "'yarn'"]),
@@ -676,6 +677,69 @@ def test_a_dense_models_published_config_is_the_preset(name):
 
 
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+MISTRAL = DENSE_CONFIGS["llama3_1_8b"] | {
+    "model_type": "mistral", "rope_scaling": None, "rope_theta": 10000.0, "sliding_window": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_parameters": {"rope_theta": 500000.0, "rope_type": "default", "partial_rotary_factor": 1.0}},
+        {"rope_parameters": {"rope_type": "default", "factor": 1.0, "attention_factor": 1.0, "truncate": True}},
+        {"rope_parameters": {"rope_type": "default", "factor": None, "original_max_position_embeddings": 8192}},
+        {"rope_scaling": {"rope_type": None, "partial_rotary_factor": 1}},
+        {"rope_scaling": {"type": "default", "rope_type": "default", "rope_theta": 500000.0}},
+        {"partial_rotary_factor": 1.0},
+    ],
+)
+def test_rope_keys_that_change_nothing_are_accepted(changes):
+    plain = DENSE_CONFIGS["llama3_1_8b"] | {"rope_scaling": None}
+    assert from_published(plain | changes, mtp=True) == from_published(plain, mtp=True)
+
+
+def test_neutral_keys_beside_yarn_and_rope_theta_in_either_section():
+    plain = DENSE_CONFIGS["qwen2_5_1_5b"] | {"rope_scaling": YARN}
+    more = {"rope_scaling": YARN | {"partial_rotary_factor": 1.0, "truncate": True, "attention_factor": None}}
+    assert from_published(plain | more, mtp=True) == from_published(plain, mtp=True)
+    nested = {key: value for key, value in plain.items() if key != "rope_theta"}
+    nested["rope_scaling"] = YARN | {"rope_theta": plain["rope_theta"]}
+    assert from_published(nested, mtp=True) == from_published(plain, mtp=True)
+
+
+@pytest.mark.parametrize("window", [None, 131072, 200000])
+def test_mistral_is_llama_without_a_window(window):
+    llama = MISTRAL | {"model_type": "llama"}
+    mistral = {key: value for key, value in MISTRAL.items() if key != "num_key_value_heads"}  # 8 by default
+    assert from_published(mistral | {"sliding_window": window}, mtp=True) == from_published(llama, mtp=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"sliding_window": 4096}, "sliding_window is 4096"),
+        ({"sliding_window": "4096"}, "sliding_window is '4096'"),
+        ({"sliding_window": 131072, "max_position_embeddings": "131072"}, "sliding_window is 131072"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"model_type": "gemma"}, "norms that multiply by 1 + weight"),
+        ({"model_type": "gemma2"}, "soft-capped logits"),
+        ({"model_type": "gemma3_text"}, "sliding windows"),
+        ({"model_type": "gemma3"}, "sliding windows"),
+        ({"model_type": "mixtral"}, "model_type is 'mixtral'"),
+    ],
+)
+def test_what_mistral_and_gemma_need_is_named(changes, says):
+    with pytest.raises(UsageError) as error:
+        from_published(MISTRAL | changes, mtp=True)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mistral_without_a_window_key_has_the_default_window():
+    config = {key: value for key, value in MISTRAL.items() if key != "sliding_window"}
+    with pytest.raises(UsageError, match="sliding_window is 4096"):
+        from_published(config, mtp=True)
 
 
 @pytest.mark.parametrize(
@@ -698,6 +762,13 @@ YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768
         ("llama3_1_8b", {"pretraining_tp": 2}, "pretraining_tp is 2"),
         ("llama3_1_8b", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "'high_freq_factor'"),
         ("llama3_1_8b", {"rope_scaling": {"rope_type": "dynamic", "factor": 8.0}}, "'dynamic'"),
+        ("llama3_1_8b", {"rope_scaling": {"partial_rotary_factor": 0.5}}, "'partial_rotary_factor': 0.5"),
+        ("llama3_1_8b", {"rope_scaling": None, "partial_rotary_factor": 0.5}, "'partial_rotary_factor': 0.5"),
+        ("llama3_1_8b", {"rope_scaling": {"rope_type": "default", "attention_factor": 2.0}}, "'attention_factor': 2.0"),
+        ("llama3_1_8b", {"rope_scaling": {"rope_type": "default", "factor": 8.0}}, "'factor': 8.0"),
+        ("llama3_1_8b", {"rope_scaling": {"full_attention": {"rope_theta": 1e4}}}, "full_attention"),
+        ("llama3_1_8b", {"rope_scaling": {"rope_type": ["yarn"]}}, "yarn"),
+        ("qwen2_5_1_5b", {"rope_scaling": YARN | {"truncate": False}}, "'truncate' False"),
         ("llama3_1_8b", {"num_hidden_layers": "32"}, "num_hidden_layers is '32' (str)"),
     ],
 )

@@ -47,10 +47,10 @@ def export(source: Path, dest: Path) -> None:
     export_hf(epath.Path(source), epath.Path(dest), progress=Progress())
 
 
-def read_tensors(directory: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+def read_tensors(directory: Path, files: str = "*") -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Every tensor of a published checkpoint by the safetensors library: dtype, shape, bytes."""
     found = {}
-    for file in sorted(directory.glob("*.safetensors")):
+    for file in sorted(directory.glob(f"{files}.safetensors")):
         for name, view in safetensors.deserialize(file.read_bytes()):
             found[name] = (view["dtype"], tuple(view["shape"]), bytes(view["data"]))
     return found

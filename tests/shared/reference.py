@@ -4,20 +4,27 @@ import dataclasses
 import warnings
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
 
+from r1jax.config import EngineConfig, SamplingConfig
+from r1jax.model.transformer import forward, logits
+from r1jax.rollout.engine import RolloutEngine
 from r1jax.runs.hugging_face import import_hf
 from r1jax.runs.policy import Policy, load_policy
 from r1jax.telemetry.progress import Progress
 from r1jax.types import TokenBatch
+from tests.shared.plain_rollouts import problem
 
 torch = pytest.importorskip("torch", reason="parity with transformers needs torch")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers")
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+
+LOGITS = 1e-4  # of the logits' standard deviation: float32 sums in two orders
 
 SMALLEST = dict(
     vocab_size=97,
@@ -127,7 +134,7 @@ def draw_dense(seed: int) -> dict:
 def transformers_class(kind: str, task: str = "ForCausalLM"):
     """(config class, model class) of a model_type."""
     names = {"deepseek_v2": "DeepseekV2", "deepseek_v3": "DeepseekV3", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-    name = (names | {"llama": "Llama"})[kind]
+    name = (names | {"llama": "Llama", "mistral": "Mistral"})[kind]
     return getattr(transformers, f"{name}Config"), getattr(transformers, f"{name}{task}")
 
 
@@ -160,6 +167,23 @@ def imported(source: Path, dest: Path, layout, *, mtp: bool = True, **changes) -
 def token_batch(tokens) -> TokenBatch:
     tokens = jnp.asarray(np.asarray(tokens), jnp.int32)
     return TokenBatch(tokens, jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape), jnp.ones_like(tokens))
+
+
+def our_logits(policy, tokens) -> np.ndarray:
+    run = jax.jit(lambda p, b, x: logits(p, forward(p, b, x, policy.model).hidden_BTD))
+    return np.asarray(run(*policy.weights, token_batch(tokens)))
+
+
+def assert_same_logits(ours: np.ndarray, theirs: np.ndarray) -> None:
+    assert np.abs(ours - theirs).max() <= LOGITS * theirs.std()
+
+
+def greedy_responses(layout, policy, prompts: list[list[int]], new: int, **engine) -> list[list[int]]:
+    """Ids of the response to each prompt."""
+    sampling = SamplingConfig(max(map(len, prompts)), new, temperature=0.0)
+    engine = RolloutEngine(layout, policy.model, None, EngineConfig(**engine), sampling, 1)
+    asked = [(problem(i), ids) for i, ids in enumerate(prompts)]
+    return [group[0].response_tokens for group in engine.generate(policy.weights, asked, jax.random.key(0))]
 
 
 def random_tokens(rows: int, length: int, vocabulary: int = 97) -> np.ndarray:
