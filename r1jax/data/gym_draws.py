@@ -1,7 +1,8 @@
 """Draws problems of reasoning-gym, which this file alone of `data` imports, in a process of their own.
 
-Some generators iterate over sets of text, whose order depends on Python's hash seed; others print, or write files. So
-`reasoning_gym.py` starts this module with a fixed hash seed in a temporary directory, and reads a line a problem.
+Some generators iterate over sets of text, whose order depends on Python's hash seed; others draw from global random
+numbers, print, or write files. So `reasoning_gym.py` starts this module with a fixed hash seed in a temporary
+directory, and reads a line a problem.
 """
 
 import ast
@@ -9,11 +10,14 @@ import dataclasses
 import itertools
 import json
 import os
+import random
 import sys
 import zlib
 from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
+
+import numpy as np
 
 from r1jax.errors import UsageError
 
@@ -55,18 +59,31 @@ def is_held_out(question: str) -> bool:
 def draw(name: str, settings: dict[str, Any], split: str, seed: int) -> Iterator[dict[str, Any]]:
     """An endless stream of entries; split 'test' has all the held-out questions and no others.
 
-    Raises UsageError when the settings allow no question of the split.
+    Raises UsageError when the settings allow no question of the split, or hardly any question.
     """
     for chunk in itertools.count():
         # The library draws place i with seed + i: neighbouring seeds would share their problems.
         dataset = make_dataset(name, settings, zlib.crc32(f"{name}-{split}-{seed}-{chunk}".encode()) >> 1)
-        entries = (dataset[place] for place in range(CHUNK))
-        of_split = (entry for entry in entries if is_held_out(entry["question"]) == (split == "test"))
+        of_split = (
+            entry for entry in entries(dataset, name, settings) if is_held_out(entry["question"]) == (split == "test")
+        )
         first = next(of_split, None)
         if first is None:
             raise UsageError(f"reasoning-gym's '{name}' with {settings} has too few questions for split '{split}'")
         yield first
         yield from of_split
+
+
+def entries(dataset: Any, name: str, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The entries of a dataset without those that can't be drawn: some generators give up after a number of trials."""
+    failures = 0
+    for place in range(CHUNK):
+        try:
+            yield dataset[place]
+        except Exception as error:
+            failures += 1
+            if failures > CHUNK // 10:
+                raise UsageError(f"reasoning-gym's '{name}' with {settings} can't draw questions: {error!r}") from error
 
 
 def answer_text(name: str, settings: dict[str, Any], entry: dict[str, Any]) -> str:
@@ -91,6 +108,8 @@ def main(name: str, settings: dict[str, Any], split: str, seed: int) -> None:
     """Writes [question, answer] of each problem, until nobody reads on, or the error that ends them."""
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what generators print must not reach the lines
+    random.seed(seed)
+    np.random.seed(seed)
     try:
         for entry in draw(name, settings, split, seed):
             lines.write(json.dumps([entry["question"], answer_text(name, settings, entry)]) + "\n")
