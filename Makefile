@@ -19,7 +19,8 @@ demo: .venv  ## R1-Zero on a CPU: minutes
 r1: .venv  ## all stages of R1 on a CPU: minutes
 	$(BIN)/python -m r1jax run r1 --workdir runs/r1
 
-test: .venv lint  ## what CI runs
+test: .venv lint  ## what CI runs; tests of reasoning-gym are skipped where it cannot be built
+	-$(BIN)/python -m pip install -q -r requirements_gym.txt
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: .venv

@@ -8,7 +8,7 @@ from r1jax.cli.arguments import add_checkpoint, add_seed, non_negative, positive
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     add = parser.add_argument
-    task = "running_sum, countdown, or with --file one of gin_configs/data/"
+    task = "running_sum, countdown, reasoning_gym:DATASET, or with --file one of gin_configs/data/"
     add("--task", required=True, metavar="TASK", help=task)
     add("--file", metavar="FILE", help="problems, one JSON object per line, with the task's columns")
     asked = "how (default: as in training; for an imported checkpoint its chat template, if it has one, else dialogue)"

@@ -13,7 +13,7 @@ from rich.table import Table
 from r1jax.cli.devices import load_checkpoint
 from r1jax.cli.experiments import ROOT
 from r1jax.cli.gin_config import read_config
-from r1jax.config import EngineConfig, EvaluateConfig, JsonlConfig, PromptConfig, SamplingConfig
+from r1jax.config import EngineConfig, EvaluateConfig, JsonlConfig, PromptConfig, ReasoningGymConfig, SamplingConfig
 from r1jax.data.published_tokenizer import PublishedTokenizer
 from r1jax.data.sources import Source
 from r1jax.data.tasks import TASKS, Task, text_task
@@ -21,6 +21,7 @@ from r1jax.errors import UsageError
 from r1jax.report.evaluation import table, write_evaluation
 from r1jax.rewards.countdown import countdown_reward
 from r1jax.rewards.mathematics import EXTRACT, MathVerifier
+from r1jax.rewards.reasoning_gym import ReasoningGymVerifier
 from r1jax.rewards.rules import Reward, accuracy_reward, format_reward, language_mix_reward
 from r1jax.rewards.unicode_scripts import script_consistency_reward
 from r1jax.runs.policy import Policy
@@ -29,6 +30,7 @@ from r1jax.types import Problem
 
 COLUMNS = ROOT / "gin_configs" / "data"  # a gin file of column names for each kind of problem file
 GENERATED = ("countdown",)  # text tasks that generate their problems
+GYM = "reasoning_gym:"  # before the name of a dataset of reasoning-gym
 LONGEST = 32768  # tokens of an output (R1, section 3)
 WORD_TASK_LONGEST = 44  # as in the demo's RL
 SLOTS, WORD_TASK_SLOTS = 32, 256
@@ -70,8 +72,11 @@ def evaluate(args: argparse.Namespace) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raises UsageError for arguments that contradict each other, before anything is loaded."""
     files = sorted(path.stem for path in COLUMNS.glob("*.gin"))
-    if args.task not in (*TASKS, *GENERATED, *files):
-        raise UsageError(f"--task is '{args.task}', expected one of {', '.join([*TASKS, *GENERATED, *files])}")
+    known = [*TASKS, *GENERATED, *files]
+    if args.task.startswith(GYM):
+        find_source(args).problems("test", args.seed)
+    elif args.task not in known:
+        raise UsageError(f"--task is '{args.task}', expected one of {', '.join(known)} or {GYM}DATASET")
     if args.task in files and args.file is None:
         raise UsageError(f"--task {args.task} reads its problems from a file: add --file")
     if args.task not in files and args.file is not None:
@@ -95,11 +100,18 @@ def find_task(args: argparse.Namespace, policy: Policy) -> Task:
         raise UsageError(f"--task {args.task} needs a tokenizer, which {args.checkpoint} has not: import it with one")
     if not isinstance(policy.tokenizer, PublishedTokenizer):
         raise UsageError(f"--task {args.task} needs a tokenizer of all text (import-hf): {args.checkpoint} {trained}")
-    source = Source(args.task)
-    if args.file is not None:
-        path = f"problems/JsonlConfig.path = {str(args.file)!r}"
-        source = Source(args.task, file=read_config(FileConfig, [str(COLUMNS / f"{args.task}.gin")], [path]).problems)
-    return text_task(args.task, policy.tokenizer.directory, source.problems, find_template(args, policy))
+    return text_task(args.task, policy.tokenizer.directory, find_source(args).problems, find_template(args, policy))
+
+
+def find_source(args: argparse.Namespace) -> Source:
+    """The problems of a task in plain text; a dataset of reasoning-gym has its default settings."""
+    if args.task.startswith(GYM):
+        dataset = args.task.removeprefix(GYM)
+        return Source("reasoning_gym", gym=ReasoningGymConfig(dataset))
+    if args.file is None:
+        return Source(args.task)
+    path = f"problems/JsonlConfig.path = {str(args.file)!r}"
+    return Source(args.task, file=read_config(FileConfig, [str(COLUMNS / f"{args.task}.gin")], [path]).problems)
 
 
 def find_template(args: argparse.Namespace, policy: Policy) -> PromptConfig:
@@ -135,7 +147,12 @@ def make_rewards(task: Task, stack: ExitStack) -> dict[str, Reward]:
         language = {"language_mix": Reward(language_mix_reward(task.lexicons), 0.0)}
     else:
         assert task.template  # tasks in plain text have one
-        verifier = MathVerifier(extract=EXTRACT[task.template.answer])
-        accuracy = Reward(countdown_reward if task.name in GENERATED else stack.enter_context(verifier), 1.0)
+        extract = EXTRACT[task.template.answer]
+        if task.name in GENERATED:
+            accuracy = Reward(countdown_reward, 1.0)
+        elif task.name.startswith(GYM):
+            accuracy = Reward(stack.enter_context(ReasoningGymVerifier(extract=extract)), 1.0)
+        else:
+            accuracy = Reward(stack.enter_context(MathVerifier(extract=extract)), 1.0)
         language = {"language": Reward(script_consistency_reward(), 0.0)}
     return {"accuracy": accuracy, "format": Reward(format_reward, 0.0), **language}

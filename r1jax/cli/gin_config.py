@@ -93,7 +93,7 @@ def _build(cls: type, scope: str, bound: set[str], used: set[str]) -> Any:
             values[field.name] = value
         elif dataclasses.is_dataclass(hints[field.name]):
             values[field.name] = _build(hints[field.name], scope, bound, used)
-        elif field.default is dataclasses.MISSING:
+        elif field.default is field.default_factory is dataclasses.MISSING:
             raise UsageError(f"gin: {name} is not set: add a gin file that binds it, or --set {scope}/{name}=…")
     try:
         return cls(**values)

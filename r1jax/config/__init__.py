@@ -11,6 +11,7 @@ from r1jax.config.data import (
     JsonlConfig,
     PreferenceFileConfig,
     PromptConfig,
+    ReasoningGymConfig,
     RewardConfig,
 )
 from r1jax.config.model import EXPERTS, GROUPED, LATENT, BaseConfig, ModelConfig, RopeScalingConfig

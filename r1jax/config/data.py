@@ -1,6 +1,7 @@
 """Inputs of a run: files, generators, other runs."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 
 from r1jax.config.checks import require_choice, require_positive, require_types
 
@@ -94,6 +95,28 @@ class PromptConfig:
             raise ValueError(f"question is {self.question!r}, expected text with {{question}} in it")
         if self.system and self.template != "chat":
             raise ValueError(f"system is {self.system!r}, but template '{self.template}' has none: set 'chat'")
+
+
+@dataclass(frozen=True)
+class ReasoningGymConfig:
+    """Problems of one generator of reasoning-gym.
+
+    Attributes:
+      dataset: its name there, such as "chain_sum".
+      settings: fields of its config, such as {"max_terms": 3}; the library has defaults for the others.
+    """
+
+    dataset: str
+    settings: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        try:
+            is_json = json.loads(json.dumps(self.settings)) == self.settings
+        except (TypeError, ValueError):
+            is_json = False
+        if not is_json:  # they travel to other processes
+            raise ValueError(f"settings is {self.settings}, expected values of JSON (lists instead of tuples)")
 
 
 @dataclass(frozen=True)

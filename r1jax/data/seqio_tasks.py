@@ -13,7 +13,7 @@ import tensorflow as tf
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 
-from r1jax.config import JsonlConfig
+from r1jax.config import JsonlConfig, ReasoningGymConfig
 from r1jax.data import toy
 from r1jax.data.feeds import record_files, write_array_record
 from r1jax.data.sources import GENERATORS, Source
@@ -160,5 +160,13 @@ def _blocks(documents: Iterator[str], size: int = 1000) -> Iterator[tf.RaggedTen
 
 if __name__ == "__main__":  # started by r1jax/data/feeds.py
     for request in json.loads(sys.argv[1]):
-        sources = [Source(s["name"], s["rate"], s["file"] and JsonlConfig(**s["file"])) for s in request["sources"]]
+        sources = [
+            Source(
+                s["name"],
+                s["rate"],
+                s["file"] and JsonlConfig(**s["file"]),
+                s["gym"] and ReasoningGymConfig(**s["gym"]),
+            )
+            for s in request["sources"]
+        ]
         write_records(**request | {"path": epath.Path(request["path"]), "sources": sources})

@@ -6,16 +6,19 @@ import math
 import time
 import timeit
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from r1jax.data.gym_draws import answer_text, draw
 from r1jax.data.toy.running_sum import LANGUAGES
 from r1jax.rewards import rules
 from r1jax.rewards.code import CodeReward, extract_program
 from r1jax.rewards.countdown import countdown_reward, read_expression
 from r1jax.rewards.mathematics import MathVerifier, extract_answer
+from r1jax.rewards.reasoning_gym import ReasoningGymVerifier
 from r1jax.rewards.sandbox import Limits, Sandbox
 from r1jax.rewards.unicode_scripts import script_consistency_reward
 from r1jax.types import Problem, Sample
@@ -36,7 +39,7 @@ PLAIN: dict[str, Callable[[Sample], float | None]] = {
     "countdown_reward": countdown_reward,
 }
 READERS = {"read_answer": rules.read_answer, "read_expression": read_expression}  # for majority votes
-VERIFIERS = {"MathVerifier", "CodeReward"}  # tested below, since they start processes
+VERIFIERS = {"MathVerifier", "CodeReward", "ReasoningGymVerifier"}  # tested below, since they start processes
 ANSWERS = dict.fromkeys(PLAIN, "16") | {"countdown_reward": json.dumps({"numbers": [3, 5, 2], "target": 16})}
 GOLDS = ["42", r"\frac{1}{2}", r"\sqrt{2}", "[1, 2)", r"\{1, 2\}", "x + 1", "B", "50%"]
 TESTS = json.dumps({"inputs": ["41\n"], "outputs": ["42\n"]})
@@ -134,6 +137,24 @@ def test_mathematics(number):
             assert "" not in map(verifier.answer, samples)
         assert verifier.failures.total() <= number / 1000
         assert verifier.grade([sample(texts[0], "42")])[0] in (0.0, 1.0)
+
+
+@pytest.mark.skipif(not find_spec("reasoning_gym"), reason="needs reasoning-gym: requirements_gym.txt")
+@pytest.mark.parametrize("number", NUMBERS)
+def test_reasoning_gym(number):
+    """Verifiers that evaluate the answer, that read it as numbers, or that raise for most texts."""
+    texts = draw_texts(number)
+    names = ("spiral_matrix", "polynomial_multiplication", "chain_sum", "prime_factorization")
+    problems = [
+        Problem(0, entry["question"], answer_text(name, {}, entry), "en")
+        for name in names
+        for entry in [next(draw(name, {}, "train", 0))]
+    ]
+    samples = [make_sample(problems[i % len(names)], text) for i, text in enumerate(texts)]
+    with ReasoningGymVerifier(processes=2, seconds=20.0, extract=lambda text: text) as verifier:
+        scores = verifier.grade(samples)
+        assert all(score is None or 0 <= score <= 1 for score in scores)
+        assert verifier.failures.total() <= number / 100
 
 
 @pytest.mark.parametrize("number", NUMBERS)

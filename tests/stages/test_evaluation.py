@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from importlib.util import find_spec
 from statistics import fmean
 
 import pytest
@@ -264,7 +265,13 @@ def evaluate(capsys, *arguments: str) -> tuple[int, str, str]:
     return status, out, err
 
 
-@pytest.mark.parametrize("task", ["countdown", "gsm8k"])
+GYM = pytest.param(
+    "reasoning_gym:chain_sum",
+    marks=pytest.mark.skipif(not find_spec("reasoning_gym"), reason="needs reasoning-gym: requirements_gym.txt"),
+)
+
+
+@pytest.mark.parametrize("task", ["countdown", "gsm8k", GYM])
 def test_eval_of_an_import(task, imported, tmp_path, capsys):
     """By the protocol, twice; hostile: a random model, whose outputs have no answer, most of them cut off."""
     base, file = str(imported / "base"), ["--file", str(imported / "gsm8k.jsonl")] if task == "gsm8k" else []
@@ -283,9 +290,9 @@ def test_eval_of_an_import(task, imported, tmp_path, capsys):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     protocol = json.loads((tmp_path / "a" / "evaluation.json").read_text())["protocol"]
     assert (protocol["temperature"], protocol["top_p"], protocol["samples"]) == (0.6, 0.95, 4)
-    assert protocol["problems"] == (3 if task == "countdown" else 2)  # all that the file has
+    assert protocol["problems"] == (2 if task == "gsm8k" else 3)  # all that the file has
     questions = {json.loads(line)["problem"]["question"] for line in (tmp_path / "a/samples.jsonl").open()}
-    assert task == "countdown" or questions == {q for q, _ in QUESTIONS}
+    assert task != "gsm8k" or questions == {q for q, _ in QUESTIONS}
 
 
 def test_what_does_not_fit_is_one_line(imported, model, policy, one_device, tmp_path, capsys):
@@ -300,6 +307,8 @@ def test_what_does_not_fit_is_one_line(imported, model, policy, one_device, tmp_
         ([base, "--task", "gsm8k", "--file", str(tmp_path / "bad.jsonl")], "bad.jsonl, line 1"),
         ([base, "--task", "countdown", "--file", file], "--file"),
         ([base, "--task", "chess"], "--task is 'chess'"),
+        ([base, "--task", "reasoning_gym:chess"], "reasoning-gym"),
+        ([base, "--task", "reasoning_gym:gcd", "--file", file], "--file"),
         ([base, "--task", "running_sum"], "--task running_sum"),
         ([words, "--task", "countdown"], "--task countdown"),
         ([str(tmp_path / "bare"), "--task", "countdown"], "tokenizer"),
