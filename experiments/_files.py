@@ -1,6 +1,8 @@
-"""Inputs from an imported base and from files of problems, demonstrations and preferences."""
+"""Inputs from an imported base, and from files or generators of problems, files of demonstrations and preferences."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from etils import epath
@@ -8,43 +10,63 @@ from etils import epath
 from experiments._inputs import Inputs
 from r1jax.config import JsonlConfig
 from r1jax.data.feeds import Records, ensure_records
-from r1jax.data.sources import Source
-from r1jax.data.tasks import Task, text_task
+from r1jax.data.sources import Source, alternate
+from r1jax.data.tasks import text_task
 from r1jax.paths import absolute
-from r1jax.rewards.mathematics import MathVerifier
-from r1jax.rewards.rules import Reward, format_reward
+from r1jax.rewards.mathematics import EXTRACT, MathVerifier
+from r1jax.rewards.reasoning_gym import ReasoningGymVerifier
+from r1jax.rewards.rules import Reward, by_source, format_reward
 from r1jax.rewards.unicode_scripts import script_consistency_reward
 from r1jax.runs.run import Run
 from r1jax.stages.demonstrations import demonstrations
 from r1jax.stages.preferences import written_preferences
 
-PROBLEMS, REQUESTS = "math", "requests"  # the sources of the problems, and of R1's chat requests
+TASK, FILE, REQUESTS = "problems", "math", "requests"  # the task; the sources of a file, and of R1's chat requests
 
 
-def zero_inputs(run: Run, config: Any, verifier: MathVerifier) -> Inputs:
-    """R1-Zero's: `config` is a `r1_zero.Config` with a base."""
-    task, held_out = make_task(run, config)  # read first, so that a bad file fails at once
-    train = Records(PROBLEMS, "train", config.rl.num_prompts, (Source(PROBLEMS, file=config.train),))
-    [problems] = ensure_records([train], run.seed, run.workdir / "data")
-    base = absolute(config.base.path)
-    return Inputs(task, lambda run: base, problems, held_out, lambda language: rules(config, verifier, language))
+def sources(config: Any, file: JsonlConfig | None) -> tuple[Source, ...]:
+    """The problems of `file` and those of the generators."""
+    read = () if file is None else (Source(FILE, file=file),)
+    generated = config.generated.datasets if config.generated else ()
+    return (*read, *(Source(gym.dataset, gym=gym) for gym in generated))
 
 
-def r1_inputs(run: Run, config: Any, verifier: MathVerifier) -> Inputs:
+def zero_inputs(run: Run, config: Any, stack: ExitStack) -> Inputs:
+    """R1-Zero's: `config` is a `r1_zero.Config` with a base. The processes of verifiers end with `stack`."""
+    directory, held_out = absolute(config.base.path), sources(config, config.held_out)
+    task = text_task(TASK, directory / "tokenizer", alternate(held_out), config.prompt)
+    asked = task.held_out(config.evaluate.num_prompts, run.seed)  # read first, so that a bad file fails at once
+    trained = Records(TASK, "train", config.rl.num_prompts, sources(config, config.train))
+    [problems] = ensure_records([trained], run.seed, run.workdir / "data")
+    return Inputs(task, lambda run: directory, problems, asked, make_rules(config, stack))
+
+
+def make_rules(config: Any, stack: ExitStack) -> Callable[[float], dict[str, Reward]]:
+    """The rewards of problems; the argument is the weight of language consistency."""
+    extract, verifiers = EXTRACT[config.prompt.answer], dict[str, Any]()
+    if config.train:
+        verifiers[FILE] = stack.enter_context(MathVerifier(extract=extract))
+    if config.generated:
+        gym = stack.enter_context(ReasoningGymVerifier(extract=extract))
+        verifiers |= dict.fromkeys((one.dataset for one in config.generated.datasets), gym)
+    asked = tuple(verifiers)
+
+    def rules(language: float) -> dict[str, Reward]:
+        return {
+            "accuracy": by_source(verifiers, 1.0),
+            "format": Reward(format_reward, config.rewards.format_weight, asked),
+            "language": Reward(script_consistency_reward(), language, asked),
+        }
+
+    return rules
+
+
+def r1_inputs(run: Run, config: Any, stack: ExitStack) -> Inputs:
     """R1's: `config` is a `r1.Config` with a base."""
-    task, held_out = make_task(run, config)
-    problem_source = Source(PROBLEMS, file=config.train)
-    files = {"helpful": config.pairs_file, "safe": config.ratings_file}
-    pairs = config.pairs_file
-    asked = JsonlConfig(pairs.path, question=pairs.question, answer=pairs.chosen)
-    problems, scenarios = ensure_records(
-        [
-            Records(PROBLEMS, "train", config.rl.num_prompts, (problem_source,)),
-            Records("scenarios", "train", config.final_rl.num_prompts, (problem_source, Source(REQUESTS, file=asked))),
-        ],
-        run.seed,
-        run.workdir / "data",
-    )
+    files, pairs = {"helpful": config.pairs_file, "safe": config.ratings_file}, config.pairs_file
+    requests = Source(REQUESTS, file=JsonlConfig(pairs.path, question=pairs.question, answer=pairs.chosen))
+    mixture = (*sources(config, config.train), requests)
+    scenarios = Records("scenarios", "train", config.final_rl.num_prompts, mixture)
 
     def written(run: Run, policies: Mapping[str, epath.Path]) -> dict[str, dict[str, epath.Path]]:
         kinds = {"helpful": ("preference_pairs", "pairwise"), "safe": ("ratings", "pointwise")}
@@ -54,31 +76,11 @@ def r1_inputs(run: Run, config: Any, verifier: MathVerifier) -> Inputs:
             if files[model] is not None
         }
 
-    base, general = absolute(config.base.path), config.general_file
-    return Inputs(
-        task,
-        lambda run: base,
-        problems,
-        held_out,
-        lambda language: rules(config, verifier, language),
+    general = config.general_file
+    return replace(
+        zero_inputs(run, config, stack),
         general=None if general is None else lambda run: demonstrations(run.stage("general"), general),
         preferences=written,
-        scenarios=scenarios,
+        scenarios=ensure_records([scenarios], run.seed, run.workdir / "data")[0],
         requests=(REQUESTS,),
     )
-
-
-def make_task(run: Run, config: Any) -> tuple[Task, list]:
-    """The problems with the base's tokenizer, and those that are held out."""
-    held_out = Source(PROBLEMS, file=config.held_out).problems
-    task = text_task(PROBLEMS, absolute(config.base.path) / "tokenizer", held_out, config.prompt)
-    return task, task.held_out(config.evaluate.num_prompts, run.seed)
-
-
-def rules(config: Any, verifier: MathVerifier, language: float) -> dict[str, Reward]:
-    """The rewards of problems; `language` is the weight of language consistency."""
-    return {
-        "accuracy": Reward(verifier, 1.0, (PROBLEMS,)),
-        "format": Reward(format_reward, config.rewards.format_weight, (PROBLEMS,)),
-        "language": Reward(script_consistency_reward(), language, (PROBLEMS,)),
-    }

@@ -25,7 +25,6 @@ from r1jax.config import (
     RLConfig,
     SFTConfig,
 )
-from r1jax.rewards.mathematics import EXTRACT, MathVerifier
 from r1jax.rewards.rules import Reward, format_reward
 from r1jax.runs.learned_reward import LearnedReward
 from r1jax.runs.run import Run
@@ -80,11 +79,10 @@ class Config(r1_zero.Config):
 
 
 def make_inputs(run: Run, config: Config, stack: ExitStack) -> Inputs:
-    """The verifier's processes end with `stack`."""
+    """The processes of verifiers end with `stack`."""
     if config.base is None:
         return _toy.r1_inputs(run, config)
-    verifier = stack.enter_context(MathVerifier(extract=EXTRACT[config.prompt.answer]))
-    return _files.r1_inputs(run, config, verifier)
+    return _files.r1_inputs(run, config, stack)
 
 
 def preference_rewards(

@@ -17,6 +17,7 @@ from experiments._toy import TASK
 from r1jax.config import (
     BaseConfig,
     EvaluateConfig,
+    GeneratedConfig,
     JsonlConfig,
     MeshConfig,
     ModelConfig,
@@ -27,7 +28,6 @@ from r1jax.config import (
     RunConfig,
 )
 from r1jax.errors import UsageError
-from r1jax.rewards.mathematics import EXTRACT, MathVerifier
 from r1jax.rewards.rules import Reward
 from r1jax.runs.policy import base_model
 from r1jax.runs.run import Run
@@ -48,7 +48,8 @@ REPORT_NOTE = (
 class Config:
     """Every number of the experiment. The name of a field is its scope in gin.
 
-    The base is pretrained on the demo's corpus, or, where `base` is set, imported: then files have the problems.
+    The base is pretrained on the demo's corpus, or, where `base` is set, imported: then problems come from files or
+    from generators of reasoning-gym, or both, and `prompt` says how they are asked.
     """
 
     run: RunConfig
@@ -58,6 +59,7 @@ class Config:
     base: BaseConfig | None
     train: JsonlConfig | None
     held_out: JsonlConfig | None
+    generated: GeneratedConfig | None
     prompt: PromptConfig
     rl: RLConfig
     rewards: RewardConfig
@@ -65,11 +67,12 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises UsageError where data are not set, or not read."""
-        files = ("train", "held_out")
+        files, generators = ("train", "held_out"), ("generated",)
         if self.base is None:
-            self.require(("pretrain", "architecture"), files)
+            self.require(("pretrain", "architecture"), files + generators)
         else:
-            self.require(files, ("pretrain",))
+            has_files = self.generated is None or any(getattr(self, file) for file in files)
+            self.require(files if has_files else generators, ("pretrain",))
 
     @cached_property
     def model(self) -> ModelConfig:
@@ -89,11 +92,10 @@ class Config:
 
 
 def make_inputs(run: Run, config: Config, stack: ExitStack) -> Inputs:
-    """The verifier's processes end with `stack`."""
+    """The processes of verifiers end with `stack`."""
     if config.base is None:
         return _toy.zero_inputs(run, config)
-    verifier = stack.enter_context(MathVerifier(extract=EXTRACT[config.prompt.answer]))
-    return _files.zero_inputs(run, config, verifier)
+    return _files.zero_inputs(run, config, stack)
 
 
 def run(run: Run, config: Config, extra: Mapping[str, Reward] | None = None, **functions: Callable) -> None:

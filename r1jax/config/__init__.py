@@ -8,6 +8,7 @@ from r1jax.config.data import (
     DemonstrationsConfig,
     ExamplesConfig,
     FinishedRunConfig,
+    GeneratedConfig,
     JsonlConfig,
     PreferenceFileConfig,
     PromptConfig,

@@ -120,6 +120,22 @@ class ReasoningGymConfig:
 
 
 @dataclass(frozen=True)
+class GeneratedConfig:
+    """Problems that generators of reasoning-gym draw, as many of each; train and held-out ones never overlap.
+
+    Attributes:
+      datasets: their configs; gin lists them as @SCOPE/ReasoningGymConfig().
+    """
+
+    datasets: tuple[ReasoningGymConfig, ...]
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        if not self.datasets:
+            raise ValueError("datasets is (), expected one ReasoningGymConfig or more")
+
+
+@dataclass(frozen=True)
 class RewardConfig:
     """Weights of an experiment's rewards; accuracy has weight 1.
 

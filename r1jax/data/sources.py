@@ -1,10 +1,11 @@
 """Sources of problems: this project's generators, by name, those of reasoning-gym, and files."""
 
+import itertools
 import random
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from r1jax.config import JsonlConfig, ReasoningGymConfig, require_positive
 from r1jax.data import countdown, reasoning_gym, toy
@@ -46,6 +47,17 @@ class Source:
             known = ", ".join(sorted(GENERATORS))
             raise UsageError(f"source '{self.name}': expected one of {known}, or set Source.file or Source.gym")
         return GENERATORS[self.name](split, seed)
+
+
+def alternate(sources: Sequence[Source]) -> Callable[[str, int], Iterator[Problem]]:
+    """The problems of all sources in turn, as a `Task` has them; a file that is exhausted drops out."""
+
+    def problems(split: str, seed: int) -> Iterator[Problem]:
+        rounds = itertools.zip_longest(*(source.problems(split, seed) for source in sources))
+        drawn = (problem for problem in itertools.chain.from_iterable(rounds) if problem is not None)
+        return (replace(problem, id=place) for place, problem in enumerate(drawn))
+
+    return problems
 
 
 def fingerprint(sources: Sequence[Source]) -> int:

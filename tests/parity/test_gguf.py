@@ -107,7 +107,7 @@ def test_logits_and_export(name, small_vocabulary, tmp_path, one_device):
     assert exported.apply_chat_template(messages) == theirs.apply_chat_template(messages)
     text = theirs.apply_chat_template(messages, tokenize=False)
     assert policy.tokenizer.encode(policy.tokenizer.chat(messages)) == theirs.encode(text, add_special_tokens=False)
-    assert (policy.tokenizer.bos, policy.tokenizer.eos) == (theirs.bos_token, theirs.eos_token)
+    assert (policy.tokenizer.bos_id, policy.tokenizer.eos_id) == (theirs.bos_token_id, theirs.eos_token_id)
 
 
 def build_tokenizer(path: Path, directory: Path):
