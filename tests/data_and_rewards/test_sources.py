@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import tokenizers
 from etils import epath
 
 from r1jax.config import JsonlConfig, PromptConfig
@@ -392,6 +393,38 @@ def test_a_tokenizer_without_a_chat_template_cannot_be_asked_in_one(tmp_path, to
     (tokenizer_directory / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(UsageError, match="chat_template"):
         text_task("x", tokenizer_directory, template=PromptConfig("chat"))
+
+
+def test_what_was_trained_from_a_list_of_end_tokens_is_exported_with_it(tmp_path, tokenizer_directory, model, policy):
+    configs = {
+        "config.json": {"eos_token_id": [2, 9], "pad_token_id": 0},
+        "generation_config.json": {"eos_token_id": 7},
+    }
+    for name, ids in configs.items():
+        (tokenizer_directory / name).write_text(json.dumps(ids))
+    task = text_task("gsm8k", tokenizer_directory)
+    assert task.tokenizer.eos_ids == (TOKENIZER.eos_id, 7, 9)
+    stage = save_policy(tmp_path / "rl", model, policy, task.name)
+    task.save_tokenizer(stage)
+    export_hf(stage, epath.Path(tmp_path / "exported"), progress=Progress())
+    for name, ids in configs.items():
+        assert json.loads((tmp_path / "exported" / name).read_text()).items() >= ids.items()
+
+
+def test_a_text_task_begins_as_tokenizer_json_says(tokenizer_directory):
+    """Llama 3's tokenizer_config.json doesn't say that a text begins with the begin token."""
+    config = json.loads((tokenizer_directory / "tokenizer_config.json").read_text())
+    del config["add_bos_token"]
+    (tokenizer_directory / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_directory / "tokenizer.json"))
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", TOKENIZER.bos_id)]
+    )
+    tokenizer.save(str(tokenizer_directory / "tokenizer.json"))
+    task = text_task("gsm8k", tokenizer_directory)
+    ids = task.tokenizer.encode(task.prompt("compute 3"))
+    assert ids == task.tokenizer.codec.tokenizer.encode(r1_zero_prompt("compute 3")).ids
+    assert ids.count(TOKENIZER.bos_id) == 1
 
 
 def test_a_registered_task_is_loaded_by_name(tmp_path, model, policy, one_device):
