@@ -1,6 +1,6 @@
 """Scores by reasoning-gym's verifiers, which may never return: run it in `workers.py` only.
 
-Ten of them evaluate the answer as Python or by sympy, which does so as well. An answer could read the solution or do
+Nine of them evaluate the answer as Python or by sympy, which does so as well. An answer could read the solution or do
 harm: here they get an `eval` and a `parse_expr` without access to either, and the process may not write, connect or
 start others. That stops what a policy might find, and not an attacker: it is no sandbox.
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -96,6 +97,17 @@ def test_without_a_kl_term_there_is_no_reference(name, one_device, model, saved_
     with_kl = stage_memory(one_device, model, change(config, kl_coef=0.001))
     assert "reference" not in held
     assert with_kl == held | {"reference": held["weights"]}
+
+
+def test_masters_begin_with_all_bits_of_a_float32_checkpoint(one_device, model, policy, saved_policy):
+    """The policy and the reference are rounded."""
+    stored = replace(model, param_dtype="bfloat16")
+    state = rl_stage.Trainer(one_device, stored, preset("grpo").rl).start(saved_policy)
+    masters, params, reference = state.train.opt_state.masters, state.train.params, state.reference.params
+    for original, master, *others in zip(*map(jax.tree.leaves, (policy[0], masters, params, reference)), strict=True):
+        np.testing.assert_array_equal(master, original)
+        for x in others:
+            np.testing.assert_array_equal(x, original.astype("bfloat16"))
 
 
 def test_a_checkpoint_without_a_kl_term_has_no_reference(
