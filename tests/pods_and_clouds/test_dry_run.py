@@ -285,7 +285,7 @@ def test_a_dry_run_counts_what_each_stage_holds(one_device):
     """float32 weights and moments; RL adds up two trees of float32 gradients, and has a reference."""
     config = config_of("r1", "16b")
     weights = 4 * 15_706_484_224
-    for stage in (config.pretrain, config.sft):
+    for stage in (config.cold_start, config.sft):
         held = stage_memory(one_device, config.model, stage)
         assert held == pytest.approx({"weights": weights, "optimizer": 2 * weights, "gradients": weights}, rel=1e-3)
     held = stage_memory(one_device, config.model, config.final_rl)
