@@ -1,6 +1,5 @@
 """import-hf of GGUF files: weights, logits and token ids are those of transformers, and a bad file is one line."""
 
-import json
 import subprocess
 from pathlib import Path
 
@@ -107,7 +106,7 @@ def test_logits_and_export(name, small_vocabulary, tmp_path, one_device):
     assert exported.apply_chat_template(messages) == theirs.apply_chat_template(messages)
     text = theirs.apply_chat_template(messages, tokenize=False)
     assert policy.tokenizer.encode(policy.tokenizer.chat(messages)) == theirs.encode(text, add_special_tokens=False)
-    assert (policy.tokenizer.bos_id, policy.tokenizer.eos_id) == (theirs.bos_token_id, theirs.eos_token_id)
+    assert (policy.tokenizer.bos_id, policy.tokenizer.eos_ids) == (theirs.bos_token_id, (theirs.eos_token_id,))
 
 
 def build_tokenizer(path: Path, directory: Path):
@@ -156,7 +155,7 @@ def test_sentencepiece_ids_on_gsm8k(tmp_path):
     ours, theirs = build_tokenizer(path, tmp_path / "tokenizer"), their_tokenizer(path)
     assert [ours.encode(text) for text in texts] == reference.encode(texts)
     assert_same_ids(ours, theirs, [*texts, "<s>", *ODD])
-    assert ours.begins_with_bos
+    assert ours.begin == ["<s>"]
     assert ours.decode(ours.encode(texts[0])) == texts[0]
 
 
@@ -167,8 +166,7 @@ def test_padding_ids_and_several_end_tokens(small_vocabulary, tmp_path, one_devi
     path = write_tiny(tmp_path / "model.gguf", "F16", small_vocabulary | padded)
     policy = imported(path, tmp_path / "ours", one_device)
     assert (policy.model.vocab_size, policy.model.tokenizer_size) == (len(tokens) + 2, len(tokens))
-    generation = json.loads((tmp_path / "ours" / "tokenizer" / "generation_config.json").read_text())
-    assert generation["eos_token_id"] == [tokens.index("<|eos|>"), tokens.index("<think>")]
+    assert policy.tokenizer.eos_ids == (tokens.index("<|eos|>"), tokens.index("<think>"))
 
 
 def test_llama3s_frequency_factors_are_its_scaling(small_vocabulary, tmp_path):
@@ -201,6 +199,7 @@ BAD = {
     "missing key": ({"llama.feed_forward_length": None}, ["'intermediate_size'"]),
     "layers": ({"llama.block_count": 10**8}, ["model.layers.2"]),
     "no heads": ({"llama.attention.head_count": 0}, ["num_attention_heads is 0"]),
+    "odd heads": ({"llama.attention.key_length": 63}, ["head_dim"]),
     "text": ({"llama.embedding_length": "wide"}, ["hidden_size is 'wide'"]),
     "heads by layer": ({"llama.attention.head_count": [4, 4]}, ["num_attention_heads is [4, 4]"]),
     "part": ({"split.count": 3}, ["one of 3 parts"]),

@@ -66,7 +66,7 @@ def test_every_stage_can_be_laid_out(scale):
 
 def test_shared_prompts_are_refused_on_rows_that_devices_share_where_the_kernel_has_no_mask_for_them():
     config = scale_config("cpu", "RLConfig.share_prompts=True", "ModelConfig.attention='full'")
-    splash = replace(config, model=replace(config.model, attention="splash"))
+    splash = replace(config, architecture=replace(config.model, attention="splash"))
     whole, divided = (layout_of(MeshConfig(context=n), Rules()) for n in (1, 2))
     for layout, one in ((whole, config), (whole, splash), (divided, config)):
         check_stages(layout, one, memory=False)
@@ -74,16 +74,14 @@ def test_shared_prompts_are_refused_on_rows_that_devices_share_where_the_kernel_
         check_stages(divided, splash, memory=False)
 
 
-def test_builds_first_run_on_a_pod_can_be_laid_out(monkeypatch):
+def test_builds_first_run_on_a_pod_can_be_laid_out():
     """The run of DeepSeek-V2-Lite, with the gin files that BUILD.md names."""
     build = (ROOT / "BUILD.md").read_text()
     [command] = re.findall(r"run.sh -- r1_zero_math (.*?)--workdir", build, flags=re.DOTALL)
     files = re.findall(r"--gin (\S+)", command)
     assert files == re.findall(r"--gin (\S+)", (ROOT / "tpu_scripts/README.md").read_text().split("## 6. Run")[1])[:3]
-    experiment = load_experiment("r1_zero_math")
-    lite = scale_config("v6e_64").model
-    monkeypatch.setattr(experiment, "base_model", lambda base: replace(lite, dtype="bfloat16", remat=base.remat))
-    config = read_config(experiment.Config, [gin_path(file) for file in files], [])
+    files = ["model/deepseek_v2_lite.gin", *files]  # in the place of a checkpoint
+    config = read_config(load_experiment("r1_zero_math").Config, [gin_path(file) for file in files], [])
     assert config.model.remat == "full"
     layout = layout_of(config.mesh, Rules())
     assert layout.mesh.size == 16
