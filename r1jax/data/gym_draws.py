@@ -57,21 +57,26 @@ def is_held_out(question: str) -> bool:
 
 
 def draw(name: str, settings: dict[str, Any], split: str, seed: int) -> Iterator[dict[str, Any]]:
-    """An endless stream of entries; split 'test' has all the held-out questions and no others.
+    """A stream of entries: 'train' is endless, 'test' has each held-out question once and ends when no more turn up.
 
     Raises UsageError when the settings allow no question of the split, or hardly any question.
     """
+    asked: set[str] = set()
     for chunk in itertools.count():
         # The library draws place i with seed + i: neighbouring seeds would share their problems.
         dataset = make_dataset(name, settings, zlib.crc32(f"{name}-{split}-{seed}-{chunk}".encode()) >> 1)
-        of_split = (
-            entry for entry in entries(dataset, name, settings) if is_held_out(entry["question"]) == (split == "test")
-        )
-        first = next(of_split, None)
-        if first is None:
+        found = False
+        for entry in entries(dataset, name, settings):
+            question = entry["question"]
+            if is_held_out(question) == (split == "test") and question not in asked:
+                found = True
+                if split == "test":  # a repeated problem would count twice in an evaluation
+                    asked.add(question)
+                yield entry
+        if not found and asked:
+            return
+        if not found:
             raise UsageError(f"reasoning-gym's '{name}' with {settings} has too few questions for split '{split}'")
-        yield first
-        yield from of_split
 
 
 def entries(dataset: Any, name: str, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:

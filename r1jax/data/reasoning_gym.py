@@ -16,7 +16,7 @@ from r1jax.types import Problem
 
 
 def problems(config: ReasoningGymConfig, source: str, split: str, seed: int) -> Iterator[Problem]:
-    """An endless stream; `Problem.answer` is what `rewards/reasoning_gym.py` reads.
+    """The stream of `gym_draws.draw`; `Problem.answer` is what `rewards/reasoning_gym.py` reads.
 
     The problem at a place depends on the config, the split and the seed only. Raises UsageError for a config that the
     library refuses, at once, and while drawing when it has no question of the split.
@@ -42,9 +42,11 @@ def stream(config: ReasoningGymConfig, source: str, split: str, seed: int) -> It
                     raise UsageError(row["error"])
                 question, answer = row
                 yield Problem(place, question, answer, "en", source)
+            status = process.wait()
         finally:
             process.kill()
-    raise RunError(f"the process that draws problems of {config} ended with exit status {process.returncode}")
+    if status:
+        raise RunError(f"the process that draws problems of {config} ended with exit status {status}")
 
 
 def contents(config: ReasoningGymConfig) -> list[Any]:

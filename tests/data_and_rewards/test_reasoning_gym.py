@@ -82,6 +82,16 @@ def test_splits_are_disjoint(name):
     assert all(map(gym_draws.is_held_out, test)) and not any(map(gym_draws.is_held_out, train))
 
 
+def test_held_out_questions_come_once():
+    """There are a hundred products of two digits."""
+    config = ReasoningGymConfig("products", {"max_terms": 2, "min_digits": 1, "max_digits": 1})
+    source = Source("products", gym=config)
+    found = [p.question for p in source.problems("test", 0)]
+    assert found and len(found) == len(set(found))
+    train = {p.question for p in itertools.islice(source.problems("train", 0), 3000)}
+    assert len(train | set(found)) == 100 and not train & set(found)
+
+
 def test_a_stream_goes_on_after_a_chunk():
     problems = drawn("chain_sum", "train", 0, 3 * gym_draws.CHUNK, {"min_digits": 9, "max_digits": 9})
     assert len({p.question for p in problems}) == len(problems)
