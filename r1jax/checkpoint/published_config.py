@@ -101,8 +101,8 @@ def from_published(config: dict[str, Any], *, mtp: bool) -> ModelConfig:
     rope = {key: config[key] for key in NEUTRAL if key in config} | new | old
     given: dict[str, Any] = DEFAULTS[kind] | {key: rope[key] for key in ("rope_theta",) if key in rope}
     given |= {key: value for key, value in config.items() if value is not None or key == "q_lora_rank"}
-    for name, keys in KEYS.get(kind, {}).items():
-        given |= {name: given[key] for key in reversed(keys) if key in given}
+    renamed = KEYS.get(kind, {})
+    given |= {name: given[key] for name, keys in renamed.items() for key in reversed(keys) if key in given}
     if kind in IMPLIED:
         given = with_heads(given)
     else:

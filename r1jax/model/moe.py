@@ -53,7 +53,7 @@ def moe(
     replay_BTK: Array | None = None,
     ops: ShardedOps = ONE_DEVICE,
 ) -> tuple[Array, dict[str, Array]]:
-    """Routed experts, plus the shared ones of models that have them, [B, T, D], and statistics of the router; segment 0 is padding and not counted.
+    """Routed experts plus shared ones, if any, [B, T, D], and statistics of the router; segment 0 is not counted.
 
     Statistics: `load_E`, the number of tokens that chose each expert; `balance`, the balance loss summed over segments;
     `ids_BTK`, each token's experts, which `replay_BTK` prescribes where it is not -1.

@@ -16,10 +16,12 @@ import transformers
 from etils import epath
 
 from r1jax.checkpoint.published import published_tensors
+from r1jax.checkpoint.published_config import from_published
 from r1jax.checkpoint.store import CheckpointStore, make_metadata, policy_item
 from r1jax.cli.main import main
 from r1jax.data.toy import running_sum
 from r1jax.data.toy.running_sum import TOKENIZER
+from r1jax.model.moe import balance_loss, choose_experts
 from r1jax.model.spec import init_params, init_router_bias
 from r1jax.model.transformer import forward, forward_mtp, logits
 from r1jax.objectives.language_model import LossTerms, language_model_loss
@@ -173,6 +175,22 @@ def test_gradients_of_the_sft_loss(config, seed, experts, tmp_path, one_device):
             expected = their_gradient(theirs, tensor.name).numpy()
             error = np.linalg.norm(tensor.to_published(np.asarray(array[tensor.index])) - expected)
             assert error <= GRADIENTS * np.linalg.norm(expected), tensor.name
+
+
+def test_the_balance_loss_is_qwen3_moes():
+    """Of one layer and one sequence, but for the number of experts per token, by which V3 divides."""
+    E, K, model = (
+        8,
+        2,
+        from_published(transformers.Qwen3MoeConfig(num_experts=8, num_experts_per_tok=2).to_dict(), mtp=True),
+    )
+    logits_TE = torch.randn(24, E, generator=torch.Generator().manual_seed(0))
+    scores_BTE = jax.nn.softmax(np.asarray(logits_TE))[None]
+    ids_BTK, _ = choose_experts(scores_BTE, np.zeros(E), model)
+    chosen_BTE = jax.nn.one_hot(ids_BTK, E).sum(axis=-2)
+    ours = balance_loss(scores_BTE, chosen_BTE, np.ones((1, 24), np.int32), model)
+    theirs = transformers.models.qwen3_moe.modeling_qwen3_moe.load_balancing_loss_func((logits_TE,), E, K)
+    assert float(ours) == pytest.approx(theirs.item() / K, rel=1e-5)
 
 
 def save(directory, model, params, bias) -> None:
