@@ -75,15 +75,34 @@ def dense_model() -> ModelConfig:
 
 
 @pytest.fixture(scope="session")
+def grouped_moe_model(dense_model) -> ModelConfig:
+    """The same with experts in all layers and no biases: every part of Qwen3-MoE."""
+    return dataclasses.replace(
+        dense_model, attention_bias=False, first_k_dense_replace=0, moe_intermediate_size=24, n_routed_experts=8,
+        num_experts_per_tok=2, n_group=1, topk_group=1, topk_method="greedy", scoring_func="softmax",
+        norm_topk_prob=True, routed_scaling_factor=1.0,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
 def dense_policy(dense_model):
-    """(params, {}), biases and norms uneven: zeros and ones would hide one that is left out."""
-    params = init_params(jax.random.key(0), dense_model)
+    return uneven_policy(dense_model)
+
+
+@pytest.fixture(scope="session")
+def grouped_moe_policy(grouped_moe_model):
+    return uneven_policy(grouped_moe_model)
+
+
+def uneven_policy(model: ModelConfig):
+    """(params, router_bias), biases and norms uneven: zeros and ones would hide one that is left out."""
+    params = init_params(jax.random.key(0), model)
 
     def uneven(path, x):
         key = jax.random.fold_in(jax.random.key(1), zlib.crc32(jax.tree_util.keystr(path).encode()))
         return x + 0.3 * jax.random.normal(key, x.shape) if "bias" in path[-1].key or "norm" in path[-1].key else x
 
-    return jax.tree_util.tree_map_with_path(uneven, params), init_router_bias(dense_model)
+    return jax.tree_util.tree_map_with_path(uneven, params), init_router_bias(model)
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ class RopeScalingConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A DeepSeek-V2 or V3 style model, or a dense one with grouped-query attention (Qwen2.5, Qwen3, Llama 3).
+    """A DeepSeek-V2 or V3 style model, or one with grouped-query attention (Qwen2.5, Qwen3, Qwen3-MoE, Llama 3).
 
     Names are those of the published config.json. A number that only one kind of model has is 0 where it is not set.
     """
@@ -51,7 +51,7 @@ class ModelConfig:
     first_k_dense_replace: int  # leading layers with a dense feed-forward; the others have experts
     intermediate_size: int  # width of the dense feed-forward
     num_attention_heads: int
-    kv_lora_rank: int | None  # of latent attention; None: grouped-query attention, and all layers are dense
+    kv_lora_rank: int | None  # of latent attention; None: grouped-query attention
     num_nextn_predict_layers: int  # multi-token-prediction modules
     # Latent attention's.
     q_lora_rank: int | None = 0  # None: queries are projected in one step
@@ -66,7 +66,7 @@ class ModelConfig:
     # Of models with experts.
     moe_intermediate_size: int = 0  # width of one expert
     n_routed_experts: int = 0
-    n_shared_experts: int = 0
+    n_shared_experts: int = 0  # which every token has; 0: none (Qwen3-MoE)
     num_experts_per_tok: int = 0
     n_group: int = 0  # router groups (V3, section 2.1.2: node-limited routing)
     topk_group: int = 0  # groups that a token may choose its experts from
@@ -74,7 +74,7 @@ class ModelConfig:
     routed_scaling_factor: float = 0.0
     rope_scaling: RopeScalingConfig = RopeScalingConfig()
     scoring_func: str = "sigmoid"  # affinity of a token to an expert: V3; "softmax": V2
-    topk_method: str = "noaux_tc"  # see model/moe.py: V3; "group_limited_greedy": V2; "greedy": V2-Lite
+    topk_method: str = "noaux_tc"  # see model/moe.py: V3; "group_limited_greedy": V2; "greedy": V2-Lite, Qwen3-MoE
     tie_word_embeddings: bool = False
     scalar_head: bool = False  # a reward model: a score for a whole sequence, and no logits
     tokenizer_size: int | None = None  # ids from here on are padding, which is never drawn; None: there is none
@@ -141,17 +141,13 @@ class ModelConfig:
 
     def _require_grouped(self) -> None:
         require_unset(self, LATENT, "latent attention's, which kv_lora_rank = None leaves out")
-        require_unset(self, EXPERTS, "of experts, which a model with grouped-query attention doesn't have")
         require_positive(self, "num_key_value_heads", "head_dim", why=": grouped-query attention needs it")
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         if heads % kv_heads:
             raise ValueError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-        dense, layers, modules = self.first_k_dense_replace, self.num_hidden_layers, self.num_nextn_predict_layers
-        if dense != layers or modules:
-            raise ValueError(
-                f"with grouped-query attention (kv_lora_rank = None) all layers are dense: first_k_dense_replace is"
-                f" {dense}, expected num_hidden_layers ({layers}), and num_nextn_predict_layers {modules}, expected 0"
-            )
+        require_unset(self, ("num_nextn_predict_layers",), "of models with latent attention (kv_lora_rank)")
+        if self.first_k_dense_replace == self.num_hidden_layers:
+            require_unset(self, EXPERTS, "of experts, and first_k_dense_replace = num_hidden_layers leaves them out")
         mscale, all_dim = self.rope_scaling.mscale, self.rope_scaling.mscale_all_dim
         if (mscale, all_dim) != (1, 0):
             raise ValueError(
@@ -162,7 +158,10 @@ class ModelConfig:
         why = f": layers from first_k_dense_replace ({self.first_k_dense_replace}) on, and modules, have experts"
         if self.norm_topk_prob is None:
             raise ValueError(f"norm_topk_prob is not set{why}")
-        require_positive(self, *(name for name in EXPERTS if name != "norm_topk_prob"), why=why)
+        optional = ("n_shared_experts", "norm_topk_prob")
+        require_positive(self, *(name for name in EXPERTS if name not in optional), why=why)
+        if self.n_shared_experts < 0:
+            raise ValueError(f"n_shared_experts is {self.n_shared_experts}, expected 0 or more")
         if self.n_routed_experts % self.n_group:
             raise ValueError(f"n_routed_experts {self.n_routed_experts} is not a multiple of n_group {self.n_group}")
         if not 0 < self.topk_group <= self.n_group:

@@ -53,7 +53,7 @@ def moe(
     replay_BTK: Array | None = None,
     ops: ShardedOps = ONE_DEVICE,
 ) -> tuple[Array, dict[str, Array]]:
-    """Routed plus shared experts, [B, T, D], and statistics of the router; segment 0 is padding and not counted.
+    """Routed experts plus shared ones, if any, [B, T, D], and statistics of the router; segment 0 is not counted.
 
     Statistics: `load_E`, the number of tokens that chose each expert; `balance`, the balance loss summed over segments;
     `ids_BTK`, each token's experts, which `replay_BTK` prescribes where it is not -1.
@@ -61,7 +61,8 @@ def moe(
     scores_BTE = affinities(p, x_BTD, c)
     ids_BTK, gates_BTK = choose_experts(scores_BTE, bias_E, c, replay_BTK)
     out_BTD = ops.experts(p, x_BTD, ids_BTK, gates_BTK, c)
-    out_BTD += ops.residual(feed_forward(p["shared"], ops.matmul_input(x_BTD)))
+    if "shared" in p:
+        out_BTD += ops.residual(feed_forward(p["shared"], ops.matmul_input(x_BTD)))
 
     chosen_BTE = jax.nn.one_hot(ids_BTK, c.n_routed_experts).sum(axis=-2) * (segment_ids_BT > 0)[..., None]
     balance = balance_loss(scores_BTE, chosen_BTE, segment_ids_BT, c)

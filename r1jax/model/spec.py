@@ -78,13 +78,15 @@ def _experts(c: ModelConfig) -> dict:
     E, D, F = c.n_routed_experts, c.hidden_size, c.moe_intermediate_size
     into, out = ("experts", "expert_embed", "expert_mlp"), ("experts", "expert_mlp", "expert_embed")
     published = "mlp.experts.{expert}"
-    return {
+    routed = {
         "router_DE": ParamSpec((D, E), ("embed", "router"), D, "mlp.gate.weight", 1),
         "gate_EDF": ParamSpec((E, D, F), into, D, f"{published}.gate_proj.weight", 1),
         "up_EDF": ParamSpec((E, D, F), into, D, f"{published}.up_proj.weight", 1),
         "down_EFD": ParamSpec((E, F, D), out, F, f"{published}.down_proj.weight", 1),
-        "shared": _feed_forward(D, F * c.n_shared_experts, "mlp.shared_experts"),
     }
+    if c.n_shared_experts == 0:
+        return routed
+    return routed | {"shared": _feed_forward(D, F * c.n_shared_experts, "mlp.shared_experts")}
 
 
 def _block(c: ModelConfig, feed_forward: dict) -> dict:

@@ -33,12 +33,14 @@ def cases(quick: list) -> list:
 ROUNDING = 1e-5
 
 
-@pytest.fixture(scope="module")
-def eight(model):
-    """The demo's model with 8 heads and 8 experts, divisible by 8 devices, and its (params, router_bias)."""
-    model = dataclasses.replace(
-        model, num_attention_heads=8, n_routed_experts=8, experts="grouped", remat="full", vocab_size=208
-    )
+@pytest.fixture(scope="module", params=["latent", "grouped-queries"])
+def eight(request, model, grouped_moe_model):
+    """A model with 8 experts and 8 heads of keys, divisible by 8 devices, and its (params, router_bias)."""
+    if request.param == "latent":  # the demo's
+        model = dataclasses.replace(model, num_attention_heads=8, n_routed_experts=8)
+    else:  # Qwen3-MoE's parts
+        model = dataclasses.replace(grouped_moe_model, num_attention_heads=16, num_key_value_heads=8)
+    model = dataclasses.replace(model, experts="grouped", remat="full", vocab_size=208)
     params = init_params(jax.random.key(0), model)
     bias = jax.tree.map(lambda b: 0.1 * jax.random.normal(jax.random.key(1), b.shape), init_router_bias(model))
     return model, (params, bias)

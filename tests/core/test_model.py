@@ -11,7 +11,7 @@ from r1jax.config import OptimizerConfig, RopeScalingConfig
 from r1jax.model import moe, softmax_attention
 from r1jax.model.attention import latents, score_scale
 from r1jax.model.layers import linear, rms_norm, rope_amplitude, rope_frequencies, rotate
-from r1jax.model.spec import ParamSpec, count_params, init_params, init_router_bias, param_specs
+from r1jax.model.spec import ParamSpec, count_active_params, count_params, init_params, init_router_bias, param_specs
 from r1jax.model.transformer import cast, forward, forward_cached, forward_mtp, init_cache, logits
 from r1jax.objectives.language_model import LossTerms, busiest_expert, language_model_loss
 from r1jax.objectives.optimizer import make_optimizer
@@ -80,6 +80,14 @@ def test_absorbed_equals_expanded_for_every_prompt_length(model, q_lora_rank):
 
 def test_grouped_query_attention_over_a_cache_equals_that_of_whole_sequences(dense_model, dense_policy):
     assert_cached_equals_whole_sequences(dense_model, dense_policy, T=5)
+
+
+@pytest.mark.parametrize("experts", ["dense", pytest.param("grouped", marks=pytest.mark.slow)])
+def test_grouped_queries_with_experts_over_a_cache_equal_whole_sequences(
+    grouped_moe_model, grouped_moe_policy, experts
+):
+    c = dataclasses.replace(grouped_moe_model, experts=experts)
+    assert_cached_equals_whole_sequences(c, grouped_moe_policy, T=5)
 
 
 def assert_cached_equals_whole_sequences(c, policy, T=9):
@@ -407,6 +415,24 @@ def test_all_layers_may_have_experts_or_none(model, dense):
     assert ("expert_load_max" in busiest_expert(load)) == (not dense)
 
 
+def test_a_model_without_shared_experts_has_its_chosen_experts_alone(grouped_moe_model, grouped_moe_policy):
+    """By hand, of one token: softmax over all experts, the best two, renormalised."""
+    weights = jax.tree.map(lambda w: w[0], grouped_moe_policy[0]["moe"]["feed_forward"])
+    assert "shared" not in weights
+    x_D = jax.random.normal(jax.random.key(1), (grouped_moe_model.hidden_size,))
+    scores_E = jax.nn.softmax(x_D @ weights["router_DE"])
+    best = np.argsort(scores_E)[::-1][:2]
+    outputs = [
+        (jax.nn.silu(x_D @ weights["gate_EDF"][e]) * (x_D @ weights["up_EDF"][e])) @ weights["down_EFD"][e]
+        for e in best
+    ]
+    expected = sum(scores_E[e] * out for e, out in zip(best, outputs, strict=True)) / scores_E[best].sum()
+    bias_E = grouped_moe_policy[1]["moe"][0]
+    out_BTD, statistics = moe.moe(weights, bias_E, x_D[None, None], jnp.ones((1, 1), jnp.int32), grouped_moe_model)
+    assert statistics["ids_BTK"][0, 0].tolist() == best.tolist()
+    np.testing.assert_allclose(out_BTD[0, 0], expected, **ROUNDING)
+
+
 def test_router_bias_moves_against_the_load():
     bias = moe.update_router_bias(jnp.zeros((1, 4)), jnp.array([[10.0, 2.0, 4.0, 4.0]]), 0.001)
     np.testing.assert_allclose(bias, [[-0.001, 0.001, 0.001, 0.001]])
@@ -420,6 +446,14 @@ def test_balance_loss_is_one_when_even_and_e_over_k_when_collapsed(model):
     one = jnp.zeros((1, 4, 4)).at[..., 0].set(1.0)
     assert float(even) == pytest.approx(1.0)
     assert float(moe.balance_loss(one, one, one_segment, c)) == pytest.approx(4.0)
+
+
+def test_active_parameters_of_a_model_without_shared_experts(grouped_moe_model):
+    D, Y, H, M, F, E, K, L, V = 32, 2, 4, 8, 24, 8, 2, 2, 208
+    attention = 2 * D * H * M + 2 * D * Y * M + 2 * M
+    outside = 2 * V * D + D + L * (2 * D + attention + D * E)
+    assert count_active_params(grouped_moe_model) == outside + L * K * 3 * D * F
+    assert sum(count_params(grouped_moe_model).values()) == outside + L * E * 3 * D * F
 
 
 def test_parameter_count_by_hand(model):

@@ -125,6 +125,23 @@ def forward_routes(model, policy, groups):
             yield sample, np.asarray(run(row, np.arange(row.shape[1])[None]))[0]
 
 
+def test_the_trainer_replays_routes_of_grouped_queries(one_device, grouped_moe_model, grouped_moe_policy, prompts):
+    """Of both layers: the sampler's log-probabilities and expert loads, whatever the trainer's router chooses."""
+    policy, model = grouped_moe_policy, grouped_moe_model
+    groups = generate(make_engine(one_device, model, routing_replay=True, prefill_chunk=7, slots=4), policy, prompts)
+    for sample, expected in forward_routes(model, policy, groups[:2]):
+        np.testing.assert_array_equal(np.sort(sample.routes), np.sort(expected))
+    arrays, generation = trainer_arrays(prompts, groups, P, N)
+    rows, routes = join(arrays, generation), generation.routes_BGTLK.reshape(18, P + N, 2, -1)
+    other = with_other_router(policy[0], 0.3)
+    run = jax.jit(lambda p, routes: score(p, policy[1], rows, N, 1.0, model, routes))
+    logp, _, load = run(policy[0], routes)
+    gap = np.abs(logp.reshape(generation.logp_BGN.shape) - generation.logp_BGN) * completion_mask(generation)
+    assert gap.max() < SAMPLER_TOLERANCE
+    assert (np.asarray(run(other, None)[2]["moe"]) != np.asarray(load["moe"])).any()
+    np.testing.assert_array_equal(run(other, routes)[2]["moe"], load["moe"])
+
+
 @pytest.mark.parametrize("config", [{}, {"speculative": True, "prefill_chunk": 7, "slots": 4}], ids=str)
 def test_routes_come_back_with_the_tokens(one_device, model, policy, prompts, config):
     engine = make_engine(one_device, model, routing_replay=True, **config)

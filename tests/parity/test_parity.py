@@ -16,10 +16,12 @@ import transformers
 from etils import epath
 
 from r1jax.checkpoint.published import published_tensors
+from r1jax.checkpoint.published_config import from_published
 from r1jax.checkpoint.store import CheckpointStore, make_metadata, policy_item
 from r1jax.cli.main import main
 from r1jax.data.toy import running_sum
 from r1jax.data.toy.running_sum import TOKENIZER
+from r1jax.model.moe import balance_loss, choose_experts
 from r1jax.model.spec import init_params, init_router_bias
 from r1jax.model.transformer import forward, forward_mtp, logits
 from r1jax.objectives.language_model import LossTerms, language_model_loss
@@ -31,6 +33,7 @@ from tests.shared.reference import (
     assert_same_logits,
     draw,
     draw_dense,
+    draw_grouped_moe,
     greedy_responses,
     imported,
     make_reference,
@@ -44,7 +47,7 @@ GRADIENTS = 1e-3  # of each tensor's norm
 
 def drawn(draw, seeds, slow=(), *more) -> list:
     """Parameters (config, seed, *more) of the drawn configurations."""
-    name = "dense-" if draw is draw_dense else ""
+    name = {draw_dense: "dense-", draw_grouped_moe: "grouped-moe-"}.get(draw, "")
 
     def param(seed, marks):
         return pytest.param(draw(seed), seed, *more, id="-".join([f"{name}{seed}", *more]), marks=marks)
@@ -55,7 +58,8 @@ def drawn(draw, seeds, slow=(), *more) -> list:
 # Not the dense 5: its 55th greedy token is a tie, within 2e-7 of the logits' deviation.
 DENSE_DRAWN = drawn(draw_dense, [0, 2, 4, 8], [1, 3, 6, 7, *range(9, 24), 26])
 MISTRAL = pytest.param(draw_dense(2) | {"model_type": "mistral", "sliding_window": None}, 2, id="mistral")
-DRAWN = [*drawn(draw, range(6), range(6, 26)), *DENSE_DRAWN, MISTRAL]
+GROUPED_MOE_DRAWN = drawn(draw_grouped_moe, [0, 3], [1, 2, *range(4, 12)])
+DRAWN = [*drawn(draw, range(6), range(6, 26)), *DENSE_DRAWN, *GROUPED_MOE_DRAWN, MISTRAL]
 
 
 @pytest.mark.parametrize(("config", "seed"), DRAWN)
@@ -78,7 +82,7 @@ def test_logits_and_greedy_continuation(config, seed, tmp_path, one_device):
     )
 
 
-MIXED = [*drawn(draw, [0], [1]), *drawn(draw_dense, [], [2, 3, 4])]
+MIXED = [*drawn(draw, [0], [1]), *drawn(draw_dense, [], [2, 3, 4]), *drawn(draw_grouped_moe, [], [0, 3])]
 
 
 @pytest.mark.parametrize(("config", "seed"), MIXED)
@@ -119,6 +123,17 @@ def test_the_drawn_dense_configurations_cover_their_families():
     assert {config["rope_parameters"]["rope_type"] for config in default} == {"default", "yarn", "llama3"}
 
 
+def test_the_drawn_configurations_with_grouped_queries_and_experts_cover_the_family():
+    drawn = [draw_grouped_moe(seed) for seed in range(12)]
+    for key in ("num_attention_heads", "num_key_value_heads", "num_experts", "num_experts_per_tok", "head_dim"):
+        assert len({config[key] for config in drawn}) > 1, key
+    for key in ("num_hidden_layers", "tie_word_embeddings"):
+        assert len({config[key] for config in drawn}) > 1, key
+    assert {config["rope_parameters"]["rope_type"] for config in drawn} == {"default", "yarn"}
+    assert [drawn[seed]["norm_topk_prob"] for seed in (0, 3)] == [True, False]
+    assert {drawn[seed]["rope_parameters"]["rope_type"] for seed in (0, 3)} == {"default", "yarn"}
+
+
 def their_gradient(gradients: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     """transformers keeps all experts in one tensor, gate and up one behind the other."""
     if ".experts." not in name or ".shared_" in name:
@@ -131,10 +146,15 @@ def their_gradient(gradients: dict[str, torch.Tensor], name: str) -> torch.Tenso
     return gate if which == "gate_proj" else up
 
 
-LEARNT = [param for experts in ("dense", "grouped") for param in drawn(draw, [0], [1, 4], experts)]
+LEARNT = [
+    *(param for experts in ("dense", "grouped") for param in drawn(draw, [0], [1, 4], experts)),
+    *drawn(draw_dense, [0], [1, 2], "dense"),
+    *drawn(draw_grouped_moe, [0], [3], "grouped"),
+    *drawn(draw_grouped_moe, [3], [0], "dense"),
+]
 
 
-@pytest.mark.parametrize(("config", "seed", "experts"), [*LEARNT, *drawn(draw_dense, [0], [1, 2], "dense")])
+@pytest.mark.parametrize(("config", "seed", "experts"), LEARNT)
 def test_gradients_of_the_sft_loss(config, seed, experts, tmp_path, one_device):
     reference = make_reference(config, seed)
     reference.save_pretrained(tmp_path / "hf")
@@ -155,6 +175,22 @@ def test_gradients_of_the_sft_loss(config, seed, experts, tmp_path, one_device):
             expected = their_gradient(theirs, tensor.name).numpy()
             error = np.linalg.norm(tensor.to_published(np.asarray(array[tensor.index])) - expected)
             assert error <= GRADIENTS * np.linalg.norm(expected), tensor.name
+
+
+def test_the_balance_loss_is_qwen3_moes():
+    """Of one layer and one sequence, but for the number of experts per token, by which V3 divides."""
+    E, K, model = (
+        8,
+        2,
+        from_published(transformers.Qwen3MoeConfig(num_experts=8, num_experts_per_tok=2).to_dict(), mtp=True),
+    )
+    logits_TE = torch.randn(24, E, generator=torch.Generator().manual_seed(0))
+    scores_BTE = jax.nn.softmax(np.asarray(logits_TE))[None]
+    ids_BTK, _ = choose_experts(scores_BTE, np.zeros(E), model)
+    chosen_BTE = jax.nn.one_hot(ids_BTK, E).sum(axis=-2)
+    ours = balance_loss(scores_BTE, chosen_BTE, np.ones((1, 24), np.int32), model)
+    theirs = transformers.models.qwen3_moe.modeling_qwen3_moe.load_balancing_loss_func((logits_TE,), E, K)
+    assert float(ours) == pytest.approx(theirs.item() / K, rel=1e-5)
 
 
 def save(directory, model, params, bias) -> None:
@@ -195,7 +231,14 @@ def test_multi_token_prediction_of_any_depth(depth, tmp_path, one_device):
             assert_same_logits(logits(params, ours[k])[:, :length], main.lm_head(hidden).numpy())
 
 
-@pytest.mark.parametrize(("config", "seed"), [*drawn(draw, [0, 1, 3]), *drawn(draw_dense, range(3), range(3, 9))])
+EXPORTED = [
+    *drawn(draw, [0, 1, 3]),
+    *drawn(draw_dense, range(3), range(3, 9)),
+    *drawn(draw_grouped_moe, [0, 3], [1, 2, 4, 5]),
+]
+
+
+@pytest.mark.parametrize(("config", "seed"), EXPORTED)
 def test_transformers_loads_what_we_export(config, seed, tmp_path, one_device):
     make_reference(config, seed).save_pretrained(tmp_path / "hf")
     policy = imported(tmp_path / "hf", tmp_path / "ours", one_device)

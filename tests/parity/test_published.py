@@ -27,7 +27,7 @@ from r1jax.cli.main import main
 from r1jax.config import MeshConfig, RopeScalingConfig
 from r1jax.data.toy.running_sum import TOKENIZER
 from r1jax.errors import UsageError
-from r1jax.model.spec import count_params
+from r1jax.model.spec import count_active_params, count_params
 from r1jax.parallel.layout import make_layout
 from r1jax.runs import hugging_face
 from r1jax.runs.hugging_face import fingerprint
@@ -318,7 +318,8 @@ BAD = {
     "text boolean": (change_config(norm_topk_prob="False"), ["norm_topk_prob is 'False' (str)"]),
     "negative": (change_config(kv_lora_rank=-32), ["kv_lora_rank is -32"]),
     "list as type": (change_config(model_type=[]), ["model_type is []"]),
-    "no shared experts": (change_config(n_shared_experts=0), ["n_shared_experts is 0"]),
+    "no shared experts": (change_config(n_shared_experts=0), ["n_shared_experts 0"]),
+    "fewer than no shared experts": (change_config(n_shared_experts=-1), ["n_shared_experts is -1"]),
     "a hundred million layers": (change_config(num_hidden_layers=10**8), ["model.layers."]),
     "index of a number": (lambda s: (s / INDEX).write_text('{"weight_map": {"a": 5}}'), [INDEX, " 5"]),
     "index above": (lambda s: (s / INDEX).write_text('{"weight_map": {"a": "../b"}}'), [INDEX, "'../b'"]),
@@ -344,6 +345,10 @@ BAD = {
     "scoring_func": (change_config(scoring_func="tanh"), ["scoring_func is 'tanh'", "sigmoid"]),
     "topk_method": (change_config(topk_method="best"), ["topk_method is 'best'", "noaux_tc"]),
     "model_type": (change_config(model_type="gpt2"), ["model_type is 'gpt2'", "deepseek_v3"]),
+    "another family with experts": (
+        change_config(model_type="qwen2_moe"),
+        ["model_type is 'qwen2_moe'", "shared expert"],
+    ),
     "missing key": (change_config(kv_lora_rank="remove"), ["'kv_lora_rank'"]),
     "text for a number": (change_config(hidden_size="160"), ["config.json"]),
     "activation": (change_config(hidden_act="gelu"), ["hidden_act", "silu"]),
@@ -568,6 +573,26 @@ def test_models_without_a_published_form_are_refused(bf16_model):
     softmax = dataclasses.replace(bf16_model, topk_method="greedy", scoring_func="softmax", norm_topk_prob=True)
     with pytest.raises(UsageError, match="norm_topk_prob"):
         to_published(softmax, bos_id=None, eos_id=None)
+    with pytest.raises(UsageError, match="n_shared_experts"):
+        to_published(dataclasses.replace(bf16_model, n_shared_experts=0), bos_id=None, eos_id=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("attention_bias", True),
+        ("qk_norm", False),
+        ("first_k_dense_replace", 1),
+        ("n_shared_experts", 1),
+        ("n_group", 2),
+        ("routed_scaling_factor", 2.5),
+        ("scoring_func", "sigmoid"),
+        ("topk_method", "noaux_tc"),
+    ],
+)
+def test_grouped_queries_and_experts_that_are_not_qwen3_moes_have_no_published_form(grouped_moe_model, name, value):
+    with pytest.raises(UsageError, match=name):
+        to_published(dataclasses.replace(grouped_moe_model, **{name: value}), bos_id=None, eos_id=None)
 
 
 def preset(name: str):
@@ -584,6 +609,7 @@ PUBLISHED_COUNTS = {
     "qwen2_5_1_5b": 1_543_714_304,
     "qwen2_5_7b": 7_615_616_512,
     "qwen3_1_7b": 1_720_574_976,
+    "qwen3_30b_a3b": 30_532_122_624,
     "llama3_1_8b": 8_030_261_248,
     "llama3_2_1b": 1_235_814_400,
 }
@@ -633,12 +659,16 @@ def test_a_published_config_is_the_preset():
     assert dataclasses.replace(from_published(config, mtp=True), **free) == preset_model
 
 
+def test_qwen3_30b_a3b_uses_about_3_billion_of_its_parameters():
+    assert 3.3e9 < count_active_params(preset("qwen3_30b_a3b")) < 3.4e9
+
+
 def test_small_is_about_100_million():
     assert 90e6 < sum(count_params(preset("small")).values()) < 110e6
 
 
-# The published config.json of dense models: the keys that describe the architecture, and some that don't.
-DENSE_CONFIGS = {
+# The published config.json of models with grouped-query attention: the keys of the architecture, and some others.
+GROUPED_CONFIGS = {
     "qwen2_5_1_5b": {
         "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
         "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 1536, "initializer_range": 0.02,
@@ -655,6 +685,16 @@ DENSE_CONFIGS = {
         "rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": True, "use_sliding_window": False,
         "vocab_size": 151936,
     },
+    "qwen3_30b_a3b": {
+        "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "bos_token_id": 151643, "decoder_sparse_step": 1, "eos_token_id": 151645, "head_dim": 128,
+        "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 6144,
+        "max_position_embeddings": 40960, "max_window_layers": 48, "mlp_only_layers": [], "model_type": "qwen3_moe",
+        "moe_intermediate_size": 768, "norm_topk_prob": True, "num_attention_heads": 32, "num_experts": 128,
+        "num_experts_per_tok": 8, "num_hidden_layers": 48, "num_key_value_heads": 4, "output_router_logits": False,
+        "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001,
+        "sliding_window": None, "tie_word_embeddings": False, "use_sliding_window": False, "vocab_size": 151936,
+    },
     "llama3_1_8b": {
         "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
         "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
@@ -669,11 +709,17 @@ DENSE_CONFIGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", DENSE_CONFIGS)
-def test_a_dense_models_published_config_is_the_preset(name):
+@pytest.mark.parametrize("name", GROUPED_CONFIGS)
+def test_a_published_config_with_grouped_query_attention_is_the_preset(name):
     model = preset(name)
     free = {field: getattr(model, field) for field in ("param_dtype", "dtype", "experts")}
-    assert dataclasses.replace(from_published(DENSE_CONFIGS[name], mtp=True), **free) == model
+    assert dataclasses.replace(from_published(GROUPED_CONFIGS[name], mtp=True), **free) == model
+
+
+def test_transformers_5_has_another_key_for_the_number_of_experts():
+    config = dict(GROUPED_CONFIGS["qwen3_30b_a3b"])
+    config["num_local_experts"] = config.pop("num_experts")
+    assert from_published(config, mtp=True) == from_published(GROUPED_CONFIGS["qwen3_30b_a3b"], mtp=True)
 
 
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
@@ -757,6 +803,15 @@ def test_a_mistral_without_a_window_key_has_the_default_window():
         ("qwen2_5_1_5b", {"num_key_value_heads": 5}, "num_key_value_heads 5"),
         ("qwen2_5_1_5b", {"hidden_size": "1536"}, "hidden_size is '1536' (str)"),
         ("qwen3_1_7b", {"attention_bias": True}, "attention_bias is True"),
+        ("qwen3_30b_a3b", {"decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
+        ("qwen3_30b_a3b", {"mlp_only_layers": [0]}, "mlp_only_layers is [0]"),
+        ("qwen3_30b_a3b", {"attention_bias": True}, "attention_bias is True"),
+        ("qwen3_30b_a3b", {"use_sliding_window": True}, "use_sliding_window is True"),
+        ("qwen3_30b_a3b", {"num_experts": None}, "'num_experts'"),
+        ("qwen3_30b_a3b", {"num_experts": "128"}, "experts is '128' (str)"),
+        ("qwen3_30b_a3b", {"num_experts_per_tok": 129}, "num_experts_per_tok is 129"),
+        ("qwen3_30b_a3b", {"moe_intermediate_size": 0}, "moe_intermediate_size is 0"),
+        ("qwen3_30b_a3b", {"model_type": "qwen2_moe"}, "shared expert"),
         ("llama3_1_8b", {"attention_bias": True}, "attention_bias is True"),
         ("llama3_1_8b", {"mlp_bias": True}, "mlp_bias is True"),
         ("llama3_1_8b", {"pretraining_tp": 2}, "pretraining_tp is 2"),
@@ -772,9 +827,9 @@ def test_a_mistral_without_a_window_key_has_the_default_window():
         ("llama3_1_8b", {"num_hidden_layers": "32"}, "num_hidden_layers is '32' (str)"),
     ],
 )
-def test_an_unsupported_dense_model_is_one_line(name, changes, says):
+def test_an_unsupported_model_with_grouped_query_attention_is_one_line(name, changes, says):
     with pytest.raises(UsageError) as error:
-        from_published(DENSE_CONFIGS[name] | changes, mtp=True)
+        from_published(GROUPED_CONFIGS[name] | changes, mtp=True)
     assert str(error.value).startswith("config.json: ")
     assert says in str(error.value)
     assert "\n" not in str(error.value)
@@ -782,7 +837,7 @@ def test_an_unsupported_dense_model_is_one_line(name, changes, says):
 
 def test_defaults_of_older_dense_models():
     """Llama 2's config.json: all heads have keys of their own, and share the width."""
-    config = DENSE_CONFIGS["llama3_1_8b"] | {"num_key_value_heads": None, "rope_scaling": None}
+    config = GROUPED_CONFIGS["llama3_1_8b"] | {"num_key_value_heads": None, "rope_scaling": None}
     model = from_published(config, mtp=True)
     assert (model.num_key_value_heads, model.head_dim) == (32, 128)
 
@@ -796,8 +851,25 @@ def test_a_dense_checkpoint_survives_export_and_import_bit_for_bit(tmp_path, den
     tensors = read_tensors(tmp_path / "hf")
     assert tensors["model.layers.1.self_attn.k_proj.bias"][:2] == ("BF16", (16,))
     assert "lm_head.weight" not in tensors
+    assert_imports_and_exports_the_same(tmp_path, tensors, model, one_device)
+
+
+def test_qwen3_moe_survives_export_and_import_bit_for_bit(tmp_path, grouped_moe_model, one_device):
+    """In bfloat16, with one tensor for each matrix of each expert and no router bias, as published."""
+    changes = dict(param_dtype="bfloat16", dtype="bfloat16", initializer_range=0.02, experts="grouped")
+    model = dataclasses.replace(grouped_moe_model, **changes)
+    make_checkpoint(tmp_path / "ours", model)
+    export(tmp_path / "ours", tmp_path / "hf")
+    tensors = read_tensors(tmp_path / "hf")
+    assert tensors["model.layers.1.mlp.experts.7.gate_proj.weight"][:2] == ("BF16", (24, 32))
+    assert tensors["model.layers.1.mlp.gate.weight"][:2] == ("BF16", (8, 32))
+    assert not [name for name in tensors if "shared" in name or "gate_up" in name or name.endswith("bias")]
+    assert_imports_and_exports_the_same(tmp_path, tensors, model, one_device)
+
+
+def assert_imports_and_exports_the_same(tmp_path, tensors, model, layout):
     import_(tmp_path / "hf", tmp_path / "back")
-    assert load_policy(epath.Path(tmp_path / "back"), one_device).model == model
+    assert load_policy(epath.Path(tmp_path / "back"), layout).model == model
     export(tmp_path / "back", tmp_path / "again")
     assert read_tensors(tmp_path / "again") == tensors
 

@@ -75,6 +75,15 @@ def test_two_layers_of_v3_on_128_chips(program, hurried):
         assert {"ragged-all-to-all", "all-gather", "reduce-scatter"} <= compilation.costs.collectives.keys()
 
 
+@pytest.mark.parametrize("program", ["rl_gradients", pytest.param("decode", marks=pytest.mark.slow)])
+def test_two_layers_of_qwen3_30b_on_32_chips(program, hurried):
+    """Where ragged all-to-all does not compile, devices gather each other's tokens and scatter the experts' outputs."""
+    layers = (*TWO_LAYERS, "ModelConfig.first_k_dense_replace=0")
+    collectives = compiled("qwen3_v5e_32", "v5e:4x8", program, *layers).compilation.costs.collectives
+    assert {"all-gather", "reduce-scatter"} <= collectives.keys()
+    assert "ragged-all-to-all" not in collectives
+
+
 def test_the_demo_with_rows_that_two_chips_share(hurried):
     """With a context axis, the first token of a part of a row is sent to the part before it, as its next token.
 
@@ -123,8 +132,11 @@ def test_671b_trains_on_512_chips_and_on_two_slices_of_them(slices):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["rl_gradients", "decode"])
-@pytest.mark.parametrize(("scale", "topology"), [("v5e_16", "v5e:4x4"), ("v6e_64", "v6e:8x8")])
-def test_16b_fits(scale, topology, program):
+@pytest.mark.parametrize(
+    ("scale", "topology"),
+    [("v5e_16", "v5e:4x4"), ("v6e_64", "v6e:8x8"), ("qwen3_v5e_32", "v5e:4x8"), ("qwen3_v6e_64", "v6e:8x8")],
+)
+def test_16b_and_30b_fit(scale, topology, program):
     """The arguments include all weights, in the dtype in which they are stored for the program."""
     model = scale_config(scale).model
     stored = jnp.dtype(model.param_dtype if program == "rl_gradients" else model.dtype)

@@ -131,10 +131,44 @@ def draw_dense(seed: int) -> dict:
     return config
 
 
+def draw_grouped_moe(seed: int) -> dict:
+    """A configuration of Qwen3-MoE: grouped-query attention, and experts in all layers."""
+    rng = np.random.default_rng(seed)
+
+    def pick(*options):
+        return options[rng.integers(len(options))]
+
+    heads, key_heads = pick((2, 1), (4, 2), (4, 4), (6, 2))
+    config = dict(
+        model_type="qwen3_moe",
+        vocab_size=97,
+        hidden_size=heads * pick(8, 12),
+        intermediate_size=56,
+        moe_intermediate_size=pick(20, 24),
+        num_hidden_layers=pick(2, 3),
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        head_dim=pick(4, 10, 16),
+        num_experts=pick(8, 12),
+        num_experts_per_tok=pick(1, 2, 4) if seed % 2 else pick(2, 4),  # of one expert the renormalised gate is 1
+        norm_topk_prob=seed % 2 == 0,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+        tie_word_embeddings=pick(False, True),
+        rms_norm_eps=pick(1e-6, 1e-5),
+        initializer_range=0.2,
+        max_position_embeddings=512,
+        rope_parameters={"rope_theta": pick(100.0, 10000.0, 1e6), "rope_type": "default"},
+    )
+    if pick(False, True):
+        yarn = {"rope_type": "yarn", "factor": 4.0, "beta_fast": pick(32, 4), "beta_slow": 1}
+        config["rope_parameters"] |= yarn | {"original_max_position_embeddings": 32}
+    return config
+
+
 def transformers_class(kind: str, task: str = "ForCausalLM"):
     """(config class, model class) of a model_type."""
-    names = {"deepseek_v2": "DeepseekV2", "deepseek_v3": "DeepseekV3", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-    name = (names | {"llama": "Llama", "mistral": "Mistral"})[kind]
+    name = kind.title().replace("_", "")  # "deepseek_v3" -> "DeepseekV3"
     return getattr(transformers, f"{name}Config"), getattr(transformers, f"{name}{task}")
 
 
