@@ -723,7 +723,7 @@ def test_transformers_5_has_another_key_for_the_number_of_experts():
 
 
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
-MISTRAL = DENSE_CONFIGS["llama3_1_8b"] | {
+MISTRAL = GROUPED_CONFIGS["llama3_1_8b"] | {
     "model_type": "mistral", "rope_scaling": None, "rope_theta": 10000.0, "sliding_window": None,
 }  # fmt: skip
 
@@ -740,12 +740,12 @@ MISTRAL = DENSE_CONFIGS["llama3_1_8b"] | {
     ],
 )
 def test_rope_keys_that_change_nothing_are_accepted(changes):
-    plain = DENSE_CONFIGS["llama3_1_8b"] | {"rope_scaling": None}
+    plain = GROUPED_CONFIGS["llama3_1_8b"] | {"rope_scaling": None}
     assert from_published(plain | changes, mtp=True) == from_published(plain, mtp=True)
 
 
 def test_neutral_keys_beside_yarn_and_rope_theta_in_either_section():
-    plain = DENSE_CONFIGS["qwen2_5_1_5b"] | {"rope_scaling": YARN}
+    plain = GROUPED_CONFIGS["qwen2_5_1_5b"] | {"rope_scaling": YARN}
     more = {"rope_scaling": YARN | {"partial_rotary_factor": 1.0, "truncate": True, "attention_factor": None}}
     assert from_published(plain | more, mtp=True) == from_published(plain, mtp=True)
     nested = {key: value for key, value in plain.items() if key != "rope_theta"}

@@ -28,6 +28,9 @@ TWO_LAYERS = (
     "evaluate/SamplingConfig.max_new_tokens=1920",  # a context that the kernel reads
 )
 
+B16 = [("v5e_16", "v5e:4x4"), ("v6e_64", "v6e:8x8")]
+B30 = [("qwen3_v5e_32", "v5e:4x8"), ("qwen3_v6e_64", "v6e:8x8")]
+
 
 def compiled(scale: str, topology: str, program: str, *bindings: str, slices: int = 1) -> CompiledProgram:
     """A program of the last stage of `r1_zero` that has it, compiled."""
@@ -132,10 +135,7 @@ def test_671b_trains_on_512_chips_and_on_two_slices_of_them(slices):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["rl_gradients", "decode"])
-@pytest.mark.parametrize(
-    ("scale", "topology"),
-    [("v5e_16", "v5e:4x4"), ("v6e_64", "v6e:8x8"), ("qwen3_v5e_32", "v5e:4x8"), ("qwen3_v6e_64", "v6e:8x8")],
-)
+@pytest.mark.parametrize(("scale", "topology"), [*B16, *B30])
 def test_16b_and_30b_fit(scale, topology, program):
     """The arguments include all weights, in the dtype in which they are stored for the program."""
     model = scale_config(scale).model
@@ -145,9 +145,7 @@ def test_16b_and_30b_fit(scale, topology, program):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("scale", "topology"), [("v5e_16", "v5e:4x4"), ("v6e_64", "v6e:8x8"), ("v5p_256", "v5p:4x4x8")]
-)
+@pytest.mark.parametrize(("scale", "topology"), [*B16, *B30, ("v5p_256", "v5p:4x4x8")])
 def test_every_program_of_a_run_fits(scale, topology):
     """Everything that a run compiles: steps, updates, log-probabilities, prefill, decoding, copies of weights."""
     names = {one.program.name for one in all_compiled(scale, topology, [])}
