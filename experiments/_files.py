@@ -13,6 +13,7 @@ from r1jax.data.feeds import Records, ensure_records
 from r1jax.data.sources import Source, alternate
 from r1jax.data.tasks import text_task
 from r1jax.paths import absolute
+from r1jax.rewards.countdown import countdown_reward
 from r1jax.rewards.mathematics import EXTRACT, MathVerifier
 from r1jax.rewards.reasoning_gym import ReasoningGymVerifier
 from r1jax.rewards.rules import Reward, by_source, format_reward
@@ -27,8 +28,10 @@ TASK, FILE, REQUESTS = "problems", "math", "requests"  # the task; the sources o
 def sources(config: Any, file: JsonlConfig | None) -> tuple[Source, ...]:
     """The problems of `file` and those of the generators."""
     read = () if file is None else (Source(FILE, file=file),)
-    generated = config.generated.datasets if config.generated else ()
-    return (*read, *(Source(gym.dataset, gym=gym) for gym in generated))
+    if config.generated is None:
+        return read
+    own = (Source(name) for name in config.generated.names)
+    return (*read, *own, *(Source(gym.dataset, gym=gym) for gym in config.generated.datasets))
 
 
 def zero_inputs(run: Run, config: Any, stack: ExitStack) -> Inputs:
@@ -43,10 +46,11 @@ def zero_inputs(run: Run, config: Any, stack: ExitStack) -> Inputs:
 
 def make_rules(config: Any, stack: ExitStack) -> Callable[[float], dict[str, Reward]]:
     """The rewards of problems; the argument is the weight of language consistency."""
-    extract, verifiers = EXTRACT[config.prompt.answer], dict[str, Any]()
-    if config.train:
-        verifiers[FILE] = stack.enter_context(MathVerifier(extract=extract))
-    if config.generated:
+    extract = EXTRACT[config.prompt.answer]
+    mathematics: Any = stack.enter_context(MathVerifier(extract=extract))
+    verifiers = {source.name: mathematics for source in sources(config, config.train)}
+    verifiers |= {name: countdown_reward for name in verifiers if name == "countdown"}
+    if config.generated and config.generated.datasets:
         gym = stack.enter_context(ReasoningGymVerifier(extract=extract))
         verifiers |= dict.fromkeys((one.dataset for one in config.generated.datasets), gym)
     asked = tuple(verifiers)

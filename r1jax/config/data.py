@@ -121,18 +121,20 @@ class ReasoningGymConfig:
 
 @dataclass(frozen=True)
 class GeneratedConfig:
-    """Problems that generators of reasoning-gym draw, as many of each; train and held-out ones never overlap.
+    """Problems that generators draw, as many of each; train and held-out ones never overlap.
 
     Attributes:
-      datasets: their configs; gin lists them as @SCOPE/ReasoningGymConfig().
+      names: of this project's generators, such as "countdown" (data/sources.py).
+      datasets: configs of reasoning-gym's; gin lists them as @SCOPE/ReasoningGymConfig().
     """
 
-    datasets: tuple[ReasoningGymConfig, ...]
+    names: tuple[str, ...] = ()
+    datasets: tuple[ReasoningGymConfig, ...] = ()
 
     def __post_init__(self) -> None:
         require_types(self)
-        if not self.datasets:
-            raise ValueError("datasets is (), expected one ReasoningGymConfig or more")
+        if not self.names and not self.datasets:
+            raise ValueError("names and datasets are (), expected one generator or more")
 
 
 @dataclass(frozen=True)

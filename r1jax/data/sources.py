@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from r1jax.config import JsonlConfig, ReasoningGymConfig, require_positive
-from r1jax.data import countdown, reasoning_gym, toy
+from r1jax.data import arithmetic, countdown, reasoning_gym, toy
 from r1jax.data.jsonl import read_problems
 from r1jax.errors import UsageError
 from r1jax.types import Problem
 
-GENERATORS = {"countdown": countdown.problems, **toy.PROBLEMS}
+GENERATORS = {"arithmetic": arithmetic.problems, "countdown": countdown.problems, **toy.PROBLEMS}
 
 
 @dataclass(frozen=True)
