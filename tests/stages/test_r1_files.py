@@ -24,6 +24,7 @@ ASKED, NEW = 24, 24
 NUMBERS = {
     "prompt/PromptConfig.template": "'plain'", "BaseConfig.dtype": "'float32'", "BaseConfig.experts": "'dense'",
     "RLConfig.steps": 1, "RLConfig.prompts_per_step": 2, "RLConfig.group_size": 4, "RLConfig.num_prompts": 8,
+    "final_rl/RLConfig.steps": 4, "RLConfig.log_samples_every": 1,
     "RLConfig.minibatches_per_rollout": 1, "OptimizerConfig.learning_rate": 1e-4, "OptimizerConfig.mtp": "'off'",
     "SamplingConfig.max_prompt_tokens": ASKED, "SamplingConfig.max_new_tokens": NEW, "EngineConfig.slots": 8,
     "EngineConfig.prefill_rows": 2, "EvaluateConfig.num_prompts": 2, "EvaluateConfig.samples_per_prompt": 2,
