@@ -49,7 +49,7 @@ class Config:
     """Every number of the experiment. The name of a field is its scope in gin.
 
     The base is pretrained on the demo's corpus, or, where `base` is set, imported: then problems come from files or
-    from generators of reasoning-gym, or both, and `prompt` says how they are asked.
+    from generators, or both, and `prompt` says how they are asked.
     """
 
     run: RunConfig
@@ -87,8 +87,8 @@ class Config:
         why = "BaseConfig.path is not set" if self.base is None else f"BaseConfig.path is '{self.base.path}'"
         for field in (*needed, *unread):
             if (getattr(self, field) is None) == (field in needed):
-                change = "bind" if field in needed else "leave out"
-                raise UsageError(f"{why}: {change} the numbers of `{field}` (`help` of the experiment's Config)")
+                change = "add" if field in needed else "leave out"
+                raise UsageError(f"{why}: {change} the gin bindings of Config.{field}")
 
 
 def make_inputs(run: Run, config: Config, stack: ExitStack) -> Inputs:
