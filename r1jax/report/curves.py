@@ -13,7 +13,8 @@ PICTURE = {
     "accuracy": "accuracy at temperature",
     "format": "format rate",
     "response_tokens": "response length (tokens)",
-}
+    "finished": "responses that end by themselves",
+}  # the first four of which there is anything to see
 POINTS = 150  # of a small curve, at most
 PANEL = (200, 80)  # width and height
 
@@ -44,7 +45,7 @@ def panel(rows: Rows, name: str, base: float | None = None) -> Panel | None:
     smooth = smoothed(values)
     seen = [*values, *([] if base is None else [base])]
     low, high = min(0.0, *seen), max(seen)
-    if 0.5 < high < 1 and "loss" not in name:
+    if (0.5 < high < 1 and "loss" not in name) or high == low == 0:
         high = 1.0  # the metric is a fraction
     span = high - low or 1.0
     width, height = PANEL
@@ -69,7 +70,11 @@ def picture(rows: Rows, base: Mapping[str, float]) -> str:
     """Four panels of RL as SVG. Thin: each step; thick: mean of five steps; dashed: the base's evaluation."""
     figure = matplotlib.figure.Figure(figsize=(10, 5.4), layout="constrained")
     steps = [row["step"] for row in rows]
-    for axes, (name, title) in zip(figure.subplots(2, 2).flat, PICTURE.items(), strict=True):
+    seen = [(name, title) for name, title in PICTURE.items() if any(row.get(name) for row in rows)]
+    panels = figure.subplots(2, 2).flat
+    for axes in panels[len(seen) :]:
+        axes.set_axis_off()
+    for axes, (name, title) in zip(panels, seen, strict=False):
         values = [row.get(name, float("nan")) for row in rows]  # a fork may not have this reward
         axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=1)
         axes.plot(steps, smoothed(values), color=BLUE, linewidth=2)
