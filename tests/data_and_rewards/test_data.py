@@ -88,6 +88,7 @@ def test_every_task_is_registered():
     code = "import json, seqio, r1jax.data.seqio_tasks; print(json.dumps(sorted(seqio.TaskRegistry.names())))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert json.loads(out.splitlines()[-1]) == [
+        "arithmetic_problems",
         "chat_demonstrations",
         "chat_helpful_pairs",
         "chat_preferences",

@@ -108,7 +108,7 @@ def test_each_experiment_has_its_scales():
 
 @pytest.mark.parametrize("scale", MODELS)
 def test_the_papers_numbers(scale):
-    """R1, supplement: 8,192 outputs of a rollout, 512 of an update; 10,400 and 1,700 updates; 800k demonstrations."""
+    """R1, supplement: 8,192 outputs of a rollout, 512 of an update; 10,400 and 1,700 updates; 600k demonstrations."""
     config = config_of("r1", scale)
     for stage in (config.rl, config.reasoning_rl, config.rules_rl, config.final_rl):
         assert stage.prompts_per_step * stage.group_size == 8192
@@ -119,7 +119,7 @@ def test_the_papers_numbers(scale):
     assert (config.rules_rl.steps + config.final_rl.steps) * 16 == pytest.approx(1700, abs=8)
     assert config.final_rl.steps * 16 == 400
     assert [s.sampling.temperature for s in (config.rl, config.reasoning_rl, config.final_rl)] == [1.0, 1.0, 0.7]
-    assert config.rejection.num_prompts * config.rejection.keep + config.general.examples == 800_000
+    assert config.rejection.num_prompts * config.rejection.keep == 600_000
     assert (config.model.param_dtype, config.model.dtype) == ("float32", "bfloat16")
 
 
