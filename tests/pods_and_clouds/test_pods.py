@@ -29,7 +29,7 @@ TWO_LAYERS = (
 )
 
 B16 = [("v5e_16", "v5e:4x4"), ("v6e_64", "v6e:8x8")]
-B30 = [("qwen3_v5e_32", "v5e:4x8"), ("qwen3_v6e_64", "v6e:8x8")]
+B30 = [("qwen3_v5e_64", "v5e:8x8"), ("qwen3_v6e_64", "v6e:8x8")]
 
 
 def compiled(scale: str, topology: str, program: str, *bindings: str, slices: int = 1) -> CompiledProgram:
@@ -79,10 +79,10 @@ def test_two_layers_of_v3_on_128_chips(program, hurried):
 
 
 @pytest.mark.parametrize("program", ["rl_gradients", pytest.param("decode", marks=pytest.mark.slow)])
-def test_two_layers_of_qwen3_30b_on_32_chips(program, hurried):
+def test_two_layers_of_qwen3_30b_on_64_chips(program, hurried):
     """Where ragged all-to-all does not compile, devices gather each other's tokens and scatter the experts' outputs."""
     layers = (*TWO_LAYERS, "ModelConfig.first_k_dense_replace=0")
-    collectives = compiled("qwen3_v5e_32", "v5e:4x8", program, *layers).compilation.costs.collectives
+    collectives = compiled("qwen3_v5e_64", "v5e:8x8", program, *layers).compilation.costs.collectives
     assert {"all-gather", "reduce-scatter"} <= collectives.keys()
     assert "ragged-all-to-all" not in collectives
 

@@ -11,7 +11,7 @@ FILES = {
     "gpu_1": ("model/small.gin", "algorithm/grpo.gin", "scale/gpu_1.gin"),
     "v5e_16": (*B16, "scale/v5e_16.gin"),
     "v6e_64": (*B16, "scale/v6e_64.gin"),
-    "qwen3_v5e_32": (*B30, "scale/qwen3_v5e_32.gin"),
+    "qwen3_v5e_64": (*B30, "scale/qwen3_v5e_64.gin"),
     "qwen3_v6e_64": (*B30, "scale/qwen3_v6e_64.gin"),
     "v5p_256": (*B671, "scale/v5p_256.gin"),
     "pretrain_v3": ("model/deepseek_v3.gin", "algorithm/r1.gin", "scale/pretrain_v3.gin", "scale/v5p_256.gin"),
@@ -19,7 +19,7 @@ FILES = {
     "v5p_1024_32k": (*B671, "scale/v5p_1024_32k.gin"),
     "v5p_2x1024": (*B671, "scale/v5p_2x1024.gin"),
 }
-DEVICES = {"cpu": 1, "gpu_1": 1, "v5e_16": 16, "v6e_64": 64, "qwen3_v5e_32": 32, "qwen3_v6e_64": 64}
+DEVICES = {"cpu": 1, "gpu_1": 1, "v5e_16": 16, "v6e_64": 64, "qwen3_v5e_64": 64, "qwen3_v6e_64": 64}
 DEVICES |= {"v5p_256": 128, "pretrain_v3": 128, "v5p_1024": 512, "v5p_1024_32k": 512, "v5p_2x1024": 1024}
 
 
