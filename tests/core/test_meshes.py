@@ -33,7 +33,7 @@ def cases(quick: list) -> list:
 ROUNDING = 1e-5
 
 
-@pytest.fixture(scope="module", params=["latent", "grouped-queries"])
+@pytest.fixture(scope="module", params=["latent", pytest.param("grouped-queries", marks=pytest.mark.slow)])
 def eight(request, model, grouped_moe_model):
     """A model with 8 experts and 8 heads of keys, divisible by 8 devices, and its (params, router_bias)."""
     if request.param == "latent":  # the demo's
