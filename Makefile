@@ -21,7 +21,7 @@ demo: .venv  ## R1-Zero on a CPU: minutes
 r1: .venv  ## all stages of R1 on a CPU: minutes
 	$(BIN)/python -m r1jax run r1 --workdir runs/r1
 
-smollm2: checkpoints/smollm2  ## R1-Zero on a real base, SmolLM2-135M, on a CPU: about 20 minutes
+smollm2: checkpoints/smollm2  ## R1-Zero on a published model, SmolLM2-135M-Instruct, on a CPU: about 20 minutes
 	$(BIN)/python -m r1jax run smollm2 --workdir runs/smollm2
 
 checkpoints/smollm2: checkpoints/$(SMOLLM2)

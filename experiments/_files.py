@@ -12,6 +12,7 @@ from r1jax.config import JsonlConfig
 from r1jax.data.feeds import Records, ensure_records
 from r1jax.data.sources import Source, alternate
 from r1jax.data.tasks import text_task
+from r1jax.errors import UsageError
 from r1jax.paths import absolute
 from r1jax.rewards.countdown import countdown_reward
 from r1jax.rewards.mathematics import EXTRACT, MathVerifier
@@ -22,6 +23,7 @@ from r1jax.runs.run import Run
 from r1jax.stages.demonstrations import demonstrations
 from r1jax.stages.preferences import written_preferences
 
+OWN = {"arithmetic", "countdown"}  # generators of problems in plain text
 TASK, FILE, REQUESTS = "problems", "math", "requests"  # the task; the sources of a file, and of R1's chat requests
 
 
@@ -30,8 +32,14 @@ def sources(config: Any, file: JsonlConfig | None) -> tuple[Source, ...]:
     read = () if file is None else (Source(FILE, file=file),)
     if config.generated is None:
         return read
+    if unknown := set(config.generated.names) - OWN:
+        raise UsageError(f"GeneratedConfig.names has '{min(unknown)}', expected some of {', '.join(sorted(OWN))}")
+    if "countdown" in config.generated.names and config.prompt.answer != "marked":
+        raise UsageError(
+            "PromptConfig.answer is 'last_number', but an answer of countdown is an equation: set 'marked'"
+        )
     own = (Source(name) for name in config.generated.names)
-    return (*read, *own, *(Source(gym.dataset, gym=gym) for gym in config.generated.datasets))
+    return (*read, *own, *(Source(f"gym_{gym.dataset}", gym=gym) for gym in config.generated.datasets))
 
 
 def zero_inputs(run: Run, config: Any, stack: ExitStack) -> Inputs:
@@ -52,7 +60,7 @@ def make_rules(config: Any, stack: ExitStack) -> Callable[[float], dict[str, Rew
     verifiers |= {name: countdown_reward for name in verifiers if name == "countdown"}
     if config.generated and config.generated.datasets:
         gym = stack.enter_context(ReasoningGymVerifier(extract=extract))
-        verifiers |= dict.fromkeys((one.dataset for one in config.generated.datasets), gym)
+        verifiers |= dict.fromkeys((f"gym_{one.dataset}" for one in config.generated.datasets), gym)
     asked = tuple(verifiers)
 
     def rules(language: float) -> dict[str, Reward]:

@@ -75,7 +75,8 @@ class Config(r1_zero.Config):
         if self.base is None:
             self.require((*GENERATED, "safe"), ("general_file", "pairs_file", "ratings_file"))
         else:
-            self.require(("pairs_file", "safe") if self.ratings_file else ("pairs_file",), GENERATED)
+            is_rated = self.ratings_file is not None  # and read by the reward model `safe`
+            self.require(("pairs_file", *["safe"] * is_rated), (*GENERATED, *["safe"] * (not is_rated)))
 
 
 def make_inputs(run: Run, config: Config, stack: ExitStack) -> Inputs:

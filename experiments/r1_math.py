@@ -5,8 +5,8 @@ python -m r1jax run r1_math --workdir runs/r1_math    # reads data/gsm8k/{train,
 
 Every stage has been run on a tiny random base only. `pairs_file/PreferenceFileConfig.path` is a file of preference
 pairs; `ratings_file/PreferenceFileConfig.path`, with a `safe` reward model, one of safety ratings, and
-`general_file/DemonstrationsConfig.path` one of general demonstrations. Without these two R1 has no safety reward and no
-general data.
+`general_file/DemonstrationsConfig.path` one of general demonstrations. Without a file of ratings R1 has no safety
+reward, and without general demonstrations the second SFT has those of rejection sampling alone.
 """
 
 from experiments.r1 import Config, run

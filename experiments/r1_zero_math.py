@@ -2,7 +2,7 @@
 
 python -m r1jax import-hf DeepSeek-V2-Lite/ checkpoints/base
 python -m r1jax run r1_zero_math --workdir runs/math            # reads GSM8K from data/gsm8k/{train,test}.jsonl
-python -m r1jax run r1_zero_math --workdir runs/math --dry_run  # prints memory and FLOPs on these devices
+python -m r1jax run r1_zero_math --dry_run  # prints memory and programs on these devices
 
 Run so far with tiny random bases only: no time or accuracy of a published base can be stated.
 

@@ -1,8 +1,9 @@
 """Reads gin files and `--set` bindings into an experiment's frozen dataclasses.
 
 A scope is a field of the experiment's config: `rl/OptimizerConfig.learning_rate = 3e-6` binds the optimizer of the
-stage `rl`, `OptimizerConfig.learning_rate` the optimizers of all stages. A field of type `X | None` is None where no
-binding is of its X. An unknown name, a wrong type, a missing value and a binding that nothing reads are errors.
+stage `rl`, `OptimizerConfig.learning_rate` the optimizers of all stages. A field of type `X | None` is None unless its
+scope is bound, or X without a scope and no other field has to be an X. An unknown name, a wrong type, a missing value
+and a binding that nothing reads are errors.
 """
 
 import dataclasses
