@@ -82,7 +82,8 @@ def test_logits_and_greedy_continuation(config, seed, tmp_path, one_device):
     )
 
 
-MIXED = [*drawn(draw, [0], [1]), *drawn(draw_dense, [], [2, 3, 4]), *drawn(draw_grouped_moe, [], [0, 3])]
+# Not the grouped-moe 0: two logits after its prompt 41 tie, and in transformers itself the padding decides.
+MIXED = [*drawn(draw, [0], [1]), *drawn(draw_dense, [], [2, 3, 4]), *drawn(draw_grouped_moe, [], [2, 3])]
 
 
 @pytest.mark.parametrize(("config", "seed"), MIXED)
