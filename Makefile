@@ -3,7 +3,7 @@ BIN := .venv/bin
 
 SMOLLM2 := SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo r1 smollm2 test test-slow lint
+.PHONY: demo r1 smollm2 r1_smollm2 test test-slow lint
 
 .venv: .venv/installed
 
@@ -23,6 +23,9 @@ r1: .venv  ## all stages of R1 on a CPU: minutes
 
 smollm2: checkpoints/smollm2  ## R1-Zero on a published model, SmolLM2-135M-Instruct, on a CPU: about 20 minutes
 	$(BIN)/python -m r1jax run smollm2 --workdir runs/smollm2
+
+r1_smollm2: checkpoints/smollm2  ## all stages of R1 on it, in miniature
+	$(BIN)/python -m r1jax run r1_smollm2 --workdir runs/r1_smollm2
 
 checkpoints/smollm2: checkpoints/$(SMOLLM2)
 	test -d $@ || $(BIN)/python -m r1jax import-hf $< $@

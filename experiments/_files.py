@@ -1,6 +1,6 @@
 """Inputs from an imported base, and from files or generators of problems, files of demonstrations and preferences."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -8,20 +8,22 @@ from typing import Any
 from etils import epath
 
 from experiments._inputs import Inputs
-from r1jax.config import JsonlConfig
+from r1jax.config import JsonlConfig, SamplingConfig
 from r1jax.data.feeds import Records, ensure_records
+from r1jax.data.jsonl import read_problems
 from r1jax.data.sources import Source, alternate
-from r1jax.data.tasks import text_task
+from r1jax.data.tasks import Task, text_task
 from r1jax.errors import UsageError
 from r1jax.paths import absolute
 from r1jax.rewards.countdown import countdown_reward
 from r1jax.rewards.mathematics import EXTRACT, MathVerifier
 from r1jax.rewards.reasoning_gym import ReasoningGymVerifier
 from r1jax.rewards.rules import Reward, by_source, format_reward
-from r1jax.rewards.unicode_scripts import script_consistency_reward
+from r1jax.rewards.unicode_scripts import SCRIPTS, script_consistency_reward
 from r1jax.runs.run import Run
 from r1jax.stages.demonstrations import demonstrations
 from r1jax.stages.preferences import written_preferences
+from r1jax.types import Problem
 
 OWN = {"arithmetic", "countdown"}  # generators of problems in plain text
 TASK, FILE, REQUESTS = "problems", "math", "requests"  # the task; the sources of a file, and of R1's chat requests
@@ -47,9 +49,23 @@ def zero_inputs(run: Run, config: Any, stack: ExitStack) -> Inputs:
     directory, held_out = absolute(config.base.path), sources(config, config.held_out)
     task = text_task(TASK, directory / "tokenizer", alternate(held_out), config.prompt)
     asked = task.held_out(config.evaluate.num_prompts, run.seed)  # read first, so that a bad file fails at once
+    require_room(task, asked, config.evaluate.sampling)
+    if config.train:
+        require_room(task, read_problems(config.train, FILE), config.rl.sampling)
     trained = Records(TASK, "train", config.rl.num_prompts, sources(config, config.train))
     [problems] = ensure_records([trained], run.seed, run.workdir / "data")
     return Inputs(task, lambda run: directory, problems, asked, make_rules(config, stack))
+
+
+def require_room(task: Task, problems: Sequence[Problem], sampling: SamplingConfig) -> None:
+    """Raises UsageError where a prompt is too long: at the start, not at the step that would draw it."""
+    lengths = [len(task.tokenizer.encode(task.prompt(problem.question))) for problem in problems]
+    too_long = sum(length > sampling.max_prompt_tokens for length in lengths)
+    if too_long:
+        raise UsageError(
+            f"{too_long} of {len(lengths)} prompts of source '{problems[0].source}' are longer than"
+            f" SamplingConfig.max_prompt_tokens ({sampling.max_prompt_tokens}): set it to {max(lengths)}, or drop them"
+        )
 
 
 def make_rules(config: Any, stack: ExitStack) -> Callable[[float], dict[str, Reward]]:
@@ -61,23 +77,33 @@ def make_rules(config: Any, stack: ExitStack) -> Callable[[float], dict[str, Rew
     if config.generated and config.generated.datasets:
         gym = stack.enter_context(ReasoningGymVerifier(extract=extract))
         verifiers |= dict.fromkeys((f"gym_{one.dataset}" for one in config.generated.datasets), gym)
-    asked = tuple(verifiers)
+    asked, tags = tuple(verifiers), config.rewards.format_weight
+    knows_script = language_of(config) in SCRIPTS
 
     def rules(language: float) -> dict[str, Reward]:
-        return {
-            "accuracy": by_source(verifiers, 1.0),
-            "format": Reward(format_reward, config.rewards.format_weight, asked),
-            "language": Reward(script_consistency_reward(), language, asked),
-        }
+        form = {"format": Reward(format_reward, tags, asked)} if tags else {}  # rejection sampling filters by it too
+        consistent = {"language": Reward(script_consistency_reward(), language, asked)} if knows_script else {}
+        return {"accuracy": by_source(verifiers, 1.0), **form, **consistent}
 
     return rules
 
 
+def language_of(config: Any) -> str:
+    return config.train.language if config.train else "en"  # generators write English
+
+
 def r1_inputs(run: Run, config: Any, stack: ExitStack) -> Inputs:
-    """R1's: `config` is a `r1.Config` with a base."""
+    """R1's: `config` is a `r1.Config` with a base. Raises UsageError for a language whose script is not known."""
+    if (language := language_of(config)) not in SCRIPTS:
+        known = ", ".join(sorted(SCRIPTS))
+        raise UsageError(
+            f"R1 rewards language consistency: train/JsonlConfig.language is '{language}', expected {known}"
+        )
     files, pairs = {"helpful": config.pairs_file, "safe": config.ratings_file}, config.pairs_file
-    requests = Source(REQUESTS, file=JsonlConfig(pairs.path, question=pairs.question, answer=pairs.chosen))
-    mixture = (*sources(config, config.train), requests)
+    requests = JsonlConfig(pairs.path, question=pairs.question, answer=pairs.chosen)
+    inputs = zero_inputs(run, config, stack)
+    require_room(inputs.task, read_problems(requests, REQUESTS), config.final_rl.sampling)
+    mixture = (*sources(config, config.train), Source(REQUESTS, file=requests))
     scenarios = Records("scenarios", "train", config.final_rl.num_prompts, mixture)
 
     def written(run: Run, policies: Mapping[str, epath.Path]) -> dict[str, dict[str, epath.Path]]:
@@ -90,7 +116,7 @@ def r1_inputs(run: Run, config: Any, stack: ExitStack) -> Inputs:
 
     general = config.general_file
     return replace(
-        zero_inputs(run, config, stack),
+        inputs,
         general=None if general is None else lambda run: demonstrations(run.stage("general"), general),
         preferences=written,
         scenarios=ensure_records([scenarios], run.seed, run.workdir / "data")[0],

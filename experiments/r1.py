@@ -89,14 +89,15 @@ def make_inputs(run: Run, config: Config, stack: ExitStack) -> Inputs:
 def preference_rewards(
     run: Run, config: Config, models: dict[str, epath.Path], requests: tuple[str, ...]
 ) -> dict[str, Reward]:
-    """The rewards of chat requests, whose sources are `requests`: the reward models, by name, and the format."""
+    """The rewards of chat requests, of the sources `requests`: reward models by name, and the format if it counts."""
     most, task = config.final_rl.sampling.max_tokens + 1, run.task
     assert task
     learned = {
         name: Reward(LearnedReward(run.layout, model, task, max_tokens=most), 1.0, requests)
         for name, model in models.items()
     }
-    return learned | {"chat_format": Reward(format_reward, config.rewards.format_weight, requests)}
+    tags = config.rewards.format_weight
+    return learned | ({"chat_format": Reward(format_reward, tags, requests)} if tags else {})
 
 
 def run(run: Run, config: Config) -> None:

@@ -125,9 +125,10 @@ def what_instead(path: epath.Path) -> str:
         return f"it is a published model; `r1jax import-hf {path} DEST` makes a checkpoint of it: give DEST"
     here = absolute(".")
     names = path.relative_to(here).parts if path.is_relative_to(here) else ()
-    source = "/".join(names) if len(names) == 2 and not path.exists() else "SOURCE"  # OWNER/NAME
+    is_hub_id = len(names) == 2 and not {*names} & {"checkpoints", "runs"} and not path.exists()  # OWNER/NAME
+    source, dest = ("/".join(names), "DEST") if is_hub_id else ("SOURCE", "DEST" if path.exists() else path)
     expected = "expected a stage's directory (WORKDIR/rl) or one step's in it"
-    return f"{expected}; `r1jax import-hf {source} DEST` makes one of a published model"
+    return f"{expected}; `r1jax import-hf {source} {dest}` makes one of a published model"
 
 
 def require_last(stage: epath.Path, step: int) -> None:

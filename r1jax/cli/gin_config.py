@@ -45,7 +45,7 @@ def read_config(cls: type[T], files: Sequence[str], bindings: Sequence[str]) -> 
         logging.disable(logging.NOTSET)
     used: set[str] = set()
     built = {name: _build(_class(hint), name, bound, used) for name, hint in _present(cls, bound).items()}
-    text = "\n".join([*bindings, *(Path(file).read_text() for file in files), gin.config_str()])
+    text = re.sub("#.*", "", "\n".join([*bindings, *(Path(file).read_text() for file in files), gin.config_str()]))
     used |= set(re.findall(r"%([\w/.]+)", text))  # macros
     referred = tuple(f"{name}." for name in re.findall(r"@([\w/.]+)\(\)", text))  # configs inside bindings
     used |= {name for name in bound if name.startswith(referred)}

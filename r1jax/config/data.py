@@ -142,7 +142,8 @@ class RewardConfig:
     """Weights of an experiment's rewards; accuracy has weight 1.
 
     Attributes:
-      format_weight: of the format reward (R1-Zero, section 2.2.2: the same as accuracy's).
+      format_weight: of the format reward (R1-Zero, section 2.2.2: the same as accuracy's). 0 where the prompt asks for
+        no tags: an imported base is then not graded by them, and demonstrations need none.
     """
 
     format_weight: float = 1.0

@@ -228,3 +228,12 @@ def test_every_data_preset_reads_its_file(tmp_path, name):
 
 def test_the_worked_fork_is_short():
     assert len((ROOT / "experiments" / "r1_zero_one_language.py").read_text().splitlines()) < 30
+
+
+def test_a_config_named_in_a_comment_is_not_read(tmp_path):
+    file = tmp_path / "mine.gin"
+    file.write_text(
+        "# GeneratedConfig.datasets = (@sums/ReasoningGymConfig(),)\nsums/ReasoningGymConfig.dataset = 'gcd'\n"
+    )
+    with pytest.raises(UsageError, match="sums/ReasoningGymConfig"):
+        read(files=["model/tiny.gin", "algorithm/grpo.gin", "scale/cpu.gin", str(file)])

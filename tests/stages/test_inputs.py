@@ -1,0 +1,54 @@
+"""An imported base's problems and rewards: what no step could use is refused before the first."""
+
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import pytest
+
+from experiments import _files
+from r1jax.checkpoint.store import find_checkpoint
+from r1jax.config import JsonlConfig, PromptConfig, RewardConfig, SamplingConfig
+from r1jax.data.tasks import TASKS
+from r1jax.errors import UsageError
+from r1jax.paths import absolute
+
+TASK = TASKS["running_sum"]
+
+
+def graded(language: str, form: float) -> set[str]:
+    """The names of the rewards of a file in `language` with `form` the weight of the format."""
+    train = JsonlConfig("train.jsonl", language=language)
+    config = SimpleNamespace(
+        train=train, generated=None, rewards=RewardConfig(form), prompt=PromptConfig("chat", answer="last_number")
+    )
+    with ExitStack() as stack:
+        return set(_files.make_rules(config, stack)(0.0))
+
+
+@pytest.mark.parametrize(
+    "language, form, names",
+    [
+        ("en", 1.0, {"accuracy", "format", "language"}),
+        ("en", 0.0, {"accuracy", "language"}),  # no prompt asks for tags: rejection sampling must not want them
+        ("pl", 1.0, {"accuracy", "format"}),  # a language whose script is not known can't be graded
+    ],
+)
+def test_only_what_can_be_graded_is_a_reward(language, form, names):
+    assert graded(language, form) == names
+
+
+def test_prompts_that_are_too_long_are_counted_before_the_first_step():
+    problems = TASK.held_out(4, 0)
+    lengths = sorted(len(TASK.tokenizer.encode(TASK.prompt(problem.question))) for problem in problems)
+    _files.require_room(TASK, problems, SamplingConfig(max_prompt_tokens=lengths[-1], max_new_tokens=8))
+    with pytest.raises(UsageError) as error:
+        _files.require_room(TASK, problems, SamplingConfig(max_prompt_tokens=lengths[0] - 1, max_new_tokens=8))
+    assert "4 of 4" in str(error.value) and str(lengths[-1]) in str(error.value)
+
+
+@pytest.mark.parametrize("missing, command", [("checkpoints/base", "SOURCE {}"), ("owner/model", "owner/model DEST")])
+def test_a_missing_base_is_told_from_a_hub_id(tmp_path, monkeypatch, missing, command):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as error:
+        find_checkpoint(absolute(missing))
+    assert f"import-hf {command.format(absolute(missing))}" in str(error.value)
