@@ -163,6 +163,11 @@ def language_words(response: str, lexicons: Mapping[str, frozenset[str]]) -> dic
     return {language: sum(word in lexicon for word in words) for language, lexicon in lexicons.items()}
 
 
+def environment_reward(sample: Sample) -> float:
+    """The sum of what an environment gave for each turn."""
+    return sum(turn.reward or 0.0 for turn in sample.turns)
+
+
 def read_thinking(response: str) -> str:
     """The text before </think>, or all of an untagged response."""
     return response.partition("</think>")[0]

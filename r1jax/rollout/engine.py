@@ -28,7 +28,7 @@ from r1jax.parallel.memory import (
     weights_memory,
 )
 from r1jax.rollout.async_rollout import AsyncRollout
-from r1jax.rollout.episodes import Answer, Episodes
+from r1jax.rollout.environments import Answer, Episodes
 from r1jax.sampling.append import Appended
 from r1jax.sampling.decode import Emitted, Prefilled, Slots, places
 from r1jax.sampling.draw import DrawSettings, Truncation

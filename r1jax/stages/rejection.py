@@ -55,7 +55,10 @@ def rejection(
     asked = distinct_problems(problems, config.num_prompts)
     parts = [asked[i : i + config.shard_prompts] for i in range(0, len(asked), config.shard_prompts)]
     group_size = config.samples_per_prompt
-    engine = RolloutEngine(run.layout, loaded.model, task.tokenizer, config.engine, config.sampling, group_size)
+    engine = RolloutEngine(
+        run.layout, loaded.model, task.tokenizer, config.engine, config.sampling, group_size,
+        environments=task.environments,
+    )  # fmt: skip
     origin = {"stage": name, "policy": run.relative(policy), "policy_hash": content_hash(policy)}
     with run.progress.start(name, 0, len(parts)) as progress:
         marks = [part_paths(stage.directory, number)[1] for number in range(len(parts))]

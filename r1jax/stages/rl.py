@@ -114,10 +114,16 @@ def open_stage(
 ) -> None:
     """Writes or checks the stage's config, which names the functions that a fork brings."""
     settings: dict[str, Any] = {name: reward.settings for name, reward in rewards.items()}
-    own = [getattr(f, "__qualname__", repr(f)) for f in functions if f not in (broadcast_advantages, grpo_loss)]
-    extra = {"functions": own} if own else {}
+    own = [name_of(f) for f in functions if f not in (broadcast_advantages, grpo_loss)]
+    extra: dict[str, Any] = {"functions": own} if own else {}
+    if stage.task.environments:
+        extra["environment"] = name_of(stage.task.environments.make)
     inputs = {**inputs, **learned_inputs(rewards)}
     stage.open("rl", inputs, rl=config, model=stage.model, task=stage.task.name, rewards=settings, **extra)
+
+
+def name_of(function: Callable) -> str:
+    return getattr(function, "__qualname__", repr(function))
 
 
 def announce(stage: Stage, rewards: Mapping[str, Reward]) -> None:
@@ -171,6 +177,7 @@ class Rollouts:
             config.sampling,
             config.group_size,
             keeps_sampling_masks=True,
+            environments=stage.task.environments,
         )
         self.next: AsyncRollout[Rollout] | None = None
 

@@ -1,18 +1,32 @@
 """Episodes of several turns: what the policy is trained on is what was drawn and appended, id by id."""
 
+import dataclasses
+import json
+import threading
 import time
 import zlib
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
+from etils import epath
 
+from r1jax.data.published_tokenizer import PublishedTokenizer, load_tokenizer
+from r1jax.model.spec import init_params
 from r1jax.model.transformer import forward
 from r1jax.objectives.logprobs import hidden_logprobs
-from r1jax.types import Environments, Problem, Sample, Step, TokenBatch, Weights
+from r1jax.rollout.advantages import turn_advantages
+from r1jax.types import Environments, Problem, Sample, Step, TokenBatch, Turn, Weights
+from tests.conftest import ROOT
+from tests.shared import plain_rollouts
+from tests.shared.configs import rl_config
 from tests.shared.engines import SAMPLER_TOLERANCE, make_engine
-from tests.shared.plain_rollouts import problem
+from tests.shared.plain_rollouts import fresh_state, gradients, prepared, problem
 
 P, N = 40, 200
 ENDS = tuple(range(8, 200, 6))  # tokens that end a turn: one in six
@@ -137,3 +151,160 @@ def test_what_is_trained_on_is_what_was_drawn_and_appended(one_device, model, po
 
 def pairs(turns):
     return zip(turns[:-1], turns[1:], strict=True)
+
+
+class Hostile:
+    """Misbehaves in the way that the problem's id says."""
+
+    KINDS = ("exception", "exit", "loop", "huge", "number", "nothing", "ids", "surrogate", "reset")
+
+    def reset(self, problem: Problem, seed: int) -> None:
+        self.kind = self.KINDS[problem.id % len(self.KINDS)]
+        if self.kind == "reset":
+            raise OSError("no such server")
+
+    def step(self, turn: str) -> Any:
+        match self.kind:
+            case "exception":
+                raise ValueError("broken\nin two lines")
+            case "exit":
+                raise SystemExit(3)
+            case "loop":
+                while True:
+                    pass
+            case "huge":
+                return Step("a" * 100_000_000)
+            case "number":
+                return Step(5)  # type: ignore[arg-type]
+            case "nothing":
+                return None
+            case "ids":
+                return Step([10**6])
+            case "surrogate":
+                return Step("\ud800")
+
+
+REASONS = dict.fromkeys(Hostile.KINDS, "environment_error") | {"loop": "timeout", "huge": "length"}
+
+
+def test_a_hostile_environment_ends_its_sample_alone(one_device, model, policy):
+    prompts = [(i, [20 + i, 30]) for i in range(len(Hostile.KINDS))]
+    before = threading.active_count()
+    engine = make_engine(
+        one_device, model, eos=2, new=N, stop_ids=ENDS, max_turn_tokens=16, environment_seconds=1.0, group=2,
+        environments=Environments(Hostile, lambda text: [len(text.encode())]),
+    )  # fmt: skip
+    groups = engine.generate(Weights(*policy), [(problem(i), ids) for i, ids in prompts], jax.random.key(0))
+    for kind, group in zip(Hostile.KINDS, groups, strict=True):
+        for sample in group:
+            assert sample.finish_reason in (REASONS[kind], "turn_length"), kind
+            assert sample.loss_mask[sample.turns[0].start :] == [1] * (len(sample.tokens) - sample.turns[0].start)
+            if sample.finish_reason == "environment_error":
+                assert sample.turns[-1].observation and "\n" not in sample.turns[-1].observation
+    assert {s.finish_reason for group in groups for s in group} >= {"environment_error", "timeout", "length"}
+    assert engine.metrics()["environment_failures"] > 0
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() <= before  # the loop was interrupted
+
+
+class Talks:
+    """Answers in text that a tokenizer would split otherwise beside other text, with names of control tokens in it."""
+
+    WORDS = ("1 2", "<eos>", " 12<user>", "\n\n", "ab", "<eos", "é", "  a ")
+
+    def reset(self, problem: Problem, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def step(self, turn: str) -> Step:
+        return Step("".join(self.rng.choice(self.WORDS, self.rng.integers(1, 5))), done=self.rng.random() < 0.1)
+
+
+def byte_level_tokenizer(home: Path, size: int) -> PublishedTokenizer:
+    """A byte-level BPE of the project's own source, with two control tokens."""
+    tokenizer = tokenizers.ByteLevelBPETokenizer()
+    files = [str(path) for path in sorted((ROOT / "r1jax").glob("*.py"))]
+    tokenizer.train(files, vocab_size=size, min_frequency=1, special_tokens=["<eos>", "<user>"])
+    tokenizer.save(str(home / "tokenizer.json"))
+    (home / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
+    found = load_tokenizer(epath.Path(home))
+    assert found is not None and found.size == size
+    return found
+
+
+def test_a_thousand_episodes_in_byte_level_bpe_are_never_tokenized_again(one_device, model, policy, tmp_path):
+    wide = dataclasses.replace(model, vocab_size=400, tokenizer_size=None)
+    params = init_params(jax.random.key(3), wide)
+    tokenizer = byte_level_tokenizer(tmp_path, 400)
+    engine = plain_rollouts.make_engine(
+        one_device, wide, tokenizer=tokenizer, group=10, slots=64, steps_per_round=6, max_prompt_tokens=P,
+        max_new_tokens=60, max_turn_tokens=12, max_turns=4, stop_ids=tuple(range(2, 400, 7)), append_chunk=8,
+        environments=Environments(Talks, tokenizer.encode_plain),
+    )  # fmt: skip
+    emitted: dict[tuple[int, int], list[int]] = defaultdict(list)
+    collect = engine.collect
+
+    def record(round_, owners, is_decoding_S, *rest):
+        for s in np.flatnonzero(is_decoding_S):
+            place = (owners[s].group, owners[s].index)
+            emitted[place] += round_.tokens_SN[s, round_.is_token_SN[s]].tolist()
+        return collect(round_, owners, is_decoding_S, *rest)
+
+    engine.collect = record  # type: ignore[method-assign]
+    prompts = [(problem(i), tokenizer.encode(f"def f{i}(x):")) for i in range(100)]
+    groups = engine.generate(Weights(params, policy[1]), prompts, jax.random.key(0))
+    samples = [sample for group in groups for sample in group]
+    retokenized = 0
+    for sample in samples:
+        drawn = [t for t, mask in zip(sample.tokens, sample.loss_mask, strict=True) if mask]
+        assert drawn == emitted[sample.group, sample.index]
+        for turn, after in pairs(sample.turns):
+            ids = sample.tokens[turn.stop : after.start]
+            assert ids == tokenizer.encode_plain(turn.observation) and min(ids) > 1  # no control tokens
+            assert tokenizer.decode(ids) == turn.observation
+        history = tokenizer.decode(sample.tokens)
+        retokenized += tokenizer.encode(history) != sample.tokens
+    assert len(samples) == 1000 and sum(len(s.turns) > 1 for s in samples) > 500
+    assert retokenized > 500  # or the comparison above would show nothing
+
+
+def test_what_the_environment_wrote_is_not_trained_on(one_device, model, policy, prompts):
+    groups = draw(one_device, model, policy, prompts)
+    config = rl_config(
+        prompts_per_step=len(prompts), group_size=3, max_prompt_tokens=P, max_new_tokens=N, share_prompts=True
+    )
+    samples = [sample for group in groups for sample in group]
+    for i, sample in enumerate(samples):
+        sample.advantages = np.full(len(sample.tokens), i / 7 - 0.6, np.float32)
+    state = fresh_state(one_device, model, policy, config)
+
+    def loss_and_gradients():
+        batches, _ = prepared(one_device, model, config, state, samples)
+        found = gradients(one_device, model, config, state.train, batches)
+        return jax.device_get((found.sums, found.metrics["loss"]))
+
+    wanted = loss_and_gradients()
+    for sample in samples:
+        others = np.asarray(sample.loss_mask) == 0
+        sample.advantages[others] = 1e3
+        sample.logprobs = np.where(others, -77.0, sample.logprobs).tolist()
+    jax.tree.map(np.testing.assert_array_equal, loss_and_gradients(), wanted)
+
+
+def test_the_turn_advantage_is_that_of_each_turns_own_return():
+    def played(rewards: list[float]) -> Sample:
+        turns = [Turn(2 + 3 * i, 4 + 3 * i, reward=reward) for i, reward in enumerate(rewards)]
+        return Sample(problem(0), tokens=[9] * turns[-1].stop, turns=turns, reward=sum(rewards))
+
+    samples = [played([0.0, 0.0, 1.0]), played([0.0, 1.0]), played([0.0, 0.0, 0.0])]
+    loss = dataclasses.replace(rl_config().loss, advantage="centred")
+    rewards = np.asarray([s.reward for s in samples], np.float32)
+    found = turn_advantages(0.5)(samples, rewards, np.ones(3, np.float32), loss)
+    for turn, returns in enumerate([[0.25, 0.5, 0.0], [0.5, 1.0, 0.0], [1.0, None, 0.0]]):
+        mean = np.mean([r for r in returns if r is not None])
+        for sample, advantage, value in zip(samples, found, returns, strict=True):
+            if value is not None:
+                at = sample.turns[turn]
+                np.testing.assert_allclose(advantage[at.start : at.stop], value - mean, rtol=1e-6)
+    assert all((a[:2] == 0).all() for a in found)  # the prompt
