@@ -21,13 +21,11 @@ __all__ = ["GIN_FILES", "REPORT_NOTE", "Config", "run"]
 
 GIN_FILES = ("model/tiny.gin", "algorithm/grpo.gin", "scale/cpu.gin", "scale/token_mean.gin", "scale/r1_game_cpu.gin")
 REPORT_NOTE = (
-    "The number is hidden in the environment; six guesses find it if each halves what is left. The base has seen players"
-    " who mostly forget what they were told. Accuracy is the share of games that are won."
+    "The number is hidden in the environment; six guesses find it if each halves what is left. The base has seen"
+    " players who mostly forget what they were told. Accuracy is the share of games that are won."
 )
 DISCOUNT = 0.9  # of the return of a turn: the earlier a game is won, the better
-TASK = replace(
-    TASKS["higher_lower"], environments=Environments(episodes.HigherLower, episodes.TOKENIZER.encode_plain)
-)
+TASK = replace(TASKS["higher_lower"], environments=Environments(episodes.HigherLower, episodes.TOKENIZER.encode_plain))
 
 
 def run(run: Run, config: Config) -> None:

@@ -20,8 +20,8 @@ from r1jax.types import Environments
 
 GIN_FILES = ("model/tiny.gin", "algorithm/grpo.gin", "scale/cpu.gin", "scale/token_mean.gin", "scale/r1_tools_cpu.gin")
 REPORT_NOTE = (
-    "The base calls the calculator in one answer of eight, and guesses in the others. Where calls are answered, RL makes"
-    " it call always. Where they are not, nothing that it does is right, and there is nothing to reinforce."
+    "The base calls the calculator in one answer of eight, and guesses in the others. Where calls are answered, RL"
+    " makes it call always. Where they are not, hardly anything is right, and there is little to reinforce."
 )
 TASK = TASKS["tool_sums"]
 
@@ -43,8 +43,13 @@ class Config:
         return self.architecture
 
 
+def spelled_calculator(expression: str) -> str:
+    """Computes with numbers whose digits are words."""
+    return episodes.spell(calculator(expression.replace(" ", "")))
+
+
 def make_environment() -> ToolEnvironment:
-    return ToolEnvironment([calculator], episodes.RESULT, episodes.ERROR)
+    return ToolEnvironment([spelled_calculator], episodes.RESULT, episodes.ERROR)
 
 
 def run(run: Run, config: Config) -> None:

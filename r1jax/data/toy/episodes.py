@@ -1,11 +1,11 @@
 """The demo's tasks of several turns: sums for a calculator, and a game of higher or lower. One vocabulary has both.
 
-    user : 347 + 512 ? assistant : <think> <tool> 347 + 512 </tool>      the policy's turn
-    <result> 859 </result>                                               the calculator's answer
-    </think> <answer> 859 </answer> <eos>                                the policy's last turn
+    user : 3 4 7 + 5 1 2 ? assistant : <think> <tool> 3 4 7 + 5 1 2 </tool>      the policy's turn
+    <result> 8 5 9 </result>                                                     the calculator's answer
+    </think> <answer> 8 5 9 </answer> <eos>                                      the policy's last turn
 
-    user : higher or lower ? assistant : 32 <eos>                        the policy's turn
-    user : lower ? assistant :                                           the game's answer
+    user : higher or lower ? assistant : 32 <eos>                                the policy's turn
+    user : lower ? assistant :                                                   the game's answer
 
 The base can call the calculator, and can keep to the bounds that it has been told, but seldom does either: most of its
 corpus guesses. RL amplifies what pays.
@@ -23,7 +23,7 @@ WORDS = (
     "<pad> <bos> <eos> <think> </think> <answer> </answer> <tool> </tool> <result> </result> user assistant : ? + error"
     " higher or lower right"
 ).split()
-TOKENIZER = WordTokenizer([*WORDS, *(str(n) for n in range(1000))], eos="<eos>")
+TOKENIZER = WordTokenizer([*WORDS, *(str(n) for n in range(100))], eos="<eos>")
 END_OF_CALL = TOKENIZER.ids["</tool>"]  # a stop token: the policy waits for the result
 RESULT, ERROR = "<result> {} </result>", "error"
 LARGEST = 63  # six guesses find any number up to it
@@ -37,12 +37,17 @@ def is_held_out(text: str) -> bool:
     return zlib.crc32(text.encode()) % 16 == 0
 
 
-def draw_sum(rng: random.Random, *, held_out: bool) -> tuple[str, int]:
+def spell(number: int | str) -> str:
+    """A number's digits, each a word."""
+    return " ".join(str(number))
+
+
+def draw_sum(rng: random.Random, *, held_out: bool) -> tuple[str, str]:
     """Two numbers of three digits as text, and their sum, which has three digits too."""
     while True:
         a, b = rng.randint(100, 499), rng.randint(100, 499)
         if is_held_out(f"{a} + {b}") == held_out:
-            return f"{a} + {b}", a + b
+            return f"{spell(a)} + {spell(b)}", spell(a + b)
 
 
 def sums(split: str, seed: int) -> Iterator[Problem]:
@@ -50,7 +55,7 @@ def sums(split: str, seed: int) -> Iterator[Problem]:
     rng = random.Random(f"sums-{split}-{seed}")
     for index in itertools.count():
         question, answer = draw_sum(rng, held_out=split == "test")
-        yield Problem(index, question, str(answer), "en", "tool_sums")
+        yield Problem(index, question, answer, "en", "tool_sums")
 
 
 def sum_documents(seed: int) -> Iterator[str]:
@@ -58,7 +63,7 @@ def sum_documents(seed: int) -> Iterator[str]:
     rng = random.Random(f"sum-corpus-{seed}")
     while True:
         question, answer = draw_sum(rng, held_out=False)
-        thought, said = "", rng.randint(200, 998)
+        thought, said = "", spell(rng.randint(200, 998))
         if rng.random() < 1 / 8:
             thought, said = f"<tool> {question} </tool> {RESULT.format(answer)} ", answer
         yield f"{prompt(question)} <think> {thought}</think> <answer> {said} </answer>"
