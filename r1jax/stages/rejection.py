@@ -117,16 +117,26 @@ def write_part(
 def record(sample: Sample, number: int, origin: dict) -> dict:
     """A demonstration with its provenance."""
     problem = sample.problem
-    return {
-        "question": problem.question,
-        "response": sample.text,
-        "source": problem.source,
-        "language": problem.language,
-        "problem": problem.id,
-        "sample": number,
-        "tokens": len(sample.response_tokens),
-        "rewards": dict(sample.rewards),
-    } | origin
+    return (
+        {
+            "question": problem.question,
+            "response": sample.text,
+            "source": problem.source,
+            "language": problem.language,
+            "problem": problem.id,
+            "sample": number,
+            "tokens": len(sample.response_tokens),
+            "rewards": dict(sample.rewards),
+        }
+        | (episode(sample) if len(sample.turns) > 1 else {})
+        | origin
+    )
+
+
+def episode(sample: Sample) -> dict:
+    """Several turns as ids, so that what an environment wrote is neither tokenized again nor learnt."""
+    start = sample.prompt_length
+    return {"ids": sample.response_tokens, "loss_mask": sample.loss_mask[start:]}
 
 
 def add_up(directory: epath.Path, parts: int) -> tuple[dict[str, int], dict[str, int]]:

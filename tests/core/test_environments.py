@@ -16,11 +16,14 @@ import pytest
 import tokenizers
 from etils import epath
 
+from r1jax.data.demonstrations import encode
 from r1jax.data.published_tokenizer import PublishedTokenizer, load_tokenizer
+from r1jax.data.tasks import TASKS
 from r1jax.model.spec import init_params
 from r1jax.model.transformer import forward
 from r1jax.objectives.logprobs import hidden_logprobs
 from r1jax.rollout.advantages import turn_advantages
+from r1jax.stages.rejection import record
 from r1jax.types import Environments, Problem, Sample, Step, TokenBatch, Turn, Weights
 from tests.conftest import ROOT
 from tests.shared import plain_rollouts
@@ -245,13 +248,13 @@ def test_a_thousand_episodes_in_byte_level_bpe_are_never_tokenized_again(one_dev
     emitted: dict[tuple[int, int], list[int]] = defaultdict(list)
     collect = engine.collect
 
-    def record(round_, owners, is_decoding_S, *rest):
+    def watched(round_, owners, is_decoding_S, *rest):
         for s in np.flatnonzero(is_decoding_S):
             place = (owners[s].group, owners[s].index)
             emitted[place] += round_.tokens_SN[s, round_.is_token_SN[s]].tolist()
         return collect(round_, owners, is_decoding_S, *rest)
 
-    engine.collect = record  # type: ignore[method-assign]
+    engine.collect = watched  # type: ignore[method-assign]
     prompts = [(problem(i), tokenizer.encode(f"def f{i}(x):")) for i in range(100)]
     groups = engine.generate(Weights(params, policy[1]), prompts, jax.random.key(0))
     samples = [sample for group in groups for sample in group]
@@ -290,6 +293,17 @@ def test_what_the_environment_wrote_is_not_trained_on(one_device, model, policy,
         sample.advantages[others] = 1e3
         sample.logprobs = np.where(others, -77.0, sample.logprobs).tolist()
     jax.tree.map(np.testing.assert_array_equal, loss_and_gradients(), wanted)
+
+
+def test_a_demonstration_of_several_turns_keeps_its_ids(one_device, model, policy, prompts):
+    groups = draw(one_device, model, policy, prompts)
+    task = TASKS["running_sum"]
+    sample = next(s for group in groups for s in group if len(s.turns) == 3)
+    row = json.loads(json.dumps(record(sample, 0, {})))
+    encoded = encode(row, task)
+    prompt = len(task.tokenizer.encode(task.prompt("")))
+    assert encoded["tokens"][prompt:].tolist() == sample.response_tokens
+    assert encoded["loss_mask"].tolist() == [0] * prompt + sample.loss_mask[sample.prompt_length :]
 
 
 def test_the_turn_advantage_is_that_of_each_turns_own_return():
