@@ -123,7 +123,8 @@ class Environment(Protocol):
     """What answers a policy between its turns; each sample has its own.
 
     It has to be a function of the problem, the seed and the turns alone: a run that is killed draws the step again, and
-    the environment is asked again. It may raise: the sample then ends, and the step goes on.
+    the environment is asked again. It may raise: the sample then ends, and the step goes on. A method `close`, if there
+    is one, is called when the sample is complete.
     """
 
     def reset(self, problem: Problem, seed: int) -> None:

@@ -1,5 +1,6 @@
 """The environments of a rollout: each answers its sample in a thread, while the devices decode other samples."""
 
+import contextlib
 import ctypes
 import queue
 import threading
@@ -164,5 +165,8 @@ class Episodes:
             found.append((place, asdict(answer)))
 
     def end(self, sample: Sample) -> None:
-        """Forgets the environment of a sample that is complete."""
-        self.made.pop((sample.group, sample.index), None)
+        """Closes and forgets the environment of a sample that is complete."""
+        close = getattr(self.made.pop((sample.group, sample.index), None), "close", None)
+        if close is not None:
+            with contextlib.suppress(Exception):  # the sample has all that it needs
+                close()

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from r1jax.environments.adapters import openenv, textarena, verifiers
 from r1jax.errors import UsageError
-from r1jax.rollout.adapters import openenv, textarena, verifiers
 from r1jax.types import Environments, Problem, Sample, Step, Weights
 from tests.shared.engines import make_engine
 

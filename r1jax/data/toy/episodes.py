@@ -59,11 +59,11 @@ def sums(split: str, seed: int) -> Iterator[Problem]:
 
 
 def sum_documents(seed: int) -> Iterator[str]:
-    """The corpus of a base that may use the calculator: one answer in eight does, the others guess."""
+    """The corpus of a base that may use the calculator: one answer in eight does, the others repeat a number."""
     rng = random.Random(f"sum-corpus-{seed}")
     while True:
         question, answer = draw_sum(rng, held_out=False)
-        thought, said = "", spell(rng.randint(200, 998))
+        thought, said = "", rng.choice(question.split(" + "))
         if rng.random() < 1 / 8:
             thought, said = f"<tool> {question} </tool> {RESULT.format(answer)} ", answer
         yield f"{prompt(question)} <think> {thought}</think> <answer> {said} </answer>"

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from r1jax.rollout.adapters import check_question, draw_seeds, load_package
+from r1jax.environments.adapters import check_question, draw_seeds, load_package
 from r1jax.types import Problem, Step
 
 Make = Callable[[], Any]

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any
 
+from r1jax.environments.adapters import check_question, load_package
 from r1jax.errors import UsageError
-from r1jax.rollout.adapters import check_question, load_package
 from r1jax.types import Problem, Step
 
 

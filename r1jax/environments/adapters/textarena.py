@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from r1jax.environments.adapters import check_question, draw_seeds, load_package
 from r1jax.errors import UsageError
-from r1jax.rollout.adapters import check_question, draw_seeds, load_package
 from r1jax.types import Problem, Step
 
 LOCK = threading.Lock()  # games draw from the random numbers of the whole process
