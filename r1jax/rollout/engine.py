@@ -59,6 +59,8 @@ class Counts:
     model_steps: int = 0  # of all slots at once
     drafted: int = 0  # tokens that the multi-token-prediction module proposed
     accepted: int = 0  # of them, those that the model drew as well
+    environment_seconds: float = 0.0  # of environments at work, added up
+    environment_failures: int = 0
 
 
 @dataclass
@@ -71,7 +73,7 @@ class RolloutEngine:
       keeps_sampling_masks: samples come with the ids that each token was drawn from, where not all could be.
       checks_memory: refuse what the devices have no room for; a dry run allocates nothing on them.
       environments: answer the samples between their turns; None: a sample has one turn.
-      episodes: the environments of the rollout that is drawn, or was drawn last.
+      episodes: the environments of the rollout that is under way.
       device_seconds: so far, in calls to the devices and waiting for them.
     """
 
@@ -182,6 +184,9 @@ class RolloutEngine:
                 slots, emitted = self.decode(weights, slots, owners, is_decoding_S, settings)
                 yield
                 complete(self.collect(self.fetch(emitted), owners, is_decoding_S, settings.stop_ids, watch))
+        if episodes:
+            self.counts.environment_seconds += episodes.seconds
+            self.counts.environment_failures += episodes.failures
         return groups
 
     def begin_episodes(self, key: Any) -> Episodes | None:
@@ -205,7 +210,7 @@ class RolloutEngine:
             turn.observation, turn.reward = answer.text, answer.reward
             reason = answer.reason or ("turns" if len(sample.turns) == self.sampling.max_turns else "")
             if reason:
-                owners[owners.index(sample)] = None
+                owners[slot_of(sample, owners)] = None
                 ended.append(self.close(sample, reason))
             else:
                 appended.append((sample, list(answer.ids)))
@@ -232,7 +237,7 @@ class RolloutEngine:
             for i, (sample, _) in enumerate(answers):
                 chunk = sample.tokens[at[i] - again : at[i] - again + C] if at[i] < len(sample.tokens) else []
                 new.tokens_AC[i, : len(chunk)], new.length_A[i] = chunk, len(chunk)
-                new.slot_A[i], new.start_A[i] = owners.index(sample), at[i] - again
+                new.slot_A[i], new.start_A[i] = slot_of(sample, owners), at[i] - again
                 new.count_A[i] = drawn_tokens(sample)
             with self.device_call(f"{C} tokens of {A} observations", "attention scores"):
                 slots, routes_ACLK = run(weights, slots, new, settings)
@@ -449,9 +454,9 @@ class RolloutEngine:
             "rollout_tokens": float(c.tokens),
             "slots_in_use": (c.tokens - c.accepted) / (c.model_steps * self.slots),
         }
-        if self.episodes:
-            work = {"environment_seconds": self.episodes.seconds, "environment_failures": float(self.episodes.failures)}
-            metrics |= work
+        if self.environments:
+            metrics["environment_seconds"] = c.environment_seconds
+            metrics["environment_failures"] = float(c.environment_failures)
         return metrics | ({"draft_acceptance": c.accepted / c.drafted} if c.drafted else {})
 
 
@@ -459,6 +464,10 @@ def begin(group: int, index: int, problem: Problem, ids: list[int]) -> Sample:
     """A sample with its prompt alone."""
     n = len(ids)
     return Sample(problem, group, index, tokens=list(ids), loss_mask=[0] * n, logprobs=[0.0] * n, turns=[Turn(n)])
+
+
+def slot_of(sample: Sample, owners: Sequence[Sample | None]) -> int:
+    return next(s for s, owner in enumerate(owners) if owner is sample)
 
 
 def drawn_tokens(sample: Sample) -> int:

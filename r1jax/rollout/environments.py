@@ -135,6 +135,7 @@ class Episodes:
         for place, job in list(self.jobs.items()):
             text = f"no answer within EngineConfig.environment_seconds ({most:g})"
             if job.began and now - job.began > most and self.close(place, job, Answer(text, reason="timeout")):
+                self.made.pop(place, None)
                 assert job.thread and job.thread.ident
                 ident, raised = ctypes.c_ulong(job.thread.ident), ctypes.py_object(_GivenUp)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, raised)

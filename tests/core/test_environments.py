@@ -16,19 +16,23 @@ import pytest
 import tokenizers
 from etils import epath
 
+from r1jax.config import MeshConfig
 from r1jax.data.demonstrations import encode
 from r1jax.data.published_tokenizer import PublishedTokenizer, load_tokenizer
 from r1jax.data.tasks import TASKS
 from r1jax.model.spec import init_params
 from r1jax.model.transformer import forward
 from r1jax.objectives.logprobs import hidden_logprobs
+from r1jax.parallel import rollout_programs
+from r1jax.parallel.layout import make_layout
 from r1jax.rollout.advantages import turn_advantages
+from r1jax.rollout.engine import bucket
 from r1jax.stages.rejection import record
 from r1jax.types import Environments, Problem, Sample, Step, TokenBatch, Turn, Weights
 from tests.conftest import ROOT
 from tests.shared import plain_rollouts
 from tests.shared.configs import rl_config
-from tests.shared.engines import SAMPLER_TOLERANCE, make_engine
+from tests.shared.engines import SAMPLER_TOLERANCE, forward_routes, make_engine, placed
 from tests.shared.plain_rollouts import fresh_state, gradients, prepared, problem
 
 P, N = 40, 200
@@ -82,8 +86,8 @@ def prompts() -> list[tuple[int, list[int]]]:
     return [(100 + i, rng.integers(8, 200, n).tolist()) for i, n in enumerate([3, 40, 7, 17])]
 
 
-def forced_gap(model, policy, groups) -> float:
-    """The largest difference from the log-probabilities of one pass over each whole episode."""
+def forced_gaps(model, policy, groups) -> np.ndarray:
+    """Each drawn token's difference from its log-probability in one pass over the whole episode."""
     samples = [sample for group in groups for sample in group]
     T = max(len(s.tokens) for s in samples)
     tokens = np.asarray([s.tokens + [0] * (T - len(s.tokens)) for s in samples], np.int32)
@@ -95,7 +99,7 @@ def forced_gap(model, policy, groups) -> float:
         abs(float(logp[b, t - 1]) - s.logprobs[t]) for b, s in enumerate(samples) for t in np.flatnonzero(s.loss_mask)
     ]
     assert len(gaps) > 200
-    return max(gaps)
+    return np.asarray(gaps)
 
 
 OPTIONS = {
@@ -111,7 +115,7 @@ OPTIONS = {
 def test_log_probabilities_are_those_of_the_whole_episode(one_device, model, policy, prompts, option):
     groups = draw(one_device, model, policy, prompts, **OPTIONS[option])
     assert {len(s.turns) for group in groups for s in group} >= {2, 3}
-    assert forced_gap(model, policy, groups) < SAMPLER_TOLERANCE
+    assert forced_gaps(model, policy, groups).max() < SAMPLER_TOLERANCE
 
 
 def episodes(groups) -> list[tuple]:
@@ -154,6 +158,38 @@ def test_what_is_trained_on_is_what_was_drawn_and_appended(one_device, model, po
 
 def pairs(turns):
     return zip(turns[:-1], turns[1:], strict=True)
+
+
+def test_eight_devices_draw_the_same_tokens(model, policy, prompts, one_device):
+    layout = make_layout(MeshConfig(data=2, fsdp=2, tensor=2))
+    wanted = episodes(draw(one_device, model, policy, prompts))
+    found = draw(layout, model, placed(layout, model, policy), prompts, make=lambda: Scripted(0.002))
+    assert episodes(found) == wanted
+
+
+def test_an_8_bit_cache_is_within_its_gap(one_device, model, policy, prompts):
+    """The same bar as of one turn (test_rollout_options.py)."""
+    policy = (init_params(jax.random.key(0), dataclasses.replace(model, initializer_range=None)), policy[1])
+    groups = draw(one_device, model, policy, prompts, cache_dtype="int8")
+    assert 1e-4 < forced_gaps(model, policy, groups).mean() < 0.1
+
+
+def test_replayed_routes_are_those_of_the_whole_episode(one_device, model, policy, prompts):
+    groups = draw(one_device, model, policy, prompts, routing_replay=True, append_chunk=7)
+    assert any(len(sample.turns) > 2 for sample in groups[0])
+    for sample, expected in forward_routes(model, policy, groups[:2]):
+        np.testing.assert_array_equal(np.sort(sample.routes), np.sort(expected))
+
+
+def test_programs_are_as_many_as_stated(one_device, model, policy, prompts):
+    draw(one_device, model, policy, prompts)
+    spec = draw.engine.spec
+    makers = (rollout_programs.make_prefill, rollout_programs.make_insert)
+    compiled = sum(make(spec)._cache_size() for make in makers)
+    for width in {bucket(n, draw.engine.width) for n in range(1, draw.engine.width)}:
+        compiled += rollout_programs.make_decode(spec, width)._cache_size()
+        compiled += rollout_programs.make_append(spec, width)._cache_size()
+    assert 0 < compiled <= draw.engine.max_programs
 
 
 class Hostile:

@@ -74,12 +74,15 @@ def call(name: str, **arguments) -> str:
     return json.dumps({"name": name, "arguments": arguments})
 
 
+ONE_AND_ONE = call("calculator", expression="1 + 1")
+
+
 @pytest.mark.parametrize(
     "turn, answer",
     [
         (f"Let me see. <tool_call>\n{call('weather', city='Rome')}\n</tool_call>", "Rome 1 0.5"),
         (f"<tool_call>{call('weather', city='Rome', days=2, exact=1)}", "Rome 2 1.0"),  # cut at a stop string
-        (f"<tool_call>{call('weather', city='A')}</tool_call> <tool_call>{call('calculator', expression='1')}", "A 1 0.5\n1"),
+        (f"<tool_call>{call('weather', city='A')}</tool_call> <tool_call>{ONE_AND_ONE}</tool_call>", "A 1 0.5\n2"),
         ('{"name": "weather", "parameters": {"city": "Oslo"}}', "Oslo 1 0.5"),
         ('<|python_tag|>{"name": "calculator", "parameters": {"expression": "7 / 2"}}', "7/2"),
         ("<think> <tool> calculator 3 * (4 + 5) </tool>", "27"),
