@@ -85,6 +85,7 @@ class RLConfig:
       num_prompts: size of the generated set of prompts.
       epochs_per_rollout: times that each minibatch is trained on.
       row_tokens: tokens of a packed row, at least the longest prompt with its response; None: a row for each response.
+        Two to four times that length leaves little of a row empty where responses differ in length.
       microbatch_rows: rows that are run at once; None: enough for a minibatch of the longest responses.
       share_prompts: rows hold a prompt once, followed by its samples, which saves most of what long prompts cost; then
         minibatches are of whole groups, and with row_tokens None a row is one group.
