@@ -203,7 +203,9 @@ class Rollouts:
         config, task, rollout = self.config, self.stage.task, Rollout([])
         self.engine.counts = Counts()
         for _ in range(config.max_generation_batches):
-            asked = [(p, task.tokenizer.encode(task.prompt(p.question))) for p in next(self.feed)]
+            drawn = {samples[0].problem.id for samples in rollout.drawn}  # the feed may have begun a new epoch
+            fresh = [p for p in next(self.feed) if p.id not in drawn]
+            asked = [(p, task.tokenizer.encode(task.prompt(p.question))) for p in fresh]
             key = self.stage.key(step)  # problem ids make it another one for each prompt
             rollout.drawn += yield from self.engine.rounds(weights, asked, key, done=self.grading.submit)
             if config.max_generation_batches > 1:
