@@ -268,14 +268,15 @@ def failure_counts(rewards: Mapping[str, Reward]) -> dict[str, float]:
 
 
 def unverified(rewards: Mapping[str, Reward], samples: Sequence[Sample]) -> list[bool]:
-    """For each sample, whether a verifier with a weight failed on it, or no reward with a weight applies to it."""
+    """For each sample, whether a verifier (a `Grader` with a weight) that applies to it failed."""
     weighted = {name: reward for name, reward in rewards.items() if reward.weight}
+    return [any(s.rewards[name] is None and r.verifies(s) for name, r in weighted.items()) for s in samples]
 
-    def is_unverified(sample: Sample) -> bool:
-        absent = [name for name in weighted if sample.rewards[name] is None]
-        return any(weighted[name].verifies(sample) for name in absent) or 0 < len(absent) == len(weighted)
 
-    return [is_unverified(sample) for sample in samples]
+def ungraded(rewards: Mapping[str, Reward], samples: Sequence[Sample]) -> list[bool]:
+    """For each sample, whether it has no value of any reward with a weight."""
+    weighted = [name for name, reward in rewards.items() if reward.weight]
+    return [bool(weighted) and all(s.rewards[name] is None for name in weighted) for s in samples]
 
 
 class BySource:
