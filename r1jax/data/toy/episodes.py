@@ -95,7 +95,7 @@ def game_documents(seed: int) -> Iterator[str]:
     rng = random.Random(f"game-corpus-{seed}")
     while True:
         number, low, high, words = rng.randint(1, LARGEST), 1, LARGEST, prompt("higher or lower")
-        remembers = rng.random() < 0.4
+        remembers = rng.random() < 0.6
         for _ in range(8):
             guess = rng.randint(low, high) if remembers else rng.randint(1, LARGEST)
             words += f" {guess}"
