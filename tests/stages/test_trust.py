@@ -2,6 +2,9 @@
 
 import dataclasses
 import itertools
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +18,12 @@ from r1jax.errors import RunError, UsageError
 from r1jax.objectives.grpo import grpo_loss
 from r1jax.rewards.grading import Grading, grade_groups, has_signal, score_group
 from r1jax.rewards.rules import Reward, by_source
-from r1jax.rollout.advantages import compute_advantages
+from r1jax.rollout.advantages import broadcast_advantages, compute_advantages
+from r1jax.runs.run import lock
+from r1jax.stages.rl import RLLog, open_stage
+from r1jax.telemetry.progress import Progress
 from r1jax.types import Problem, Sample
+from tests.shared.configs import rl_config
 from tests.shared.loss_batches import pack, preset
 from tests.shared.samples import make_sample
 
@@ -127,3 +134,40 @@ def test_the_corrected_gradient_is_that_of_kl(estimator):
         logits = jnp.log(jnp.asarray([0.5, 0.3, 0.2]))
         found, wanted = jax.grad(expected)(logits), jax.grad(kl)(logits)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+LOCKED = """
+import sys, time
+from etils import epath
+from r1jax.runs.run import lock
+lock(epath.Path(sys.argv[1]))
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_workdir_is_locked_while_its_process_lives(tmp_path):
+    directory = epath.Path(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", LOCKED, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout and other.stdout.readline() == "locked\n"
+            with pytest.raises(UsageError, match="another process"):
+                lock(directory)
+        finally:
+            other.kill()  # a crash leaves no lock behind
+    lock(directory)
+    lock(directory)  # the same process may open a run again
+
+
+def test_one_sample_a_prompt_is_refused_unless_a_fork_computes_the_advantage():
+    config = rl_config(group_size=1)
+    with pytest.raises(UsageError, match="group_size"):
+        open_stage(None, config, {}, {}, (broadcast_advantages, grpo_loss))  # type: ignore[arg-type]
+
+
+def test_steps_without_a_signal_are_said_once(capsys):
+    log = RLLog.__new__(RLLog)
+    log.without_signal, log.progress, log.stage = 0, Progress(), SimpleNamespace(name="rl")  # type: ignore[assignment]
+    for share in [0.0] * 4 + [0.5] + [0.0] * 9:
+        log.warn(share)
+    assert capsys.readouterr().out.count("nothing was learnt") == 1
