@@ -13,6 +13,8 @@ from flax import struct
 Array = Any  # jax.Array on device, numpy.ndarray on the host: the records hold either
 Params = Any  # a pytree of arrays, shaped by model/spec.py
 
+ROUNDING = 1e-6  # rewards that differ by no more are equal: the rounding of a model's float32 scores
+
 
 @dataclass(frozen=True)
 class Problem:

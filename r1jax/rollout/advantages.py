@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from r1jax.config import LossConfig, SamplingConfig
-from r1jax.types import Sample
+from r1jax.types import ROUNDING, Sample
 
 # Added to the group's standard deviation. Code bases differ (1e-8 to 1e-4), and the papers have none. It matters only
 # for rewards that differ by about as much: a group of equal rewards has advantage 0 with any.
@@ -22,6 +22,7 @@ def centred_advantages(rewards_BG: np.ndarray, valid_BG: np.ndarray) -> np.ndarr
     # which a division by a standard deviation of about 0 would blow up.
     first_B1 = np.take_along_axis(rewards_BG, valid_BG.argmax(axis=1)[:, None], axis=1)
     rewards_BG = (rewards_BG - first_B1) * valid_BG
+    rewards_BG *= np.ptp(rewards_BG, axis=1, keepdims=True) > ROUNDING  # else no signal, as in `grading.has_signal`
     return (rewards_BG - rewards_BG.sum(axis=1, keepdims=True) / number_B1) * valid_BG
 
 

@@ -18,7 +18,7 @@ from etils import epath
 from r1jax.checkpoint.store import CheckpointStore, make_metadata
 from r1jax.config import ModelConfig, RLConfig
 from r1jax.data.feeds import problem_batches
-from r1jax.errors import Preempted, RunError
+from r1jax.errors import Preempted, RunError, UsageError
 from r1jax.objectives.grpo import LossFunction, LossSpec, grpo_loss
 from r1jax.objectives.metrics import Metrics, merge_metrics
 from r1jax.objectives.optimizer import learning_rate, updated_model
@@ -112,7 +112,12 @@ def open_stage(
     rewards: Mapping[str, Reward],
     functions: Sequence[Callable],
 ) -> None:
-    """Writes or checks the stage's config, which names the functions that a fork brings."""
+    """Writes or checks the stage's config, which names the functions that a fork brings.
+
+    Raises UsageError for groups of one sample, whose advantage is always 0 unless a fork computes it.
+    """
+    if config.group_size == 1 and broadcast_advantages in functions:
+        raise UsageError("RLConfig.group_size is 1, expected 2 or more: an advantage compares a prompt's samples")
     settings: dict[str, Any] = {name: reward.settings for name, reward in rewards.items()}
     own = [name_of(f) for f in functions if f not in (broadcast_advantages, grpo_loss)]
     extra: dict[str, Any] = {"functions": own} if own else {}
@@ -203,7 +208,9 @@ class Rollouts:
         config, task, rollout = self.config, self.stage.task, Rollout([])
         self.engine.counts = Counts()
         for _ in range(config.max_generation_batches):
-            asked = [(p, task.tokenizer.encode(task.prompt(p.question))) for p in next(self.feed)]
+            drawn = {samples[0].problem.id for samples in rollout.drawn}  # the feed may have begun a new epoch
+            fresh = [p for p in next(self.feed) if p.id not in drawn]
+            asked = [(p, task.tokenizer.encode(task.prompt(p.question))) for p in fresh]
             key = self.stage.key(step)  # problem ids make it another one for each prompt
             rollout.drawn += yield from self.engine.rounds(weights, asked, key, done=self.grading.submit)
             if config.max_generation_batches > 1:
@@ -344,12 +351,14 @@ class RLLog:
     """Metrics, samples and progress of each step."""
 
     SHOWN = ("reward", "accuracy", "response_tokens", "tokens_per_second")
+    PATIENCE = 5  # steps without a signal after which there is a warning
 
     def __init__(self, stage: Stage, config: RLConfig, first: int, clock: Stopwatch):
         self.stage, self.config, self.clock = stage, config, clock
         self.metrics = MetricsWriter(stage.directory, first + 1)
         self.samples = RowWriter(stage.directory / "samples.jsonl", first + 1)
         self.progress: Progress = stage.run.progress.start(stage.name, first, config.steps)
+        self.without_signal = 0
 
     def __enter__(self) -> "RLLog":
         return self
@@ -371,6 +380,16 @@ class RLLog:
         values["tokens_per_second"] = values["rollout_tokens"] / self.clock.total
         values |= {**failures, "memory_gib": memory_in_use(self.stage.run.layout) / GIB}
         self.metrics.write(step, values)
+        self.warn(values["groups_with_signal"])
         if step % self.config.log_samples_every == 0:
             self.samples.append(step, [sample_row(s) for group in rollout.groups for s in group])
         self.progress.step(step, {name: values[name] for name in self.SHOWN if name in values})
+
+    def warn(self, groups_with_signal: float) -> None:
+        """Says when no group has taught anything for some steps."""
+        self.without_signal = 0 if groups_with_signal else self.without_signal + 1
+        if self.without_signal == self.PATIENCE:
+            self.progress.say(
+                f"{self.stage.name}: nothing was learnt in {self.PATIENCE} steps: all samples of each prompt earn the"
+                " same. Look at samples.jsonl: is a reward always 0, are responses cut off, are problems too hard?"
+            )
