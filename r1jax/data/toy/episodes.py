@@ -59,14 +59,21 @@ def sums(split: str, seed: int) -> Iterator[Problem]:
 
 
 def sum_documents(seed: int) -> Iterator[str]:
-    """The corpus of a base that may use the calculator: one answer in eight does, the others repeat a number."""
+    """The corpus of a base that can use the calculator, and seldom does.
+
+    A third are pages without a user, which use it. Of the dialogues one answer in eight does, and the others repeat a
+    number of the question.
+    """
     rng = random.Random(f"sum-corpus-{seed}")
     while True:
         question, answer = draw_sum(rng, held_out=False)
-        thought, said = "", rng.choice(question.split(" + "))
-        if rng.random() < 1 / 8:
+        thought, said, asked = "", rng.choice(question.split(" + ")), prompt(question)
+        is_page = rng.random() < 1 / 3
+        if is_page or rng.random() < 1 / 8:
             thought, said = f"<tool> {question} </tool> {RESULT.format(answer)} ", answer
-        yield f"{prompt(question)} <think> {thought}</think> <answer> {said} </answer>"
+        if is_page:
+            asked = f"<bos> right : {question} ? right :"
+        yield f"{asked} <think> {thought}</think> <answer> {said} </answer>"
 
 
 def games(split: str, seed: int) -> Iterator[Problem]:
