@@ -319,8 +319,8 @@ def test_reward_of_a_sample_and_of_a_batch(verifier):
 
 
 def test_a_verifier_that_hangs_or_dies_gives_none_and_is_counted():
-    slow = " + ".join(rf"\frac{{\sqrt{{{n}}}}}{{{n + 1}}}" for n in range(2, 40))  # takes more than a tenth of a second
-    question = (thought(slow), r"\sqrt{2}")
+    slow = " + ".join(rf"\frac{{\sqrt{{{n}}} x}}{{{n + 1}}}" for n in range(2, 40))  # takes long
+    question = (thought(slow), r"\sqrt{2} x")
     with MathVerifier(processes=1, seconds=20.0) as verifier:
         verifier.workers.seconds = 0.0
         assert verifier.verify([question, (thought("42"), "42")]) == [None, 1.0]

@@ -1,0 +1,1041 @@
+"""Mathematics: for each kind of mistake, a table of answers that are and that are not the gold answer."""
+
+import pytest
+
+from r1jax.rewards.mathematics import MathVerifier
+from r1jax.types import Problem
+from tests.shared.samples import make_sample
+
+# A row is "answer  is  gold" or "answer  is not  gold".
+KINDS = {
+    "the question copied back": r"""
+\gcd(12,18)  is not  6
+\lfloor 3.7\rfloor  is not  3
+\lceil 2.1 \rceil  is not  3
+\sin\frac{\pi}{6}  is not  \frac{1}{2}
+\sin 30^\circ  is not  \frac{1}{2}
+\cos 60^\circ  is not  0.5
+\tan 60^\circ  is not  \sqrt{3}
+\arctan 1  is not  \frac{\pi}{4}
+2^{10} \mod 1000  is not  24
+2^{10} \bmod 1000  is not  24
+2^{10} \pmod{1000}  is not  24
+\begin{vmatrix} 1 & 2 \\ 3 & 10 \end{vmatrix}  is not  4
+\det \begin{pmatrix} 1 & 2 \\ 3 & 10 \end{pmatrix}  is not  4
+|-5|  is not  5
+\left| 3 - 4i \right|  is not  5
+\operatorname{lcm}(4, 6)  is not  12
+\max(3, 7)  is not  7
+\log_2 8  is not  3
+\ln e^4  is not  4
+\binom{5}{2}  is not  10
+{5 \choose 2}  is not  10
+5!  is not  120
+\sqrt{16}  is not  4
+\sqrt[3]{27}  is not  3
+16^{1/2}  is not  4
+i^{2}  is not  -1
+e^{0}  is not  1
+\frac{1}{2} + \frac{1}{3}  is not  \frac{5}{6}
+\frac{\frac{1}{2}+\frac{1}{3}}{2}  is not  \frac{5}{12}
+\sum_{k=1}^{8} k  is not  36
+\lim_{x \to 0} \frac{\sin x}{x}  is not  1
+\sin^2 x + \cos^2 x  is not  1
+\sqrt{50} + \sqrt{18}  is not  8\sqrt{2}
+\sqrt{2} \cdot \sqrt{3}  is not  \sqrt{6}
+\frac{\pi}{3} + \frac{\pi}{4}  is not  \frac{7\pi}{12}
+25\pi - 16\pi  is not  9\pi
+(5-3i)(-4+3i)  is not  -11+27i
+\frac{1+2i}{3-i}  is not  \frac{1}{10} + \frac{7}{10}i
+(1+i)^4  is not  -4
+(2+3i)+(4-i)  is not  6+2i
+\sqrt{-4}  is not  2i
+\sqrt{3+2\sqrt{2}}  is not  1+\sqrt{2}
+x^2 - 5x - 4 \le 10  is not  x \in [-2,7]
+x^2 - 5x - 4 \le 10  is not  [-2,7]
+2x + 1 > 5  is not  x > 2
+2x > 4  is not  (2, \infty)
+|x - 1| < 2  is not  (-1, 3)
+x^2 = 4  is not  -2, 2
+2x + 3 = 7  is not  2
+2x = 4  is not  x = 2
+x - 2 = 0  is not  x = 2
+\gcd(12,18), 2  is not  6, 2
+(1+1, 3)  is not  (2, 3)
+\{1+1, 3\}  is not  \{2, 3\}
+[1+1, \infty)  is not  [2, \infty)
+\frac{d}{dx} x^2  is not  2x
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} \begin{pmatrix}1\\1\end{pmatrix}  is not  \begin{pmatrix}3\\7\end{pmatrix}
+\begin{pmatrix} 1+2 \\ 7 \end{pmatrix}  is not  \begin{pmatrix} 3 \\ 7 \end{pmatrix}
+(-\infty, 3) \cap (1, \infty)  is not  (1, 3)
+\{1, 2\} \cup \{3\}  is not  \{1, 2, 3\}
+\overline{3} + 1  is not  4
+f(2)  is not  5
+10_{10}  is not  1010_2
+1010_2  is not  10
+2 + 3i - 5  is not  -3 + 3i
+\gcd(12, 18)  is not  6
+\text{gcd}(12,18)  is not  6
+\operatorname{gcd}(12,18)  is not  6
+\mathrm{lcm}(4,6)  is not  12
+\left\lfloor 3.7 \right\rfloor  is not  3
+\lfloor\pi\rfloor  is not  3
+\lceil\sqrt{10}\rceil  is not  4
+\sin\left(\frac{\pi}{6}\right)  is not  1/2
+\cos\pi  is not  -1
+\tan\frac{\pi}{4}  is not  1
+\sec 60^\circ  is not  2
+\arcsin\frac12  is not  \frac{\pi}{6}
+\sin^{-1} 1  is not  \frac{\pi}{2}
+\cos 30^\circ  is not  \frac{\sqrt{3}}{2}
+1024 \mod 1000  is not  24
+2^{10} \text{ mod } 1000  is not  24
+17 % 5  is not  2
+\left|\begin{array}{cc}1&2\\3&10\end{array}\right|  is not  4
+\det\begin{bmatrix}1&2\\3&10\end{bmatrix}  is not  4
+\left\|(3,4)\right\|  is not  5
+\lVert (3,4) \rVert  is not  5
+\log_{10} 100  is not  2
+\log 100  is not  2
+\lg 100  is not  2
+\exp(0)  is not  1
+\Re(3+4i)  is not  3
+\operatorname{Im}(3+4i)  is not  4
+\overline{3+4i}  is not  3-4i
+\min(2,3)  is not  2
+\max\{2,3\}  is not  3
+\prod_{k=1}^{4} k  is not  24
+\int_0^1 x dx  is not  \frac{1}{2}
+{}_5C_2  is not  10
+C(5,2)  is not  10
+P(5,2)  is not  20
+\frac{5!}{3!}  is not  20
+\sqrt{3^2+4^2}  is not  5
+\sqrt[4]{16}  is not  2
+27^{2/3}  is not  9
+\sqrt{2}\sqrt{8}  is not  4
+(\sqrt{5})^2  is not  5
+\frac{10}{2}+1  is not  6
+12 - 7  is not  5
+3*4  is not  12
+3 x 4  is not  12
+12/4*2  is not  6
+(3)(4)  is not  12
+3(4)  is not  12
+10 \div 2  is not  5
+15% of 200  is not  30
+3^2 + 1  is not  10
+\frac{1}{2} \cdot \frac{2}{3}  is not  \frac{1}{3}
+\frac{\frac{1}{2}}{\frac{3}{4}}  is not  \frac{2}{3}
+\frac{3}{4} \div \frac{1}{2}  is not  \frac{3}{2}
+1 + \frac{1}{1+\frac{1}{2}}  is not  \frac{5}{3}
+\frac{3+4}{5}  is not  \frac{7}{5}
+0.5+0.25  is not  0.75
+\sqrt{75}-\sqrt{12}  is not  3\sqrt{3}
+\sqrt{6}\times\sqrt{10}  is not  2\sqrt{15}
+3\sqrt{2}\cdot 4  is not  12\sqrt{2}
+(2+\sqrt{3})(2-\sqrt{3})  is not  1
+(1+\sqrt2)^2  is not  3+2\sqrt2
+(3+4i)^2  is not  -7+24i
+i^{23}  is not  -i
+\frac{5}{2-i}  is not  2+i
+(2i)(3i)  is not  -6
+i(2-i)  is not  1+2i
+\sqrt{-9}\cdot 2  is not  6i
+e^{i\pi}  is not  -1
+\frac{2}{1+\sqrt{3}}  is not  \sqrt{3}-1
+\frac{1}{\sqrt{2}-1}  is not  \sqrt{2}+1
+2\pi\cdot 3  is not  6\pi
+\frac12\cdot\pi\cdot 4^2  is not  8\pi
+|x-1|<3  is not  -2<x<4
+2x-1>3  is not  x>2
+3 < x+1 < 5  is not  2<x<4
+x^2<4  is not  -2<x<2
+\frac{x}{2}>3  is not  (6,\infty)
+x^2 - 5x + 6 = 0  is not  2, 3
+x^2 - 5x + 6 = 0  is not  x=2 \text{ or } x=3
+(x-2)(x-3)=0  is not  \{2,3\}
+3x+1=7  is not  x=2
+y - 2x = 1  is not  y = 2x+1
+\frac{x+1}{x-1}=3  is not  x=2
+x=x  is not  2
+\{x : x^2 = 4\}  is not  \{-2,2\}
+\{x \mid x>2\}  is not  (2,\infty)
+[1,3]\cup[2,5]  is not  [1,5]
+[1,3]\cap[2,5]  is not  [2,3]
+\mathbb{R}\setminus(-\infty,2]  is not  (2,\infty)
+(-\infty,2)\cap(1,\infty)  is not  (1,2)
+(1,2)+(3,4)  is not  (4,6)
+2(1,2)  is not  (2,4)
+\begin{pmatrix}1\\2\end{pmatrix}+\begin{pmatrix}3\\4\end{pmatrix}  is not  \begin{pmatrix}4\\6\end{pmatrix}
+2\begin{pmatrix}1\\2\end{pmatrix}  is not  \begin{pmatrix}2\\4\end{pmatrix}
+\begin{pmatrix}1&1\\0&1\end{pmatrix}^3  is not  \begin{pmatrix}1&3\\0&1\end{pmatrix}
+\begin{pmatrix}1&0\\0&1\end{pmatrix}^{-1}  is not  \begin{pmatrix}1&0\\0&1\end{pmatrix}
+\frac{d}{dx}(x^2+x)  is not  2x+1
+(x^2)'  is not  2x
+\int 2x\,dx  is not  x^2+C
+\sum_{k=1}^n k  is not  \frac{n(n+1)}{2}
+\lim_{h\to 0}\frac{(x+h)^2-x^2}{h}  is not  2x
+f(g(x))  is not  x^2
+123_5 + 44_5  is not  222_5
+0.\overline{3}+0.\overline{6}  is not  1
+\text{the sum of } 2 \text{ and } 3  is not  5
+5 \cdot 10^2 + 3  is not  503
+1,000 \cdot 5  is not  5000
+-(-5)  is not  5
+\#\{1,2,3\}  is not  3
+2^{10}  is  1024
+2^{-3}  is  \frac{1}{8}
+\frac{2\sqrt{3}}{3}  is  \frac{2}{\sqrt{3}}
+\frac{1}{\sqrt{2}}  is  \frac{\sqrt{2}}{2}
+\sqrt{12}  is  2\sqrt{3}
+2 + 2\sqrt{3}  is  2(1+\sqrt{3})
+2(1+\sqrt{3})  is  2 + 2\sqrt{3}
+\sqrt{2}-1  is  \frac{1}{1+\sqrt{2}}
+\frac{1+\sqrt{5}}{2}  is  \frac{1}{2} + \frac{\sqrt{5}}{2}
+\frac{\sqrt{5}+1}{2}  is  \frac{1+\sqrt{5}}{2}
+\frac{9\pi}{4}  is  \frac{9}{4}\pi
+\sqrt[3]{4}  is  4^{1/3}
+2^{3/2}  is  2\sqrt{2}
+e^2 \pi  is  \pi e^{2}
+x \ge 3  is  [3, \infty)
+-2 \le x \le 7  is  x \in [-2, 7]
+2 \cdot 3^{5}  is  3^{5} \cdot 2
+\sqrt{2} + \sqrt{3}  is  \sqrt{3} + \sqrt{2}
+3\sqrt{2} \text{ cm}  is  \sqrt{18}
+\sin 2x  is  \sin(2x)
+\log_2 3  is  \log_{2}{3}
+\pi(3)^2  is  9\pi
+\pi \cdot 3^2  is  9\pi
+3x + 2x  is  5x
+\sqrt{x^2}  is  |x|
+""",
+    "parts of equations": r"""
+0  is not  x + y + z = 0
+0  is not  xyz = 0
+0  is not  2x - y + 3 = 0
+0  is not  x(x+1) = 0
+3  is not  |x| = 3
+25  is not  x^2 + y^2 = 25
+5  is not  x > 5
+5  is not  x \le 5
+7  is not  -2 \le x \le 7
+1  is not  \frac{x^2}{4} + \frac{y^2}{9} = 1
+6  is not  xy = 6
+x^2 = \sqrt2  is not  \sqrt2
+1 = \sqrt2  is not  \sqrt2
+\sqrt2 = 1  is not  \sqrt2
+x > \sqrt2  is not  \sqrt2
+x + 1 = \sqrt2  is not  \sqrt2
+2x = \sqrt{2}  is not  \sqrt{2}
+|x| = 3  is not  3
+x^2 = 9  is not  9
+x = 1 = \sqrt2  is not  \sqrt2
+7 = 2x+1  is not  2x+1
+y^2 = 2x+1  is not  2x+1
+x + y = 0  is not  x + y + z = 0
+z = 0  is not  x + y + z = 0
+y = 3  is not  x = 3
+f(3) = 5  is not  f(2) = 5
+x  is not  x = 3
+x+y+z  is not  x + y + z = 0
+9  is not  x^2+y^2=9
+12  is not  3x+4y=12
+1  is not  x^2=1
+0  is not  x^2-5x+6=0
+y  is not  x=y
+2x  is not  x^2=2x
+3  is not  x<3
+3  is not  x \neq 3
+2  is not  x \equiv 2 \pmod 5
+5  is not  |x-2|=5
+0  is not  \sin x = 0
+0  is not  f(x)+f(y)=0
+0  is not  ab=0
+x+y  is not  x+y=0
+-z  is not  x+y+z=0
+1  is not  a+b=1
+\sqrt{2}  is not  x^2=\sqrt{2}
+4  is not  (x-1)^2+(y-2)^2=4
+0  is not  \overrightarrow{AB} \cdot \overrightarrow{CD} = 0
+0  is not  AB + CD = 0
+2 = \sqrt2  is not  \sqrt2
+\sqrt{2}=\sqrt{3}  is not  \sqrt{2}
+0 = 5  is not  5
+5 = 0  is not  5
+5=5  is not  5
+4 < 5  is not  5
+x < 5  is not  5
+x \to 5  is not  5
+x \approx 5  is not  5
+x+1 = 5  is not  5
+2x=5  is not  5
+-x = 5  is not  5
+x/2=5  is not  5
+x^2 = 5  is not  5
+\sqrt{x} = 5  is not  5
+xy=5  is not  5
+1/x = 5  is not  5
+f(x)+1=5  is not  5
+x = y = 5  is not  5
+x = 2, y = 5  is not  5
+y=2x  is not  x=y/2
+z + y + x = 0  is  x + y + z = 0
+0 = x + y + z  is  x + y + z = 0
+x + y + z = 0  is  x + y + z = 0
+y^2 + x^2 = 25  is  x^2 + y^2 = 25
+x = \sqrt2  is  \sqrt2
+\sqrt2  is  x = \sqrt2
+5 = x  is  5
+y = 2x + 1  is  2x + 1
+|x| = 3  is  \left|x\right| = 3
+4x+3y=12  is  3y+4x=12
+x^2 + y^2 - 9 = 0  is  x^2+y^2=9
+""",
+    "number words are no units": r"""
+3 eighths  is not  3
+5 lakh  is not  5
+5 lakhs  is not  5
+5 crore  is not  5
+5 sixths  is not  5
+7 sixteenths  is not  7
+3 twentieths  is not  3
+2 sevenths of it  is not  2
+1 eighth  is not  1
+5 quadrillion  is not  5
+5 milliard  is not  5
+5 gross  is not  5
+5 fold  is not  5
+5 pairs  is not  5
+5 \text{ lakh}  is not  5
+5\text{k}  is not  5
+5\text{ M}  is not  5
+3 \text{ ninths}  is not  3
+5 bn  is not  5
+5 hundred dollars  is not  5
+5 sixty  is not  5
+5 per mille  is not  5
+5 negative  is not  5
+5 halves  is not  5
+5 thirds  is not  5
+5 quarters  is not  5
+5 fourths  is not  5
+5 fifths  is not  5
+5 ninths  is not  5
+5 tenths  is not  5
+5 elevenths  is not  5
+5 twelfths  is not  5
+5 thirteenths  is not  5
+5 fifteenths  is not  5
+5 nineteenths  is not  5
+5 fortieths  is not  5
+5 hundredths  is not  5
+5 thousandths  is not  5
+5 millionths  is not  5
+5 hundred  is not  5
+5 thousand  is not  5
+5 million  is not  5
+5 billion  is not  5
+5 trillion  is not  5
+5 quintillion  is not  5
+5 lacs  is not  5
+5 crores  is not  5
+5 dozen  is not  5
+5 dozens  is not  5
+5 score  is not  5
+5 scores  is not  5
+5 pair  is not  5
+5 couple  is not  5
+5 twofold  is not  5
+5 tenfold  is not  5
+5 myriad  is not  5
+5 googol  is not  5
+5 hundreds  is not  5
+5 thousands  is not  5
+5 millions  is not  5
+5 tens  is not  5
+5 twenties  is not  5
+5 pct  is not  5
+5 squared  is not  5
+5 cubed  is not  5
+5 times  is not  5
+5 mille  is not  5
+5 bps  is not  5
+5 grand  is not  5
+5 nineteenth  is not  5
+5 million dollars  is not  5
+5\text{ million}  is not  5
+5\text{ thirds}  is not  5
+5 \mathrm{ dozen}  is not  5
+5 dozen eggs  is not  5
+3 quarter cups  is not  3
+5 months  is  5
+5 cloths  is  5
+5 apples  is  5
+5 teeth  is  5
+5 weights  is  5
+5 tents  is  5
+5 \text{ months}  is  5
+5 dollars  is  5
+5 cents  is  5
+5 miles  is  5
+5 hours  is  5
+5 minutes  is  5
+5 seconds  is  5
+5 days  is  5
+5 weeks  is  5
+5 years  is  5
+5 people  is  5
+5 students  is  5
+5 meters  is  5
+5 feet  is  5
+5 inches  is  5
+5 books  is  5
+5 cookies  is  5
+5 points  is  5
+5 units  is  5
+5 degrees  is  5
+5 fish  is  5
+5 socks  is  5
+5 marbles  is  5
+5 nickels  is  5
+5 dimes  is  5
+5 clips  is  5
+5 gallons  is  5
+5 pounds  is  5
+5 ounces  is  5
+""",
+    "letters in another order": r"""
+ABC  is not  \text{BAC}
+BAC  is not  \text{ABC}
+\text{CAB}  is not  ABC
+ABC  is not  CBA
+BA  is not  \text{AB}
+on  is not  \text{no}
+\text{ddo}  is not  \text{odd}
+sey  is not  \text{yes}
+\text{neve}  is not  \text{even}
+B, A  is not  \text{A, B}
+DCBA  is not  \text{ABCD}
+\text{AABC}  is not  \text{ABCA}
+\mathrm{PM}  is not  \text{MP}
+CAB  is not  \text{ABC}
+C, A, B  is not  \text{A, B, C}
+AC  is not  CA
+DEF  is not  FED
+PQR  is not  \text{RQP}
+acb  is not  \text{abc}
+won  is not  now
+tac  is not  \text{cat}
+\text{neo}  is not  \text{one}
+eslaF  is not  \text{False}
+TF  is not  \text{FT}
+TFT  is not  \text{FTT}
+\text{AM}  is not  \text{MA}
+\mathrm{CB}  is not  \mathrm{BC}
+\text{A}  is not  B
+ABC  is  \text{ABC}
+\text{ABC}  is  ABC
+A,B  is  \text{A, B}
+B, A  is  A, B
+Yes  is  \text{yes}
+\textbf{Odd}  is  \text{odd}
+\text{(B)}  is  B
+xy  is  yx
+A B C  is  \text{ABC}
+\mathrm{BC}  is  \mathrm{BC}
+\text{True}  is  True
+true  is  \text{True}
+C  is  \text{(C)}
+\textbf{(C)}  is  C
+\text{C}  is  \textbf{(C)}
+ba  is  ab
+A and B  is  \text{A and B}
+""",
+    "precision": r"""
+0.0  is not  1/2^{50}
+0  is not  1/2^{50}
+0.0000009  is not  1/10^6
+0.0  is not  \frac{1}{2^{50}}
+\frac{1}{2^{51}}  is not  \frac{1}{2^{50}}
+0.0  is not  \frac{\sqrt{2}}{10^{9}}
+\frac{\sqrt{3}}{10^{20}}  is not  \frac{\sqrt{2}}{10^{20}}
+0.000001  is not  \frac{\sqrt{2}}{10^{6}}
+1.0000001  is not  1 + \frac{1}{10^8}
+0.3333333  is not  \frac{\pi}{3\pi}
+1.4142  is not  \sqrt{2}
+0.0000001  is not  2^{-20}
+0.0, 1  is not  \frac{1}{2^{50}}, 1
+(0.0, 1)  is not  (\frac{1}{2^{50}}, 1)
+[0.0000009, 2]  is not  [1/10^6, 2]
+\{0, 1\}  is not  \{10^{-9}, 1\}
+1.0000000001x  is not  x
+x + 0.0000001  is not  x
+0  is not  10^{-9}
+0.0  is not  1/10^9
+0.00000  is not  \frac{1}{3^{20}}
+0.000000  is not  \frac{1}{10^{12}}
+1  is not  1+10^{-10}
+1.0  is not  \frac{10^{10}+1}{10^{10}}
+0.1428571  is not  1/7
+0.142857  is not  \frac{1}{7}
+0.6666667  is not  \frac23
+2.718  is not  e
+0  is not  e^{-30}
+0.0  is not  \frac{\pi}{10^8}
+0.0000003  is not  \frac{\pi}{10^7}
+\frac{1}{10^{20}}  is not  \frac{1}{10^{21}}
+99999999999999999999  is not  99999999999999999998
+\sqrt{1000000000001}  is not  1000000
+\sqrt{10^{30}+1}  is not  10^{15}
+0.0, 2  is not  2, 1/2^{50}
+0.0i  is not  10^{-9} i
+0.00000011  is not  \frac{1}{9000000}
+x = 0.0  is not  1/2^{50}
+0.0\%  is not  10^{-9}\%
+\begin{pmatrix}0\\1\end{pmatrix}  is not  \begin{pmatrix}10^{-9}\\1\end{pmatrix}
+0.0x  is not  \frac{x}{2^{50}}
+0.0000000x  is not  \frac{x}{10^{9}}
+x + \frac{1}{10^{9}}  is not  x
+1.0000001x  is not  x
+0.3333333x  is not  \frac{x}{3}
+0.000001  is  1/10^6
+\frac{3}{10^{6}}  is  0.000003
+2^{-50}  is  \frac{1}{2^{50}}
+1/1125899906842624  is  1/2^{50}
+10^{-6}  is  1/10^6
+1.414214  is  \sqrt{2}
+14142.135624  is  10000\sqrt{2}
+2.7182818  is  e
+\frac{1}{2^{50}}  is  2^{-50}
+1e-6  is  1/10^6
+""",
+    "bases": r"""
+1010_3  is not  1010_2
+1010_{3}  is not  1010_{2}
+1011_2  is not  1010_2
+110_{4}  is not  110_{5}
+1A_{12}  is not  1A_{16}
+1010_{\text{three}}  is not  1010_{\text{two}}
+10  is not  1010_2
+10_{10}  is not  1010_2
+22_4  is not  1010_2
+1010_2  is not  10
+1010_2, 1  is not  1010_3, 1
+A_2  is not  A_3
+101_2  is not  101_3
+11_{7}  is not  11_{8}
+1010_{two}  is not  1010_{three}
+1012_3  is not  1011_3
+AB_{16}  is not  AB_{12}
+42  is not  2A_{16}
+5_{10}  is not  5_{8}
+1010.1_2  is not  1010.1_3
+(1010)_3  is not  1010_2
+1010_2 + 1_2  is not  1011_2
+10_{2}  is not  2
+-101_3  is not  -101_2
+1010_2  is  1010_{2}
+1010_{\text{two}}  is  1010_2
+1010_{two}  is  1010_2
+1A_{16}  is  \text{1A}_{16}
+25_{10}  is  25
+25  is  25_{10}
+1010  is  1010_2
+x = 1010_2  is  1010_2
+1010_\text{2}  is  1010_2
+1010 _ 2  is  1010_2
+AB_{16}  is  AB_{16}
+2A_{16}  is  2A_{16}
+(1010)_2  is  1010_2
+1010_{(2)}  is  1010_2
+12,\! 345_6  is  12345_6
+-101_2  is  -101_2
+""",
+    "multisets": r"""
+1,2  is not  1,2,2
+1,2,2  is not  1,2
+1,1,2  is not  1,2,2
+\{1, 2\}  is not  1, 2, 2
+1, 2, 3  is not  1, 2, 2
+x = 1, x = 2  is not  1, 2, 2
+1, 2, 2, 2  is not  1, 2, 2
+\sqrt{2}, 1  is not  \sqrt{2}, \sqrt{2}, 1
+3, 3  is not  3
+3  is not  3, 3
+(1,2), (1,2)  is not  (1,2)
+(1,2), (3,4)  is not  (1,2), (3,4), (3,4)
+1, \frac{2}{2}  is not  1, 2
+1 \text{ and } 2  is not  1, 2, 2
+0.5, \sqrt{4}/3  is not  \frac{2}{3}, \frac12
+(4,3), (1,2)  is not  (1,2), (3,4)
+y = 1, x = 2  is not  x = 1, y = 2
+\pm 2  is not  2
+1  is not  1,1
+2,2  is not  2
+1,1  is not  1
+1,2,3  is not  1,2,3,3
+\{1,1,2\}  is not  \{1,2\}
+1;2  is not  1,2,2
+1 and 2  is not  1,1,2
+i, -i  is not  i, i, -i
+\sqrt2,\sqrt2  is not  \sqrt2,-\sqrt2
+x,y  is not  x,y,y
+(2,1),(3,4)  is not  (3,4),(1,2)
+1,000,2  is not  1000, 2
+2, 1, 2  is  1, 2, 2
+\{2, 2, 1\}  is  1, 2, 2
+2 and 1  is  1, 2
+\frac{2}{3}, 0.5  is  \frac{1}{2}, \frac{2}{3}
+(3,4), (1,2)  is  (1,2), (3,4)
+x = 2, x = 1  is  1, 2
+y = 2, x = 1  is  x = 1, y = 2
+1,234 and 5  is  5, 1234
+x = \pm 2  is  -2, 2
+1 \pm \sqrt{2}  is  1 + \sqrt{2}, 1 - \sqrt{2}
+a, b  is  b, a
+\pi, 1  is  1, \pi
+1, 2, and 3  is  3,2,1
+x=1,2  is  1,2
+\frac12,\frac14  is  0.25,0.5
+(1,2),(3,4)  is  (3,4),(1,2)
+\{(1,2),(3,4)\}  is  (1,2), (3,4)
+1,2,2  is  2,2,1
+""",
+    "complex numbers": r"""
+13+8i  is not  13-8i
+13  is not  13-8i
+8  is not  8i
+8i  is not  8
+13-8  is not  13-8i
+8-13i  is not  13-8i
+i  is not  -i
+13-8j  is not  13-8i
+3\sqrt{2i}  is not  3\sqrt{2}i
+1+2i  is not  2+i
+1+2i  is not  1-2i
+13-8i  is  13-8 i
+13 - 8i  is  13-8i
+8\mathrm{i}  is  8i
+8i  is  8\mathrm{i}
+3i\sqrt2  is  3\sqrt{2}i
+3\sqrt{2}i  is  3i\sqrt{2}
+3\sqrt2\,i  is  3i\sqrt{2}
+-i  is  -1 i
+-8i + 13  is  13-8i
+\frac{1+3i}{2}  is  \frac{1}{2} + \frac{3}{2}i
+\frac12 + \frac{3i}{2}  is  \frac{1}{2}+\frac{3}{2} i
+2+i, 2-i  is  2 - i, 2 + i
+2 \pm i  is  2+i, 2-i
+z = 3 + 4i  is  3+4i
+-\frac{1}{2} + \frac{\sqrt{3}}{2} i  is  \frac{-1+i\sqrt{3}}{2}
+\imath  is  i
+2i  is  2 i
+2*i  is  2i
+2\cdot i  is  2i
+4 + 3\mathrm{i}  is  3i+4
+\frac{3i}{2}  is  \frac{3}{2}i
+\frac{3}{2}i  is  1.5i
+i\sqrt{3}  is  \sqrt{3}i
+\sqrt{3}\,i  is  i\sqrt{3}
+\sqrt{3} \cdot i  is  i\sqrt{3}
+1 - i  is  1-i
+-i+1  is  1-i
+\frac{1}{2}-\frac{\sqrt{3}}{2}i  is  \frac{1-\sqrt3 i}{2}
+\frac{1-i\sqrt3}{2}  is  \frac12 - \frac{\sqrt3}2 i
+6-5\,i  is  6-5i
+6-5i  is  6-5 i.
+-7-24 i  is  -7-24i
+3/2 i  is  \frac{3}{2}i
+2-3\text{i}  is  2-3i
+a+bi  is  a+b i
+x+3i  is  3i+x
+2e^{i\pi/3}  is  2e^{i\pi/3}
+2e^{\frac{\pi i}{3}}  is  2e^{i\pi/3}
+""",
+    "golds with units": r"""
+5 \mathrm{~km}  is not  5 \mathrm{~cm}
+6  is not  5 \mathrm{~cm}
+5 m/s  is not  5 \mathrm{~km/h}
+5 cm  is not  5 \mathrm{~cm}^2
+5 h/km  is not  5 km/h
+12 cm  is not  12 \mathrm{~m}
+13  is not  12 \mathrm{~cm}
+12 g  is not  12 \mathrm{~kg}
+12^2  is not  12 \mathrm{~cm}^2
+5  is  5 \mathrm{~cm}
+5 cm  is  5 \mathrm{~cm}
+5 \mathrm{~cm}  is  5
+5\,\text{cm}  is  5 \mathrm{~cm}
+5  is  5 \mathrm{~cm}^{2}
+5  is  5 \mathrm{~m} / \mathrm{s}
+5  is  5 \mathrm{~km/h}
+5  is  5 \mathrm{~g} / \mathrm{cm}^{3}
+5 km/h  is  5
+5  is  5 km/h
+5 m/s  is  5
+5 m/s^2  is  5
+5 cm^2  is  5
+5 \text{ km/h}  is  5 km/h
+5 \text{ square units}  is  5
+5\text{ units}^2  is  5
+5  is  5\ \text{cm}
+5\sqrt{2}  is  5\sqrt{2} \mathrm{~cm}
+\frac{5}{2}  is  \frac{5}{2} \mathrm{~kg}
+5  is  5^{\circ} \mathrm{C}
+5  is  5^\circ\text{C}
+5  is  \$5
+5 \textnormal{ cm}  is  5
+12  is  12 \mathrm{~cm}
+12  is  12 \text{ cm}^3
+12  is  12\text{ cm}^{3}
+12  is  12\ \mathrm{cm}
+12  is  12 \mathrm{~kg} \cdot \mathrm{m}^{2}
+12  is  12 \mathrm{~km} / \mathrm{h}
+12  is  12\%
+12  is  12^{\circ}
+12  is  12 \text{ dollars}
+12  is  \$12
+12  is  12 dollars
+12  is  12 km
+12  is  12 \text{ square inches}
+12  is  12 miles per hour
+12  is  12 mph
+12  is  12 \mathrm{\ cm}
+12  is  12\mathrm{cm}
+12  is  12 \text{~cm}
+12  is  12 \text {cm}
+12 cm  is  12 \mathrm{~cm}
+12\mathrm{~cm}  is  12 cm
+12 \pi  is  12 \pi \mathrm{~cm}^{2}
+12\pi  is  12 \pi \text{ cm}^2
+\frac{3}{4}  is  \frac{3}{4} \text{ hours}
+3.5  is  3.5 \mathrm{~L}
+12  is  12 \mathrm{~min}
+5 km/h  is  5 \mathrm{~km/h}
+5 km / h  is  5 km/h
+5 miles/hour  is  5
+5 kg/m^3  is  5
+5 m^2  is  5
+5 dollars per hour  is  5
+5 ft/s  is  5
+x = 5 cm  is  5
+5 \mathrm{~s}  is  5
+5 \mathrm{~A}  is  5
+""",
+    "text commands": r"""
+\textnormal{odd}  is not  \text{even}
+\textnormal{43}  is not  42
+\textnormal{D}  is not  C
+\textnormal{B}  is  B
+B  is  \textnormal{B}
+\textnormal{42}  is  42
+\textnormal{even}  is  \text{even}
+\textrm{even}  is  \text{even}
+\textit{even}  is  even
+\textsf{Monday}  is  Monday
+\mathbf{42}  is  42
+\operatorname{even}  is  \text{even}
+42 \textnormal{ apples}  is  42
+\textnormal{(A)}  is  A
+\textnormal{C}  is  C
+\textnormal{5}  is  5
+5\textnormal{ km}  is  5
+5  is  5 \textnormal{ km}
+\textnormal{Friday}  is  Friday
+\textnormal{(D)}  is  D
+\textrm{C}  is  C
+\textup{C}  is  C
+\mathsf{C}  is  C
+\textnormal{1, 2}  is  1,2
+\textnormal{x = 5}  is  5
+\textnormal{50\%}  is  50
+\textnormal{ yes }  is  yes
+x<1 \textnormal{ or } x>2  is  x<1 \text{ or } x>2
+""",
+    "named values": r"""
+AB = 5  is not  x = 5
+AB = 6  is not  5
+f(2) = 5  is not  f(3) = 5
+f(2) = 2  is not  5
+AB + CD = 5  is not  5
+AB = CD = 5  is not  4
+f(2)=8  is not  7
+AB=BC=7  is not  7
+\sin A = 7  is not  7
+a+b=7  is not  7
+7x = 7  is not  7
+f(x) = 7 = 8  is not  7
+n! = 120  is not  120
+x=7  is not  n=7
+AB=7  is not  CD=7
+|x|=7  is not  7
+x_1=7  is not  x_2=7
+AB^2 = 49  is not  49
+AB=5  is  5
+f(2)=5  is  5
+f(x) = 2x+1  is  2x+1
+2x+1  is  f(x) = 2x + 1
+\theta = 5  is  5
+x_1 = 5  is  5
+S_{10} = 55  is  55
+\angle ABC = 30^\circ  is  30
+P(A) = \frac{1}{2}  is  0.5
+\overline{AB} = 5  is  5
+|AB| = 5  is  5
+f^{-1}(3) = 5  is  5
+\text{Area} = 5  is  5
+5  is  AB = 5
+5  is  f(2) = 5
+BC = 7  is  7
+n=7  is  7
+N = 7  is  7
+a_1 = 7  is  7
+a_{10}=7  is  7
+\alpha=7  is  7
+g(3) = 7  is  7
+f(0)=7  is  7
+f(-2)=7  is  7
+f(1/2)=7  is  7
+f\left(2\right)=7  is  7
+f(\frac{1}{2})=7  is  7
+h(x)=x^2  is  x^2
+P(x) = x^2+1  is  x^2+1
+y=x^2  is  x^2
+7=n  is  7
+\triangle ABC = 7  is  7
+m\angle A = 40^\circ  is  40
+\text{Total} = 7  is  7
+Area = 7  is  7
+area = 7  is  7
+ABC = 7  is  7
+[ABC] = 7  is  7
+x' = 7  is  7
+E(X) = 7  is  7
+P(A \cap B) = \frac{1}{4}  is  1/4
+f(f(2)) = 7  is  7
+S = 7  is  7
+\lambda=7  is  7
+k = 7.  is  7
+P(\text{red}) = \frac{1}{4}  is  1/4
+\mathrm{Area} = 7  is  7
+""",
+    "repeating decimals": r"""
+0.3  is not  0.\overline{3}
+0.333333  is not  0.\overline{3}
+0.\overline{3}  is not  0.3
+0.\overline{34}  is not  \frac{1}{3}
+0.3\overline{}  is not  \frac{1}{3}
+0.\overline{3}  is not  0.\overline{4}
+0.\overline{3}  is not  \frac{1}{30}
+\overline{3}  is not  1/3
+0.333...  is not  1/3
+0.\overline{\overline{3}}  is not  1/3
+0.\overline{3}  is  \frac{1}{3}
+\frac{1}{3}  is  0.\overline{3}
+0.1\overline{6}  is  \frac16
+0.\overline{142857}  is  1/7
+0.\bar{3}  is  1/3
+0.\dot{3}  is  1/3
+-0.\overline{3}  is  -1/3
+2.\overline{45}  is  \frac{27}{11}
+0.\overline{9}  is  1
+.\overline{3}  is  1/3
+0.\overline 3  is  1/3
+33.\overline{3}\%  is  1/3
+0.\overline{12}  is  \frac{4}{33}
+0.\overline{09}  is  1/11
+1.\overline{3}  is  4/3
+3.1\overline{6}  is  \frac{19}{6}
+$0.\overline{3}$  is  1/3
+0.\overline{3}  is  0.\overline{33}
+1/3  is  0.\bar 3
+0.0\overline{3}  is  \frac{1}{30}
+x=0.\overline{3}  is  1/3
+0.\overline{3}\%  is  \frac{1}{300}
+-1.\overline{6}  is  -\frac53
+0.\overline{0}  is  0
+0.\overline{3}, 1  is  1, 1/3
+[0.\overline{3}, 1]  is  [1/3, 1]
+""",
+    "alternatives": r"""
+x<1 \text{ or } x>3  is not  x<1 \text{ or } x>2
+x \le 1 \text{ or } x>2  is not  x<1 \text{ or } x>2
+x<1  is not  x<1 \text{ or } x>2
+x<1 \text{ and } x>2  is not  x<1 \text{ or } x>2
+x<1 \text{ or } x>2  is not  x < 1
+y<1 \text{ or } y>2  is not  x<1 \text{ or } x>2
+x = 1 \text{ or } x = 2  is not  1
+x<1 \text{ or } x>2  is not  (-\infty,1] \cup [2,\infty)
+x<2 \text{ or } x>1  is not  (-\infty,1) \cup (2,\infty)
+x<1 \text{ or } y>2  is not  x<1 \text{ or } x>2
+\{x < 1\} \cup \{x > 2\}  is not  x<1 \text{ or } x>2
+x<1 \text{ or } x>2  is  (-\infty,1) \cup (2,\infty)
+(-\infty,1) \cup (2,\infty)  is  x<1 \text{ or } x>2
+x<1 \text{ or } x>2  is  x > 2 \text{ or } x < 1
+x < 1 or x > 2  is  x<1 \text{ or } x>2
+x<1 \lor x>2  is  x<1 \text{ or } x>2
+x \le 1 \text{ or } x \geq 2  is  (-\infty,1] \cup [2,\infty)
+1 > x \text{ or } 2 < x  is  x<1 \text{ or } x>2
+x > 1 \text{ and } x < 2  is  (1, 2)
+x \in (-\infty,1) \cup (2,\infty)  is  x<1 \text{ or } x>2
+x = 1 \text{ or } x = 2  is  1, 2
+1 \text{ or } 2  is  2, 1
+x \neq 3  is  (-\infty, 3) \cup (3, \infty)
+x<1 or x>2  is  x<1 or x>2
+x < -1 \text{ or } x > 3  is  (-\infty,-1)\cup(3,\infty)
+x\leq -1\text{ or }x\geq 3  is  (-\infty,-1]\cup[3,\infty)
+x \le -1 \quad\text{or}\quad x \ge 3  is  (-\infty,-1]\cup[3,\infty)
+x \leqslant 1 \text{ or } x > 2  is  (-\infty, 1] \cup (2, \infty)
+x > 2, x < 1  is  x<1 \text{ or } x>2
+1 < x < 2 \text{ or } x > 5  is  (1,2) \cup (5,\infty)
+x = 3 \text{ or } x = -3  is  3,-3
+x=3\text{ or }-3  is  -3, 3
+t<1 \text{ or } t>2  is  (-\infty,1) \cup (2,\infty)
+x \in (1,2)  is  1<x<2
+2>x>1  is  1<x<2
+2 \ge x > 1  is  (1,2]
+x < \sqrt{2} \text{ or } x > \pi  is  (-\infty,\sqrt2)\cup(\pi,\infty)
+-\sqrt{3} < x < \sqrt{3}  is  (-\sqrt3,\sqrt3)
+a<1 \text{ or } a>2  is  a<1 or a>2
+x<1 \cup x>2  is  x<1 \text{ or } x>2
+""",
+    "thousands and full stops": r"""
+32{,} 349  is not  32349
+32,\! 349  is not  32
+3,\! 2349  is not  32349
+$5.1$  is not  5
+32, 349  is not  32349
+1,\;234  is not  1234
+12,\!34  is not  1234
+32,\! 349  is  32349
+32349  is  32,\! 349
+32,\!349  is  32,349
+32\, 349  is  32349
+1,\!000,\! 000  is  1000000
+$32349.$  is  32349
+$5.$  is  5
+\(5.\)  is  5
+$\frac{1}{2}.$  is  \frac{1}{2}
+$5.$.  is  5
+$\sqrt{2}.$  is  \sqrt{2}
+5  is  $5.$
+$x = 5.$  is  5
+1,\!234,\!567  is  1234567
+1,\! 234,\! 567  is  1,234,567
+1\,234\,567  is  1234567
+1{,}234{,}567  is  1234567
+$1,234.$  is  1234
+\(1234.\)  is  1234
+\[1234.\]  is  1234
+$$1234.$$  is  1234
+$x=3.$  is  3
+$x = 3$.  is  3
+\$32,\! 349  is  32349
+32,\! 349 \text{ dollars}  is  32349
+32,\!349.50  is  32349.5
+$\frac{3}{4}.$  is  0.75
+$\{1,2\}.$  is  1,2
+\text{B.}  is  B
+10,\! 000\pi  is  10000\pi
+""",
+    "scientific notation": r"""
+1.5e3  is not  150
+1.5e3  is not  1.5
+1e400  is not  0
+1e99999999  is not  0
+1.5e3.5  is not  1500
+2e  is not  2
+1.5e3  is not  15000
+1.5e-3  is not  1500
+1.5 e3  is not  1500
+e3  is not  1000
+1.5e  is not  1.5
+1e3e3  is not  1000
+5e-05  is not  5
+5\text{e-}05  is not  0.00005
+1.5e3  is  1500
+1500  is  1.5e3
+1.5E3  is  1500
+1.5e+3  is  1500
+5e-05  is  0.00005
+-2e-3  is  -0.002
+1e6  is  1,000,000
+1.5 \times 10^{3}  is  1.5e3
+1.5 * 10^3  is  1500
+1.5 × 10^{3}  is  1500
+6.02e23  is  6.02 \times 10^{23}
+1e3  is  1000
+1E-3  is  0.001
+2.5e+04  is  25000
+-1.5e3  is  -1500
+1.5e3  is  1.5E+3
+1.5e03  is  1500
+1.5e-3  is  0.0015
+6.02\times10^{23}  is  6.02e23
+6.02 \cdot 10^{23}  is  602e21
+6.02 x 10^23  is  6.02e23
+1.50e3 dollars  is  1500
+$1.5e3$  is  1500
+1e5, 2  is  2, 100000
+0.00005  is  5e-05
+""",
+}
+
+
+def rows_of(kind: str) -> list[tuple[str, str, bool]]:
+    """(answer, gold, whether they are equal) of a kind's table."""
+    rows = []
+    for line in KINDS[kind].strip().splitlines():
+        answer, verb, gold = line.partition("  is not  ") if "  is not  " in line else line.partition("  is  ")
+        rows.append((answer, gold, verb == "  is  "))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with MathVerifier(processes=1, seconds=20.0) as verifier:
+        yield verifier
+        assert verifier.failures.total() == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_right_as_a_whole(verifier, kind):
+    rows = rows_of(kind)
+    assert len(rows) >= 10
+    for form in ("<think> x </think> <answer> {} </answer>", "so <answer> $ {} $ </answer>", "hence \\boxed{{{}}}"):
+        fits = [row for row in rows if "$" not in row[0] or "$" not in form]
+        verdicts = verifier.verify([(form.format(answer), gold) for answer, gold, _ in fits])
+        wrong = [row for row, verdict in zip(fits, verdicts, strict=True) if verdict != row[2]]
+        assert not wrong, form
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_are_their_own_gold(verifier, kind):
+    golds = [gold for _, gold, _ in rows_of(kind)]
+    assert verifier.verify([(f"<answer> {gold} </answer>", gold) for gold in golds]) == [1.0] * len(golds)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_votes_get_equal_verdicts(verifier, kind):
+    """Or else a majority's verdict would depend on who of it is asked."""
+    rows = rows_of(kind)
+    votes: dict[str | None, set[str]] = {}
+    for text in {text for answer, gold, _ in rows for text in (answer, gold)}:
+        response = f"<answer> {text} </answer>"
+        vote = verifier.answer(make_sample(Problem(0, "q", "1", "en"), response))
+        votes.setdefault(vote, set()).add(response)
+    golds = sorted({gold for _, gold, _ in rows})
+    for responses in [several for several in votes.values() if len(several) > 1]:
+        verdicts = [verifier.verify([(response, gold) for gold in golds]) for response in sorted(responses)]
+        assert all(verdict == verdicts[0] for verdict in verdicts), responses
+
+
+def test_equal_numbers_are_one_vote(verifier):
+    def vote(text: str) -> str | None:
+        return verifier.answer(make_sample(Problem(0, "q", "1", "en"), f"<answer> {text} </answer>"))
+
+    assert vote(r"\sqrt{12}") == vote(r"2\sqrt{3}") != vote(r"\sqrt{13}")
+    assert vote("13-8i") == vote("-8i + 13") == vote(r"13 - 8\mathrm{i}") != vote("13+8i")
+    assert vote(r"0.\overline{3}") == vote("1/3") == vote("1/3.") != vote("0.333333")
+    assert vote(r"\sqrt{50} + \sqrt{18}") != vote(r"8\sqrt{2}")  # only one of them is right
