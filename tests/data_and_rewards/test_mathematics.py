@@ -444,6 +444,24 @@ def test_a_bad_task_fails_alone(task, counter):
     assert open_files() == files
 
 
+@linux
+def test_a_worker_that_gets_no_core_is_waited_for():
+    with Workers(OBEY, 1, seconds=0.2) as workers:
+        [pid] = workers.map([["pid", 0]])
+        os.kill(pid, signal.SIGSTOP)
+        threading.Timer(2.0, os.kill, (pid, signal.SIGCONT)).start()
+        start = time.monotonic()
+        assert workers.map([["double", 1], ["pid", 0]]) == [2, pid]
+        assert time.monotonic() - start > 1.5
+        assert (workers.timeouts, workers.crashes) == (0, 0)
+
+
+def test_time_is_cpu_time():
+    with Workers(OBEY, 1, seconds=0.5) as workers:
+        assert workers.map([["sleep", 0.7], ["spin", 0], ["sleep", 0.7]]) == [None] * 3  # sleeping returns None
+        assert (workers.timeouts, workers.crashes) == (1, 0)
+
+
 def test_every_task_bad():
     with Workers(OBEY, 2, seconds=20.0) as workers:
         assert workers.map([["kill", 0]] * 5) == [None] * 5
