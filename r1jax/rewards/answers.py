@@ -26,8 +26,8 @@ SIGNS = str.maketrans(
     {"−": "-", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∞": r"\infty ", "∪": r"\cup ", "∈": r"\in "}
 )
 WHOLE_TEXT = re.compile(rf"{TEXT}\{{([^{{}}]*)\}}|\(([A-Z])\)")
-LETTERS = re.compile(r"[A-Za-z][A-Za-z ,.'&-]*")
-WORDS = re.compile(r"[A-Za-z]{3,}(?: [A-Za-z]+)*|[A-Z]{2,}|[Nn]o")
+LETTERS = re.compile(r"[A-Za-z][A-Za-z ,.'&-]*|[A-Za-z]{3}[A-Za-z0-9 ,.'&-]*")
+WORDS = re.compile(r"[A-Za-z]{3,}(?: [A-Za-z0-9]+)*|[A-Z]{2,}|[Nn]o")
 
 RELATION = re.compile(
     r"[=<>≈]|\\(?:[lg]e|[lg]eq|[lg]eqslant|[lg]t|neq?|in|notin|approx|equiv|subset|subseteq|sim|cong|to|mid)(?![a-zA-Z])"
@@ -55,12 +55,13 @@ DEGREES = re.compile(
 UNIT_POWER = r"(?:\s*\^\s*\{?\s*-?[0-9]\s*\}?)?"
 UNIT_TEXT = rf"{TEXT}\{{[A-Za-z./^0-9 ]+\}}{UNIT_POWER}"
 LATEX_UNIT = re.compile(
-    rf"(?P<value>.*?(?:[0-9)}}\]]|\\pi))\s*(?P<unit>{UNIT_TEXT}(?:\s*(?:/|\\cdot)?\s*{UNIT_TEXT})*)", re.DOTALL
+    rf"(?P<value>.*?(?:[0-9)}}\]]|\\pi))\s*(?P<unit>{UNIT_TEXT}(?:\s*(?:(?:/|\\cdot)\s*)?{UNIT_TEXT}){{0,4}})",
+    re.DOTALL,
 )
 UNIT = r"(?:[cdkmn]?m|[km]?g|[km]?L|ml|ft|in|yd|mi|lbs?|oz|mph|kph|hrs?|h|min|sec|s|[km]?J|[km]?W|[km]?N|[km]?V|k?Hz)"
 WORD_UNIT = re.compile(
-    r"(?P<value>.*[0-9}])"
-    rf"(?:\s*(?P<short>[cmk]m|k?g|ft|lbs?|mph|hrs?|{UNIT}\^\{{?[23]\}}?|{UNIT}(?:\^[23])?\s*/\s*{UNIT}(?:\^\{{?[23]\}}?)?)"
+    rf"(?P<value>.*[0-9}}])(?:\s*(?P<short>[cmk]m|k?g|ml|ft|in|mi|lbs?|oz|mph|hrs?|min|sec|{UNIT}\^\{{?[23]\}}?"
+    rf"|{UNIT}(?:\^[23])?\s*/\s*{UNIT}(?:\^\{{?[23]\}}?)?)"
     r"|\s+(?P<long>[A-Za-z]{3,}(?:/[a-z]+|(?: [A-Za-z]{3,}){0,2})))",
     re.DOTALL,
 )
@@ -98,6 +99,7 @@ def read(text: str) -> Answer:
         inner = text.removeprefix(opens).removesuffix(closes)
         if len(inner) == len(text) - len(opens) - len(closes) and opens not in inner:
             text = inner.strip().removesuffix(".").rstrip()
+    text = re.sub(r"\\not\s*=", r"\\ne ", text).replace(r"\varnothing", r"\emptyset")
     text = SPACE.sub(lambda space: space[1] or " ", LATEX_THOUSANDS.sub(",", text)).strip()
     words = False
     while whole := WHOLE_TEXT.fullmatch(text):
@@ -198,7 +200,6 @@ CLASSES = {
         "trigonometry": r"\sin \cos \tan \cot \sec \csc",
         "order": r"\le \leq \leqslant \lt \ge \geq \geqslant \gt",
         "ne": r"\ne \neq",
-        "empty": r"\emptyset \varnothing",
     }.items()
     for name in names.split()
 }
@@ -263,7 +264,10 @@ SETS = (r"\cup", r"\mathbb", r"\setminus")  # shapes that other shapes may equal
 UNION = re.compile(r"\\cup(?![a-z])")
 TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|.", re.DOTALL)
 DEPTH = dict.fromkeys(["{", "(", "[", r"\{", r"\begin"], 1) | dict.fromkeys(["}", ")", "]", r"\}", r"\end"], -1)
-MATRIX = re.compile(r"\\begin\s*\{([pbB]?matrix)\}(.*)\\end\s*\{\1\}", re.DOTALL)
+MATRIX = re.compile(
+    r"[(\[]?\s*\\begin\s*\{([pbB]?matrix|array)\}(?:\s*\{[clr]*\})?(.*)\\end\s*\{\1\}\s*[)\]]?", re.DOTALL
+)
+ROW_END = re.compile(r"\\\\(?:\s*\[[^\]]*\])?")
 BASE_NAMES = "two three four five six seven eight nine ten eleven twelve".split()
 BASED = re.compile(
     rf"(?:{TEXT}\{{)?\(?(-?[0-9][0-9A-Z,]*(?:\.[0-9A-Z]+)?)\)?\}}?\s*"
@@ -346,7 +350,7 @@ def compare_elements(given: list[Answer], wanted: list[Answer], ordered: bool, a
 def parts(value: str) -> tuple[str, list[str]]:
     """The shape ("list", "union", "()", "[)", "2x3" …) of an answer and its elements; ("", []) for one element."""
     if matrix := MATRIX.fullmatch(value.strip()):
-        rows = [split(row, re.compile("&")) for row in split(matrix[2], re.compile(r"\\\\"))]
+        rows = [split(row, re.compile("&")) for row in split(matrix[2], ROW_END)]
         rows = [row for row in rows if any(row)]
         shape = "x".join(map(str, (len(rows), *{len(row) for row in rows})))
         return shape, [cell for row in rows for cell in row]
