@@ -70,9 +70,9 @@ NOT_UNITS = re.compile(
     r"""(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|zero|half|halve|third|quarter
     |(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ie)|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w+teen|\w+tie)th
     |\w*(?:hundred|thousand|illion|illiard)(?:th|en)?|hundert|tausend|lakh|lac|crore|dozen|score|gross|pair|couple
-    |myriad|grand|googol|\w*fold|times|double|triple|squared|cubed|factorial|mn|bn|tn|mil|mio|mrd|thou|kilo|mega|giga
+    |myriad|grand|googol\w*|kharab|wan|oku|mln|deca|\w*fold|times|double|triple|squared|cubed|factorial|mn|bn|tn|mil|mio|mrd|thou|kilo|mega|giga
     |percent|percentage|pct|\w*mille?|bps|ppm|basis|plus|minus|negative|power|root|sqrt|infinity|inf|pi)s?
-    |over|and|or|not|isn|maybe|point|mod|base|sin|cos|tan|log|exp|(?-i:[abcinxyzkKMBT])""",
+    |over|and|or|not|isn|maybe|point|cube|arab|mod|base|sin|cos|tan|log|exp|(?-i:[abcinxyzkKMBT])""",
     re.VERBOSE | re.IGNORECASE,
 )
 
@@ -262,6 +262,7 @@ OUTER_SEPARATOR = re.compile(
 )  # 1,234 is whole
 SETS = (r"\cup", r"\mathbb", r"\setminus")  # shapes that other shapes may equal
 UNION = re.compile(r"\\cup(?![a-z])")
+POINTS = re.compile("[A-Z]{2,}")  # of triangles and segments: no products
 TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|.", re.DOTALL)
 DEPTH = dict.fromkeys(["{", "(", "[", r"\{", r"\begin"], 1) | dict.fromkeys(["}", ")", "]", r"\}", r"\end"], -1)
 MATRIX = re.compile(
@@ -313,6 +314,8 @@ def compare_whole(answer: Answer, gold: Answer, algebra: Algebra | None) -> bool
     relation = bool(RELATION.search(gold.value))
     ours = f"{answer.name} = {answer.value}" if relation and answer.name else answer.value
     if bool(RELATION.search(ours)) != relation or computes(ours, gold.value):
+        return False
+    if sorted(POINTS.findall(ours)) != sorted(POINTS.findall(gold.value)):
         return False
     percent = (r"\%" * (part.unit == "%") for part in (answer, gold))
     return algebra(ours + next(percent), gold.value + next(percent)) if algebra else None

@@ -273,7 +273,8 @@ def alike(a: Any, b: Any) -> bool:
 
 def rounded(decimal: Fraction, value: Any) -> bool:
     """Whether a decimal is an irrational number to six places, and to as many significant digits."""
-    if decimal.denominator < 1000 or 10**30 % decimal.denominator or imaginary(value) or rational(value):
+    short = (decimal * 10 ** (PLACES - 1)).denominator == 1
+    if short or 10**30 % decimal.denominator or imaginary(value) or rational(value):
         return False
     exact = Fraction(int(CONTEXT.nint(CONTEXT.re(value) * CONTEXT.mpf(10) ** 50)), 10**50)
     return round(decimal, PLACES) == round(exact, PLACES) and abs(decimal - exact) <= abs(exact) / 10**PLACES

@@ -25,12 +25,13 @@ LATEX = LatexExtractionConfig(
         boxed="last",
     ),
 )
+IMAGINARY = re.compile(r"\\[a-zA-Z]+|(?<=[0-9)}])i|(?<=[A-Za-z])i(?![A-Za-z])")
 
 
 @lru_cache(maxsize=1000)  # gold answers recur within a group and in each epoch
 def parsed(answer: str) -> list[Any]:
     """A sympy object, if the answer parses, and the normalised text. Nothing is evaluated as Python."""
-    apart = re.sub(r"\\[a-zA-Z]+|(?<=[0-9A-Za-z)}])i(?![a-zA-Z])", lambda m: m[0] if m[0] != "i" else " i", answer)
+    apart = IMAGINARY.sub(lambda match: match[0] if match[0] != "i" else " i ", answer)
     boxed = rf"\boxed{{{apart}}}"  # math-verify reads bi as two symbols, b i as a complex number
     return parse(boxed, [LATEX], extraction_mode="first_match", parsing_timeout=None)
 
