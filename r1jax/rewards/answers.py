@@ -70,7 +70,8 @@ NOT_UNITS = re.compile(
     r"""(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|zero|half|halve|third|quarter
     |(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ie)|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w+teen|\w+tie)th
     |\w*(?:hundred|thousand|illion|illiard)(?:th|en)?|hundert|tausend|lakh|lac|crore|dozen|score|gross|pair|couple
-    |myriad|grand|googol\w*|kharab|wan|oku|mln|deca|\w*fold|times|double|triple|squared|cubed|factorial|mn|bn|tn|mil|mio|mrd|thou|kilo|mega|giga
+    |myriad|grand|googol\w*|kharab|wan|oku|mln|deca|\w*fold
+    |times|double|triple|squared|cubed|factorial|mn|bn|tn|mil|mio|mrd|thou|kilo|mega|giga
     |percent|percentage|pct|\w*mille?|bps|ppm|basis|plus|minus|negative|power|root|sqrt|infinity|inf|pi)s?
     |over|and|or|not|isn|maybe|point|cube|arab|mod|base|sin|cos|tan|log|exp|(?-i:[abcinxyzkKMBT])""",
     re.VERBOSE | re.IGNORECASE,
@@ -257,9 +258,8 @@ def exponents(text: str) -> list[str]:
 # ---- comparison
 
 SEPARATOR = re.compile(rf"[,;]|{EITHER.pattern}|{BOTH.pattern}")
-OUTER_SEPARATOR = re.compile(
-    rf",(?!(?<=[0-9],)[0-9]{{3}}(?![0-9]))|;|{EITHER.pattern}|{BOTH.pattern}"
-)  # 1,234 is whole
+# The same, but 1,234 is whole.
+OUTER_SEPARATOR = re.compile(rf",(?!(?<=[0-9],)[0-9]{{3}}(?![0-9]))|;|{EITHER.pattern}|{BOTH.pattern}")
 SETS = (r"\cup", r"\mathbb", r"\setminus")  # shapes that other shapes may equal
 UNION = re.compile(r"\\cup(?![a-z])")
 POINTS = re.compile("[A-Z]{2,}")  # of triangles and segments: no products

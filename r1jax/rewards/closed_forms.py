@@ -94,7 +94,7 @@ def closed_form(text: str) -> ClosedForm | None:
         return ClosedForm(Fraction(text.replace(",", "")))
     try:
         return Parser(text).whole() if len(text) <= MAX_LENGTH else None
-    except (ValueError, ArithmeticError):
+    except (ValueError, ArithmeticError, RecursionError):
         return None
 
 
@@ -213,7 +213,7 @@ class Parser:
 def raised(base: ClosedForm, exponent: ClosedForm) -> ClosedForm:
     """A power. Roots of numerals, and powers of e and π, are answers; powers of i, roots and sums are work."""
     work, power = base.work + exponent.work, exponent.value
-    if base.above == Counter(["e"]) and not base.below and abs(power) <= MAX_EXPONENT:
+    if base.above == Counter(["e"]) and near(base.value, CONTEXT.e) and abs(power) <= MAX_EXPONENT:
         work += isinstance(power, CONTEXT.mpc)
         return ClosedForm(CONTEXT.exp(power), work, Counter(["e"] + ["imaginary"] * isinstance(power, CONTEXT.mpc)))
     if not isinstance(power, Fraction):

@@ -900,6 +900,12 @@ A, C  is  A and C
 \{0, 1\}  is not  \{10^{-9}, 1\}
 1.0000000001x  is not  x
 x + 0.0000001  is not  x
+(e^2)^3  is not  e^3
+(-e)^3  is not  e^3
+(e^2)^3  is not  e^6
+(\sqrt2)^3  is not  \sqrt2
+(-2)^3  is not  8
+-2^2  is not  4
 0  is not  10^{-9}
 0.0  is not  1/10^9
 0.00000  is not  \frac{1}{3^{20}}
@@ -1004,6 +1010,8 @@ i  is not  10^{-7} i
 10^{-6}  is  1/10^6
 1.414214  is  \sqrt{2}
 14142.135624  is  10000\sqrt{2}
+e^3  is  e^{3}
+(-2)^3  is  -8
 2.7182818  is  e
 \frac{1}{2^{50}}  is  2^{-50}
 1e-6  is  1/10^6
