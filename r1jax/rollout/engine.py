@@ -106,6 +106,11 @@ class RolloutEngine:
         return self.spec.layout.round_up(self.config.slots)
 
     @property
+    def append_rows(self) -> int:
+        """As configured, rounded up so that devices share them evenly."""
+        return self.spec.layout.round_up(self.config.append_rows)
+
+    @property
     def max_programs(self) -> int:
         """Programs that a run can compile: prefill and insertion for each prompt bucket, a round for each width.
 
@@ -214,14 +219,14 @@ class RolloutEngine:
                 ended.append(self.close(sample, reason))
             else:
                 appended.append((sample, list(answer.ids)))
-        rows = self.config.append_rows
+        rows = self.append_rows
         for i in range(0, len(appended), rows):
             slots = self.append(weights, slots, owners, appended[i : i + rows], settings)
         return slots, ended
 
     def append(self, weights: Weights, slots: Slots, owners, answers, settings: DrawSettings) -> Slots:
         """Runs the ids of some (sample, ids), a chunk of each at a time; the samples' next turns begin."""
-        A, C = self.config.append_rows, self.config.append_chunk
+        A, C = self.append_rows, self.config.append_chunk
         again = places(self.config) if self.config.speculative else 0  # tokens that the MTP module has to see again
         at = [len(sample.tokens) for sample, _ in answers]
         for sample, ids in answers:
