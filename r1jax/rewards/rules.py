@@ -215,7 +215,7 @@ def evaluate(function: RewardFunction, sample: Sample) -> float | None:
     except (UsageError, RunError):
         raise
     except Exception as error:  # a fork's function may raise anything
-        raise RunError(f"it raised {type(error).__name__} on {place(sample)}: {error}") from error
+        raise RunError(f"it raised {type(error).__name__} on {_place(sample)}: {error}") from error
     return number(value, sample)
 
 
@@ -224,13 +224,13 @@ def number(value: Any, sample: Sample) -> float | None:
     try:
         found = None if value is None else float(value)
     except (TypeError, ValueError) as error:
-        raise RunError(f"its value on {place(sample)} is {value!r:.100}, expected a number or None") from error
+        raise RunError(f"its value on {_place(sample)} is {value!r:.100}, expected a number or None") from error
     if found is not None and not math.isfinite(found):
-        raise RunError(f"its value on {place(sample)} is {found}, expected a finite number or None")
+        raise RunError(f"its value on {_place(sample)} is {found}, expected a finite number or None")
     return found
 
 
-def place(sample: Sample) -> str:
+def _place(sample: Sample) -> str:
     return f"problem {sample.problem.id}, sample {sample.index} ({sample.text[:60]!r})"
 
 
