@@ -97,7 +97,10 @@ class MathVerifier(AbstractContextManager):
         self.workers, self.extract = Workers("r1jax.rewards.equality:equal", processes, seconds), extract
 
     def verify(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
-        """1 or 0 for each (response, gold answer); None where math-verify failed, and for an empty gold answer."""
+        """1 or 0 for each (response, gold answer); None for an empty gold answer, and one that math-verify fails on.
+
+        It is 0 for an answer that makes math-verify fail.
+        """
         verdicts: list[bool | None] = []
         undecided: dict[int, tuple[Answer, Answer]] = {}
         for i, (response, gold_text) in enumerate(pairs):
@@ -107,8 +110,10 @@ class MathVerifier(AbstractContextManager):
             if answer and gold.value and verdict is None:
                 undecided[i] = (answer, gold)
         distinct = list(dict.fromkeys(undecided.values()))  # a group's samples often agree
-        items = [[asdict(part) for part in pair] for pair in distinct]
-        equal = dict(zip(distinct, self.workers.map(items), strict=True))
+        items, good = (
+            [[asdict(part) for part in pair] for pair in pairs] for pairs in (distinct, [(g, g) for _, g in distinct])
+        )
+        equal = dict(zip(distinct, self.workers.verdicts(items, good), strict=True))
         for i, pair in undecided.items():
             verdicts[i] = equal[pair]
         return [None if verdict is None else float(verdict) for verdict in verdicts]
@@ -122,12 +127,12 @@ class MathVerifier(AbstractContextManager):
         return f"{named}{canonical(answer)} {answer.unit}".rstrip()
 
     def grade(self, samples: Sequence[Sample]) -> list[float | None]:
-        """1 for a correct answer, else 0; None where math-verify failed."""
+        """1 for a correct answer, else 0; None where the gold answer can't be compared."""
         return self.verify([(sample.text, sample.problem.answer) for sample in samples])
 
     @property
     def failures(self) -> Counter[str]:
-        """Comparisons that exceeded their time or crashed; their result is None."""
+        """Comparisons that exceeded their time or crashed."""
         return Counter(timeouts=self.workers.timeouts, crashes=self.workers.crashes)
 
     def __exit__(self, *exception: object) -> None:

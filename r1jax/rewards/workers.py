@@ -77,6 +77,22 @@ class Workers(AbstractContextManager):
                 for worker in [w for w in self._workers if w.task is not None]:
                     self._replace(worker)
 
+    def verdicts(self, items: Sequence[Any], good: Sequence[Any]) -> list[Any]:
+        """As `map`; but 0.0 for an item that failed by itself, as a success of the good item at its place shows.
+
+        Failing must not pay more than being wrong. Where the good item fails as well, the item is tried once more, and
+        None stays if it fails again.
+        """
+        results = self.map(items)
+        failed = [i for i, result in enumerate(results) if result is None]
+        beside = self.map([good[i] for i in failed])
+        again = [i for i, result in zip(failed, beside, strict=True) if result is None]
+        for i in failed:
+            results[i] = 0.0
+        for i, result in zip(again, self.map([items[i] for i in again]), strict=True):
+            results[i] = result
+        return results
+
     def _map(self, items: Sequence[Any]) -> list[Any]:
         results: list[Any] = [None] * len(items)
         waiting = deque(range(len(items)))

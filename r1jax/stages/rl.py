@@ -27,7 +27,7 @@ from r1jax.parallel.hosts import broadcast_from_main, stop_if_preempted
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import GIB, memory_in_use
 from r1jax.parallel.transfers import on_device, on_host, snapshot
-from r1jax.rewards.grading import Grading, has_signal, score_group
+from r1jax.rewards.grading import Grading, has_signal, require_verified, score_group
 from r1jax.rewards.rules import Reward, learned_inputs
 from r1jax.rollout.advantages import AdvantageFunction, broadcast_advantages, compute_advantages
 from r1jax.rollout.async_rollout import AsyncRollout
@@ -165,6 +165,7 @@ class Rollout:
         grading.collect()
         for samples in self.drawn:
             score_group(grading.rewards, samples, mask_truncated=config.loss.mask_truncated)
+        require_verified(grading.rewards, self.drawn)
         kept = [g for g in self.drawn if config.max_generation_batches == 1 or has_signal(g)]
         self.groups = kept[: config.prompts_per_step]
 

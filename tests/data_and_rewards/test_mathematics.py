@@ -318,12 +318,12 @@ def test_reward_of_a_sample_and_of_a_batch(verifier):
     assert [verifier.grade([sample])[0] for sample in samples] == [1, 0, 0]
 
 
-def test_a_verifier_that_hangs_or_dies_gives_none_and_is_counted():
+def test_an_answer_that_makes_the_verifier_hang_is_wrong_and_counted():
     slow = " + ".join(rf"\frac{{\sqrt{{{n}}} x}}{{{n + 1}}}" for n in range(2, 40))  # takes long
     question = (thought(slow), r"\sqrt{2} x")
     with MathVerifier(processes=1, seconds=20.0) as verifier:
         verifier.workers.seconds = 0.0
-        assert verifier.verify([question, (thought("42"), "42")]) == [None, 1.0]
+        assert verifier.verify([question, (thought("42"), "42")]) == [0.0, 1.0]  # the gold beside it does not hang
         assert verifier.failures == {"timeouts": 1, "crashes": 0}
         verifier.workers.seconds = 20.0
         assert verifier.verify([question]) == [0.0]

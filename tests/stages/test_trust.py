@@ -16,8 +16,10 @@ from r1jax.config import LossConfig, SamplingConfig
 from r1jax.data.feeds import problem_batches, write_array_record
 from r1jax.errors import RunError, UsageError
 from r1jax.objectives.grpo import grpo_loss
-from r1jax.rewards.grading import Grading, grade_groups, has_signal, score_group
+from r1jax.rewards.grading import Grading, grade_groups, has_signal, require_verified, score_group
+from r1jax.rewards.mathematics import MathVerifier
 from r1jax.rewards.rules import Reward, by_source
+from r1jax.rewards.workers import Workers
 from r1jax.rollout.advantages import broadcast_advantages, compute_advantages
 from r1jax.runs.run import lock
 from r1jax.stages.rl import RLLog, open_stage
@@ -171,3 +173,56 @@ def test_steps_without_a_signal_are_said_once(capsys):
     for share in [0.0] * 4 + [0.5] + [0.0] * 9:
         log.warn(share)
     assert capsys.readouterr().out.count("nothing was learnt") == 1
+
+
+CRASH = r"\boxed{\sqrt{x^2+1} + \sqrt{x^3+2} - crash}"
+
+
+class Crashing:
+    """Workers that fail on one answer, whatever it is compared with."""
+
+    timeouts = crashes = 0
+    verdicts = Workers.verdicts
+
+    def map(self, items):
+        return [None if "crash" in str(item[0]) else item[0] == item[1] for item in items]
+
+
+@pytest.mark.parametrize("start", [0.05, 0.4])
+def test_a_policy_that_crashes_its_verifier_learns_not_to(start):
+    """A softmax policy over three answers, by the project's verifier, group advantages and policy gradient."""
+    verifier = MathVerifier(processes=1)
+    verifier.workers.close()
+    verifier.workers = Crashing()  # type: ignore[assignment]
+    rewards = {"accuracy": Reward(verifier, 1.0)}
+    texts = [r"\boxed{x+1}", r"\boxed{y+2}", CRASH]
+    logits = np.log([0.3 * (1 - start), 0.7 * (1 - start), start])
+    rng, problem = np.random.default_rng(0), dataclasses.replace(A_PROBLEM, answer="x + 1")
+    for _ in range(50):
+        p = np.exp(logits) / np.exp(logits).sum()
+        gradient = np.zeros(3)
+        for _ in range(8):
+            chosen = rng.choice(3, 16, p=p)
+            samples = [
+                dataclasses.replace(make_sample(problem, texts[c], [1, 2]), index=i) for i, c in enumerate(chosen)
+            ]
+            for c, advantage in zip(chosen, advantages(samples, rewards, "group"), strict=True):
+                gradient += advantage * ((np.arange(3) == c) - p)
+        logits = logits + 0.5 * gradient / 128
+    p = np.exp(logits) / np.exp(logits).sum()
+    assert p[2] <= 0.02 and p[0] > 0.9
+
+
+def test_verifiers_that_fail_on_right_answers_too_stop_the_run():
+    class Broken:
+        def grade(self, samples):
+            return [None] * len(samples)
+
+    rewards = {"accuracy": Reward(Broken(), 1.0)}
+    samples = group("a", "b")
+    grade_groups(rewards, [samples])
+    with pytest.raises(RunError, match="2 of 2"):
+        require_verified(rewards, [samples])
+    fine = {"accuracy": Reward(lambda s: 1.0, 1.0)}
+    grade_groups(fine, [samples])
+    require_verified(fine, [samples])
