@@ -1,9 +1,9 @@
-r"""Verifications per second: plain numbers, which need no sympy, and LaTeX, which does.
+r"""Verifications per second: plain numbers, and LaTeX, of which expressions with variables need sympy.
 
 python benchmarks/verifier.py
 
-LaTeX answers are all different here, and spelled otherwise than the gold answer: math-verify is asked for each. "As in
-RL" are groups of 16 outputs with 3 different answers; a quarter of the problems have LaTeX answers.
+LaTeX answers are all different here, and spelled otherwise than the gold answer. "As in RL" are groups of 16 outputs
+with 3 different answers; a quarter of the problems have LaTeX answers.
 """
 
 import random

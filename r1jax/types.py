@@ -4,14 +4,16 @@ An array's name ends in its dimensions; `r1jax/model/__init__.py` has the key to
 token, I: ids of a sampling mask, R: trained tokens of a row, s: samples of a row, S: tokens of a sample and its prompt.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from flax import struct
 
 Array = Any  # jax.Array on device, numpy.ndarray on the host: the records hold either
 Params = Any  # a pytree of arrays, shaped by model/spec.py
+
+ROUNDING = 1e-6  # rewards that differ by no more are equal: the rounding of a model's float32 scores
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,24 @@ class Problem:
 
 
 @dataclass
+class Turn:
+    """What the policy says before it is answered, or before it ends.
+
+    Attributes:
+      start, stop: places of its tokens in the sample: the first, and the one behind the last.
+      text: the turn, without its end token or a stop string.
+      observation: the environment's answer; "" after the last turn, and without an environment.
+      reward: the environment's for this turn; None: it gave none.
+    """
+
+    start: int
+    stop: int = 0
+    text: str = ""
+    observation: str = ""
+    reward: float | None = None
+
+
+@dataclass
 class Sample:
     """A prompt and a response, from the rollout to the loss; each step of RL fills in some of it.
 
@@ -37,8 +57,11 @@ class Sample:
       loss_mask: for each token, 1 where the policy drew it; 0 in the prompt, and where somebody else wrote.
       logprobs: for each token, its log-probability in the distribution that it was drawn from; 0 where nothing was.
       advantages: float32, for each token; most algorithms give all of a response the same.
-      text: the response, without the end token or a stop string.
-      finish_reason: "stop" (an end token or a stop string), "length" (the limit), or "" while it grows.
+      text: what the policy said, without end tokens and stop strings; with an environment, of all turns.
+      turns: one without an environment.
+      finish_reason: "stop" (an end token or a stop string, or the environment ended it), "length" (max_new_tokens), or
+        "" while it grows; with an environment also "turns" (max_turns), "turn_length" (max_turn_tokens), "timeout" and
+        "environment_error".
       rewards: by name; None where a reward does not apply, or its verifier failed.
       reward: their weighted sum, which RL maximises.
       valid: False masks the sample out of the loss and the group's statistics.
@@ -55,6 +78,7 @@ class Sample:
     logprobs: list[float] = field(default_factory=list)
     advantages: Any = ()
     text: str = ""
+    turns: list[Turn] = field(default_factory=list)
     finish_reason: str = ""
     rewards: Mapping[str, float | None] = field(default_factory=dict)
     reward: float = 0.0
@@ -80,6 +104,49 @@ class Sample:
     @property
     def response_logprobs(self) -> list[float]:
         return self.logprobs[self.prompt_length :]
+
+
+@dataclass(frozen=True)
+class Step:
+    """An environment's answer to a turn.
+
+    Attributes:
+      observation: what the policy reads before its next turn; text, or token ids.
+      done: the episode ends here.
+      reward: for this turn; None: none.
+    """
+
+    observation: str | Sequence[int] = ""
+    done: bool = False
+    reward: float | None = None
+
+
+class Environment(Protocol):
+    """What answers a policy between its turns; each sample has its own.
+
+    It has to be a function of the problem, the seed and the turns alone: a run that is killed draws the step again, and
+    the environment is asked again. It may raise: the sample then ends, and the step goes on. A method `close`, if there
+    is one, is called when the sample is complete.
+    """
+
+    def reset(self, problem: Problem, seed: int) -> None:
+        """Called once, first; the prompt is the problem's."""
+
+    def step(self, turn: str) -> Step:
+        """Answers the policy's turn, without its end token or stop string."""
+
+
+@dataclass(frozen=True)
+class Environments:
+    """How a task's samples are answered.
+
+    Attributes:
+      make: makes an environment for a sample.
+      encode: the ids of an observation, tokenized alone. Nothing in its text becomes a control token.
+    """
+
+    make: Callable[[], Environment]
+    encode: Callable[[str], list[int]]
 
 
 class Weights(NamedTuple):

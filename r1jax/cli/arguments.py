@@ -35,5 +35,13 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="default 0")
 
 
+def add_environment(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--environment", metavar="MODULE:NAME", help="makes what answers the policy's turns, such as a tool environment"
+    )
+    add("--max_turns", type=positive_int, default=8, metavar="N", help="turns with it (default 8)")
+
+
 def add_speculative(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--speculative", action="store_true", help="draft by multi-token prediction; same tokens")

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=arguments.non_negative, default=0.6, metavar="T", help="default 0.6; 0 is greedy")
     add("--top_p", type=arguments.positive_fraction, default=0.95, metavar="P", help="default 0.95; 1 is off")
     arguments.add_speculative(parser)
+    arguments.add_environment(parser)
     arguments.add_seed(parser)
 
 
@@ -26,6 +27,7 @@ def main(args: argparse.Namespace) -> None:
     from r1jax.cli.responder import Responder
     from r1jax.config import EngineConfig, SamplingConfig
     from r1jax.rollout.engine import RolloutEngine
+    from r1jax.runs.policy import load_environments
 
     layout, policy = load_checkpoint(args.checkpoint)
     if policy.tokenizer is None:
@@ -40,8 +42,9 @@ def main(args: argparse.Namespace) -> None:
         console.print(f"{args.checkpoint}: /clear starts over, Ctrl-D ends{no_memory}", style="dim", highlight=False)
     config = EngineConfig(slots=1, steps_per_round=4, prefill_rows=1, speculative=args.speculative)
     limits = (context - args.max_tokens, args.max_tokens)
-    sampling = SamplingConfig(*limits, temperature=args.temperature, top_p=args.top_p)
-    engine = RolloutEngine(layout, policy.model, policy.tokenizer, config, sampling, 1)
+    sampling = SamplingConfig(*limits, temperature=args.temperature, top_p=args.top_p, max_turns=args.max_turns)
+    environments = load_environments(args.environment, policy)
+    engine = RolloutEngine(layout, policy.model, policy.tokenizer, config, sampling, 1, environments=environments)
     responder = Responder(engine, policy, console, args.seed)
     responder.chat(typed_lines() if is_terminal else (line.rstrip("\n") for line in sys.stdin or ()))
 

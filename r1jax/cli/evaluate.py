@@ -2,7 +2,15 @@
 
 import argparse
 
-from r1jax.cli.arguments import add_checkpoint, add_seed, non_negative, positive_fraction, positive_int
+from r1jax.cli.arguments import (
+    add_checkpoint,
+    add_environment,
+    add_seed,
+    non_negative,
+    nonempty,
+    positive_fraction,
+    positive_int,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max_tokens", type=positive_int, metavar="N", help=longest)
     add("--slots", type=positive_int, metavar="N", help="outputs generated at once; more take more memory")
     add("--out", metavar="DIR", help="write evaluation.json, .md and .svg and samples.jsonl to this directory")
+    add("--stop", type=nonempty, action="append", default=[], metavar="TEXT", help="ends a response, or a turn")
+    add_environment(parser)
     add_seed(parser)
 
 

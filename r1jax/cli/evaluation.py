@@ -24,7 +24,7 @@ from r1jax.rewards.mathematics import EXTRACT, MathVerifier
 from r1jax.rewards.reasoning_gym import ReasoningGymVerifier
 from r1jax.rewards.rules import Reward, accuracy_reward, format_reward, language_mix_reward
 from r1jax.rewards.unicode_scripts import script_consistency_reward
-from r1jax.runs.policy import Policy
+from r1jax.runs.policy import Policy, load_environments
 from r1jax.stages.evaluate import measure
 from r1jax.types import Problem
 
@@ -51,6 +51,8 @@ def evaluate(args: argparse.Namespace) -> None:
     check(args)
     layout, policy = load_checkpoint(args.checkpoint)
     task = find_task(args, policy)
+    environments = load_environments(args.environment, policy, task.template)
+    task = replace(task, environments=environments or task.environments)
     problems = task.held_out(args.problems, args.seed)
     config = evaluate_config(args, policy, task, problems)
     with ExitStack() as stack:
@@ -135,7 +137,8 @@ def evaluate_config(args: argparse.Namespace, policy: Policy, task: Task, proble
         raise UsageError(f"a prompt has {prompt_tokens} tokens, expected less than max_position_embeddings {positions}")
     samples = args.samples or max(args.k or 0, 8)
     max_new_tokens = args.max_tokens or min(WORD_TASK_LONGEST if is_of_words else LONGEST, room)
-    sampling = SamplingConfig(prompt_tokens, max_new_tokens, temperature=args.temperature, top_p=args.top_p)
+    numbers = {"temperature": args.temperature, "top_p": args.top_p, "max_turns": args.max_turns}
+    sampling = SamplingConfig(prompt_tokens, max_new_tokens, **numbers, stop=tuple(args.stop))
     engine = EngineConfig(slots=args.slots or (WORD_TASK_SLOTS if is_of_words else SLOTS))
     return EvaluateConfig(sampling, engine, len(problems), samples, k=args.k or min(8, samples))
 

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import difflib
 import importlib.util
 import sys
 from pathlib import Path
@@ -39,7 +40,11 @@ def load_experiment(name: str) -> ModuleType:
     """
     path = Path(name) if name.endswith(".py") else ROOT / "experiments" / f"{name}.py"
     if not path.is_file():
-        raise UsageError(f"no experiment '{name}': expected a name from `r1jax experiments` or a path to a .py file")
+        known = [path.stem for path in (ROOT / "experiments").glob("[!_]*.py")]
+        near = "".join(f"; did you mean {other}?" for other in difflib.get_close_matches(name, known, 1))
+        raise UsageError(
+            f"no experiment '{name}': expected a name from `r1jax experiments` or a path to a .py file{near}"
+        )
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))  # so that a fork in any directory can import `experiments`
     spec = importlib.util.spec_from_file_location(f"r1jax_experiment_{path.stem}", path)

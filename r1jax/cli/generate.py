@@ -19,10 +19,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top_k", type=arguments.non_negative_int, default=0, metavar="K", help="0, the default, is off")
     add("--top_p", type=arguments.positive_fraction, default=1.0, metavar="P", help="1, the default, is off")
     add("--min_p", type=arguments.fraction, default=0.0, metavar="P", help="0, the default, is off")
-    add("--stop", type=arguments.nonempty, action="append", default=[], metavar="TEXT", help="ends the answer")
+    add(
+        "--stop",
+        type=arguments.nonempty,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="ends the answer, or a turn",
+    )
     arguments.add_seed(parser)
     add("--ignore_eos", action="store_true", help="continue after end tokens")
     arguments.add_speculative(parser)
+    arguments.add_environment(parser)
     add("--json", action="store_true", help="print one line of JSON: text, ids, logprobs, finish_reason")
 
 
@@ -32,6 +40,8 @@ def main(args: argparse.Namespace) -> None:
     from r1jax.cli.responder import Responder
     from r1jax.config import EngineConfig, SamplingConfig
     from r1jax.rollout.engine import RolloutEngine
+    from r1jax.runs.policy import load_environments
+    from r1jax.telemetry.metrics import turns_row
 
     layout, policy = load_checkpoint(args.checkpoint)
     ids = policy.ask(args.prompt) if args.prompt is not None else parse_ids(args.prompt_ids, policy.model.vocab_size)
@@ -40,13 +50,16 @@ def main(args: argparse.Namespace) -> None:
     config = EngineConfig(slots=1, steps_per_round=8, prefill_rows=1, speculative=args.speculative)
     limits = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p")}
     stop_ids = () if args.ignore_eos else policy.end_ids
-    sampling = SamplingConfig(len(ids), args.max_tokens, **limits, stop=tuple(args.stop), stop_ids=stop_ids)
-    engine = RolloutEngine(layout, policy.model, policy.tokenizer, config, sampling, 1)
+    sampling = SamplingConfig(
+        len(ids), args.max_tokens, **limits, stop=tuple(args.stop), stop_ids=stop_ids, max_turns=args.max_turns
+    )
+    environments = load_environments(args.environment, policy)
+    engine = RolloutEngine(layout, policy.model, policy.tokenizer, config, sampling, 1, environments=environments)
     responder = Responder(engine, policy, None if args.json else Console(), args.seed)
     sample = responder.answer(ids, ignore_eos=args.ignore_eos)
     if args.json:
         fields = {"text": sample.text, "ids": sample.response_tokens, "logprobs": sample.response_logprobs}
-        print(json.dumps(fields | {"finish_reason": sample.finish_reason}))
+        print(json.dumps(fields | {"finish_reason": sample.finish_reason} | turns_row(sample)))
 
 
 def parse_ids(text: str, vocab_size: int) -> list[int]:

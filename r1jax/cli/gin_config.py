@@ -6,7 +6,9 @@ scope is bound, or X without a scope and no other field has to be an X. An unkno
 and a binding that nothing reads are errors.
 """
 
+import ast
 import dataclasses
+import difflib
 import logging
 import re
 import tokenize
@@ -31,7 +33,11 @@ for _config in vars(configs).values():
 
 
 def read_config(cls: type[T], files: Sequence[str], bindings: Sequence[str]) -> T:
-    """An instance of an experiment's config class. Raises UsageError with one line that says what to set."""
+    """An instance of an experiment's config class. Raises UsageError with one line that says what to set.
+
+    In `bindings`, text needs no quotes.
+    """
+    bindings = [quoted(binding) for binding in bindings]
     gin.clear_config()
     logging.disable(logging.ERROR)  # gin logs an error for each directory that it searches in vain for an include
     try:
@@ -40,7 +46,7 @@ def read_config(cls: type[T], files: Sequence[str], bindings: Sequence[str]) -> 
     except (ValueError, SyntaxError, OSError, AttributeError, TypeError, ImportError, tokenize.TokenError) as error:
         reason = " ".join(str(error).split())
         reason = re.sub(r"malformed node.*?<[^>]*>", "not a literal (strings need quotes).", reason)
-        raise UsageError(f"gin: {reason}. Names are those of r1jax/config/__init__.py") from error
+        raise UsageError(f"gin: {reason}. Names are those of r1jax/config/__init__.py{did_you_mean(reason)}") from error
     finally:
         logging.disable(logging.NOTSET)
     used: set[str] = set()
@@ -53,6 +59,29 @@ def read_config(cls: type[T], files: Sequence[str], bindings: Sequence[str]) -> 
         raise UsageError(f"gin: nothing reads {unused}: check the name and the scope (one of {', '.join(built)})")
     absent = dict.fromkeys(typing.get_type_hints(cls).keys() - built.keys())
     return cls(**built, **absent)
+
+
+def quoted(binding: str) -> str:
+    """NAME=text as NAME='text'; what gin reads by itself stays as it is."""
+    name, sign, value = binding.partition("=")
+    try:
+        ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError):
+        if sign and not re.search(r"[@%\[({'\"]", value):
+            return f"{name}={value.strip()!r}"
+    return binding
+
+
+def did_you_mean(message: str) -> str:
+    """The class or field nearest to a name in gin's message that no config has."""
+    classes = {name: kind for name, kind in vars(configs).items() if dataclasses.is_dataclass(kind)}
+    fields = {field.name for kind in classes.values() for field in dataclasses.fields(kind)}
+    for word in re.findall(r"'(\w+)'", message):
+        known = classes if word[:1].isupper() else fields
+        near = difflib.get_close_matches(word, known, 1, 0.8)
+        if near and word not in known:
+            return f"; did you mean {near[0]}?"
+    return ""
 
 
 def _present(cls: type, bound: set[str]) -> dict[str, Any]:

@@ -1,12 +1,18 @@
 """Run an experiment, or resume it."""
 
 import argparse
+import contextlib
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from etils import epath
 
 from r1jax.cli.arguments import non_negative_int, positive_int
 from r1jax.cli.devices import find_devices, start_jax
 from r1jax.cli.experiments import gin_path, load_experiment, summary
-from r1jax.errors import UsageError
+from r1jax.errors import Preempted, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +67,20 @@ def main(args: argparse.Namespace) -> None:
         run_experiment(args, module, config)
 
 
+@contextmanager
+def keep_traceback(workdir: epath.Path) -> Iterator[None]:
+    """Writes the traceback of a failure to `traceback.txt`; the command line shows one line."""
+    try:
+        yield
+    except Exception as error:
+        from r1jax.parallel.hosts import is_main_process
+
+        if not isinstance(error, UsageError | Preempted) and is_main_process():
+            with contextlib.suppress(OSError):  # a full disk may be the failure
+                (workdir / "traceback.txt").write_text(traceback.format_exc())
+        raise
+
+
 def run_experiment(args: argparse.Namespace, module, config) -> None:
     """Runs or resumes the experiment in `--workdir`; the main process then writes the report."""
     from r1jax.parallel import hosts
@@ -76,6 +96,7 @@ def run_experiment(args: argparse.Namespace, module, config) -> None:
             Path(args.experiment).stem, summary(module.__doc__), vars(module).get("REPORT_NOTE", "")
         )
         run = open_run(args.workdir, experiment, config, layout, progress, rerun_from=args.rerun_from)
-        module.run(run, config)
+        with keep_traceback(run.workdir):
+            module.run(run, config)
         if hosts.is_main_process():
             progress.say(f"report: {write_report(run.workdir)}")

@@ -12,7 +12,7 @@ class SamplingConfig:
 
     Attributes:
       max_prompt_tokens: longer prompts are refused.
-      max_new_tokens: tokens after which a response is cut off.
+      max_new_tokens: tokens after which a response is cut off; with an environment, its answers count too.
       temperature: divides the logits; 0 is greedy decoding.
       top_k: keep the k likeliest tokens; 0 is off.
       top_p: keep the smallest set of likeliest tokens whose probability reaches p; 1 is off.
@@ -20,6 +20,8 @@ class SamplingConfig:
       min_new_tokens: no end token before this many other tokens.
       stop: strings that end a response, and are cut off it.
       stop_ids: tokens that end a response, beside the tokenizer's end tokens.
+      max_turns: turns of the policy in an environment.
+      max_turn_tokens: of one turn; None: as many as max_new_tokens leaves.
       sampling_mask_ids: in RL with a truncated distribution, at most this many tokens are kept. Their ids travel to
         the trainer, which normalises over the same set (4 bytes an id, for each drawn token).
     """
@@ -33,6 +35,8 @@ class SamplingConfig:
     min_new_tokens: int = 0
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
+    max_turns: int = 8
+    max_turn_tokens: int | None = None
     sampling_mask_ids: int = 128
 
     @property
@@ -52,7 +56,9 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        require_positive(self, "max_prompt_tokens", "max_new_tokens", "top_p", "sampling_mask_ids")
+        require_positive(self, "max_prompt_tokens", "max_new_tokens", "top_p", "sampling_mask_ids", "max_turns")
+        if self.max_turn_tokens is not None:
+            require_positive(self, "max_turn_tokens")
         if self.temperature < 0:
             raise ValueError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
         if "" in self.stop:
@@ -72,6 +78,10 @@ class EngineConfig:
       steps_per_round: tokens of each slot between two visits of the host.
       prefill_rows: prompts that are run at once; fewer of those that are longer than a chunk.
       prefill_chunk: tokens of each prompt that are run at once.
+      append_rows: slots whose environments' answers are run at once.
+      append_chunk: tokens of each answer that are run at once.
+      environment_threads: environments that are at work at once.
+      environment_seconds: after which an environment's turn is given up.
       speculative: the multi-token-prediction module drafts, and the model verifies; the tokens stay the same.
       weight_dtype: "model", or "int8" or "fp8": matrices quantized at each rollout.
       cache_dtype: "model", or "int8" with a scale for each token.
@@ -83,6 +93,10 @@ class EngineConfig:
     steps_per_round: int = 16
     prefill_rows: int = 16
     prefill_chunk: int = 512
+    append_rows: int = 16
+    append_chunk: int = 32
+    environment_threads: int = 16
+    environment_seconds: float = 30.0
     speculative: bool = False
     weight_dtype: str = "model"
     cache_dtype: str = "model"
@@ -92,6 +106,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require_positive(self, "slots", "steps_per_round", "prefill_rows", "prefill_chunk")
+        require_positive(self, "append_rows", "append_chunk", "environment_threads", "environment_seconds")
         require_choice(self, "weight_dtype", ("model", "int8", "fp8"))
         require_choice(self, "cache_dtype", ("model", "int8"))
         if self.mesh is not None and self.mesh.context != 1:

@@ -40,6 +40,8 @@ class OptimizerConfig:
     mtp: str = "train"
 
     def __post_init__(self) -> None:
+        if self.learning_rate < 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}, expected 0 or more")
         require_choice(self, "router_bias", ("train", "freeze", "off"))
         require_choice(self, "mtp", ("train", "freeze", "off"))
         if self.moment_dtype is not None:

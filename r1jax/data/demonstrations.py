@@ -1,5 +1,7 @@
 """Demonstrations for supervised fine-tuning: JSON objects with a "question" and a "response".
 
+One of several turns has "ids" and a "loss_mask" of all that followed the prompt, in the place of the response.
+
 They come from the cold start's data, from rejection sampling (stages/rejection.py) and from general data; further
 fields, such as the source, are ignored.
 """
@@ -18,10 +20,14 @@ from r1jax.types import SFTBatch
 
 
 def encode(record: dict, task: Task) -> dict[str, np.ndarray]:
-    """The tokens of prompt, response and end token, int32 [T]; the loss covers all but the prompt."""
+    """The tokens of prompt, response and end token, int32 [T]; the loss covers what the policy says."""
     prompt = task.tokenizer.encode(task.prompt(record["question"]))
-    response = [*task.tokenizer.encode(record["response"]), task.tokenizer.eos_id]
-    loss_mask = [0] * len(prompt) + [1] * len(response)
+    if "ids" in record:
+        response, said = record["ids"], record["loss_mask"]
+    else:
+        response = [*task.tokenizer.encode(record["response"]), task.tokenizer.eos_id]
+        said = [1] * len(response)
+    loss_mask = [0] * len(prompt) + said
     return {"tokens": np.asarray(prompt + response, np.int32), "loss_mask": np.asarray(loss_mask, np.int32)}
 
 

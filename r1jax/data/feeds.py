@@ -152,6 +152,12 @@ def token_batch(packed: dict[str, np.ndarray]) -> TokenBatch:
 
 
 def problem_batches(path: epath.Path, batch_size: int, seed: int) -> grain.DatasetIterator:
-    """Endless lists of `batch_size` problems, each problem once an epoch."""
-    dataset = records(path, seed).repeat().map(lambda record: Problem(**record))
-    return iter(dataset.batch(batch_size, batch_fn=list).to_iter_dataset(NO_THREADS))
+    """Endless lists of `batch_size` problems. No list has a problem twice: an epoch leaves out what fills no list.
+
+    Raises UsageError when there are fewer than `batch_size` problems.
+    """
+    dataset = records(path, seed)
+    if len(dataset) < batch_size:
+        raise UsageError(f"{path} has {len(dataset)} problems, expected {batch_size} or more: lower prompts_per_step")
+    batches = dataset.map(lambda record: Problem(**record)).batch(batch_size, drop_remainder=True, batch_fn=list)
+    return iter(batches.repeat().to_iter_dataset(NO_THREADS))

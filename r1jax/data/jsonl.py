@@ -77,9 +77,9 @@ def read_preference(line: str, config: PreferenceFileConfig, kind: str) -> dict:
 
 
 def read_row(line: str) -> dict[str, Any]:
-    """The JSON object on a line. Raises ValueError for anything else."""
+    """The JSON object on a line, numbers as they are written. Raises ValueError for anything else."""
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_float=str, parse_int=str)  # the float of 0.00005 is written 5e-05
     except (ValueError, RecursionError) as error:
         raise ValueError(f"invalid JSON ({error}), expected one object on each line") from error
     if not isinstance(row, dict):

@@ -1,5 +1,6 @@
 """Tokenizers of published checkpoints: tokenizer.json or tokenizer.model, with tokenizer_config.json."""
 
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -30,6 +31,7 @@ class Codec(Protocol):
     def token_id(self, token: str) -> int | None: ...
     def begin(self, text: str) -> list[str]: ...  # the tokens that its file puts before the text
     def encode(self, text: str) -> list[int]: ...
+    def encode_plain(self, text: str) -> list[int]: ...
     def decode(self, ids: list[int]) -> str: ...
 
 
@@ -57,6 +59,14 @@ class TokenizersCodec:
 
     def encode(self, text: str) -> list[int]:
         return self._encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def plain(self) -> tokenizers.Tokenizer:
+        """The same without its added tokens: text that looks like one is split like any other."""
+        return tokenizers.Tokenizer.from_str(json.dumps(json.loads(self.tokenizer.to_str()) | {"added_tokens": []}))
+
+    def encode_plain(self, text: str) -> list[int]:
+        return self.plain.encode(text, add_special_tokens=False).ids
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> tokenizers.Encoding:
         try:
@@ -96,6 +106,10 @@ class PublishedTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without a begin or end token; special tokens written in the text become their ids."""
         return self.codec.encode(text)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of the text, in which nothing becomes a special token."""
+        return self.codec.encode_plain(text)
 
     def decode(self, ids: list[int]) -> str:
         return self.codec.decode(ids)

@@ -17,7 +17,7 @@ from r1jax.config import JsonlConfig, ReasoningGymConfig
 from r1jax.data import toy
 from r1jax.data.feeds import record_files, write_array_record
 from r1jax.data.sources import GENERATORS, Source
-from r1jax.data.toy.running_sum import TOKENIZER
+from r1jax.data.tokenizer import WordTokenizer
 from r1jax.errors import UsageError
 from r1jax.types import Problem
 
@@ -46,26 +46,29 @@ class SentencePieceCodec:
     def encode(self, text: str) -> list[int]:
         return list(self.vocabulary.encode(text))
 
+    def encode_plain(self, text: str) -> list[int]:
+        """SentencePiece reads no control tokens in text."""
+        return self.encode(text)
+
     def decode(self, ids: list[int]) -> str:
         return self.vocabulary.decode(ids)
 
 
-VOCABULARY = seqio.PassThroughVocabulary(TOKENIZER.size, TOKENIZER.eos_id)
-
-
-def add_corpus(name: str, generate: Callable[[int], Iterator[str]]) -> None:
-    """Registers a base model's documents, each as ids of `TOKENIZER` with an end token."""
+def add_corpus(name: str, generate: Callable[[int], Iterator[str]], tokenizer: WordTokenizer) -> None:
+    """Registers a base model's documents, each as ids with an end token."""
 
     def source(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
         del split, shuffle_files
         # From Python to TensorFlow in blocks: one crossing for each document would take ten times as long.
         blocks = tf.data.Dataset.from_generator(
-            lambda: _blocks(generate(seed or 0)), output_signature=tf.RaggedTensorSpec((None, None), tf.int32)
+            lambda: _blocks(generate(seed or 0), tokenizer),
+            output_signature=tf.RaggedTensorSpec((None, None), tf.int32),
         )
         return blocks.unbatch().map(lambda ids: {"inputs": ids})
 
     data_source = seqio.FunctionDataSource(source, splits=("train",))
-    features = {"inputs": seqio.Feature(VOCABULARY, add_eos=False)}
+    vocabulary = seqio.PassThroughVocabulary(tokenizer.size, tokenizer.eos_id)
+    features = {"inputs": seqio.Feature(vocabulary, add_eos=False)}
     seqio.TaskRegistry.add(name, source=data_source, preprocessors=[], output_features=features)
 
 
@@ -116,8 +119,8 @@ def add_records(name: str, path: epath.Path, columns: Mapping[str, tf.DType]) ->
     add_rows(name, rows, columns)
 
 
-for name, documents in toy.CORPORA.items():
-    add_corpus(name, documents)
+for name, corpus in toy.CORPORA.items():
+    add_corpus(name, *corpus)
 for name in GENERATORS:
     add_problems(f"{name}_problems", Source(name), ("train", "test"))
 for name, (generate, columns) in toy.RECORDS.items():
@@ -153,8 +156,8 @@ def _rows(column: tf.Tensor | tf.RaggedTensor) -> list:
     return [row.decode() if isinstance(row, bytes) else row for row in rows]
 
 
-def _blocks(documents: Iterator[str], size: int = 1000) -> Iterator[tf.RaggedTensor]:
-    while block := [[*TOKENIZER.encode(text), TOKENIZER.eos_id] for text in itertools.islice(documents, size)]:
+def _blocks(documents: Iterator[str], tokenizer: WordTokenizer, size: int = 1000) -> Iterator[tf.RaggedTensor]:
+    while block := [[*tokenizer.encode(text), tokenizer.eos_id] for text in itertools.islice(documents, size)]:
         yield tf.RaggedTensor.from_row_lengths(list(itertools.chain(*block)), [len(ids) for ids in block])
 
 

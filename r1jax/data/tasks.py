@@ -10,10 +10,10 @@ from r1jax.config import PromptConfig
 from r1jax.data.published_tokenizer import PublishedTokenizer, load_tokenizer
 from r1jax.data.sources import Source
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.data.toy import running_sum
+from r1jax.data.toy import episodes, running_sum
 from r1jax.errors import UsageError
 from r1jax.parallel.hosts import is_main_process
-from r1jax.types import Problem
+from r1jax.types import Environment, Environments, Problem
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Task:
     corpus: str = ""  # seqio task of the base model's documents; "" for a published base
     prompts: str = ""  # seqio task of the RL problems; "" when they are `Records` of sources (data/feeds.py)
     template: PromptConfig | None = None  # how `prompt` asks; None: in the words of a task in TASKS
+    environments: Environments | None = None  # what answers the policy between its turns; None: it has one turn
 
     def held_out(self, count: int, seed: int) -> list[Problem]:
         """The first `count` problems of the test split, or all of a file that has fewer."""
@@ -48,6 +49,9 @@ TASKS = {
         corpus="running_sum_corpus",
         prompts="running_sum_problems",
     )
+} | {
+    name: Task(name, episodes.TOKENIZER, episodes.prompt, problems, corpus=f"{name}_corpus", prompts=f"{name}_problems")
+    for name, problems in {"tool_sums": episodes.sums, "higher_lower": episodes.games}.items()
 }
 
 
@@ -74,11 +78,17 @@ def text_task(
     tokenizer_directory: epath.Path,
     problems: Callable[[str, int], Iterator[Problem]] | None = None,
     template: PromptConfig = DIALOGUE,
+    *,
+    environment: Callable[[], Environment] | None = None,
+    tools: Sequence[dict] = (),
 ) -> Task:
     """A task in plain text with a published tokenizer.
 
-    `problems` defaults to the generator called `name`. Raises UsageError when the directory has no tokenizer, one that
-    doesn't encode its begin token from text, or one without the chat template that `template` asks for.
+    `problems` defaults to the generator called `name`. `environment` makes what answers a sample between its turns; a
+    chat template shows `tools`, the JSON schemas of functions (environments/tools.py).
+
+    Raises UsageError when the directory has no tokenizer, one that doesn't encode its begin token from text, or one
+    without the chat template that `template` asks for.
     """
     tokenizer = load_tokenizer(tokenizer_directory)
     if tokenizer is None:
@@ -90,11 +100,38 @@ def text_task(
     def prompt(question: str) -> str:
         text = template.question.replace("{question}", question)
         if template.template == "chat":
-            return tokenizer.chat(chat_messages(template, [{"role": "user", "content": question}]))
+            messages = chat_messages(template, [{"role": "user", "content": question}])
+            return tokenizer.chat(messages, tools=list(tools) or None)
         return begin + (r1_zero_prompt(text) if template.template == "dialogue" else text)
 
     prompt("")  # raises when the tokenizer has no chat template
-    return Task(name, tokenizer, prompt, problems or Source(name).problems, template=template)
+    environments = None if environment is None else Environments(environment, observation_encoder(tokenizer, template))
+    return Task(
+        name, tokenizer, prompt, problems or Source(name).problems, template=template, environments=environments
+    )
+
+
+def observation_encoder(tokenizer: PublishedTokenizer, template: PromptConfig) -> Callable[[str], list[int]]:
+    """Encodes what an environment says; in a chat template as a tool's message, behind which the policy goes on.
+
+    The template's own text between two turns is found by rendering a conversation with marks in it.
+    """
+    if template.template != "chat":
+        return tokenizer.encode_plain
+    said, observed = "said-by-the-policy", "observed-by-the-policy"
+    roles = {"user": "?", "assistant": said, "tool": observed}
+    text = tokenizer.chat([{"role": role, "content": content} for role, content in roles.items()])
+    if said not in text or observed not in text.partition(said)[2]:
+        raise UsageError(
+            "the chat template leaves out messages of the role 'tool': set PromptConfig.template = 'plain'"
+        )
+    before, _, after = text.partition(said)[2].partition(observed)
+    for end in (tokenizer.decode([i]) for i in tokenizer.eos_ids):  # drawn by the policy
+        if before.startswith(end):
+            before = before.removeprefix(end)
+            break
+    before_ids, after_ids = tokenizer.encode(before), tokenizer.encode(after)
+    return lambda observation: [*before_ids, *tokenizer.encode_plain(observation), *after_ids]
 
 
 def chat_messages(template: PromptConfig, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:

@@ -16,6 +16,7 @@ class Tokenizer(Protocol):
     eos_ids: tuple[int, ...]  # and all others that end a response
 
     def encode(self, text: str) -> list[int]: ...
+    def encode_plain(self, text: str) -> list[int]: ...  # without special tokens, whatever is written in the text
     def decode(self, ids: list[int]) -> str: ...
     def prompt(self, question: str) -> list[int]: ...  # ids of a question in the chat template, if it has one
     def save(self, directory: epath.Path) -> None: ...  # as tokenizer.json or tokenizer.model
@@ -39,6 +40,13 @@ class WordTokenizer:
         if unknown:
             raise UsageError(f"word '{unknown[0]}' is not among the {self.size} words of this task's vocabulary")
         return [self.ids[word] for word in text.split()]
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Raises UsageError for an end or begin token too."""
+        ids = self.encode(text)
+        if special := [self.words[i] for i in ids if i == self.bos_id or i in self.eos_ids]:
+            raise UsageError(f"the text has the special token '{special[0]}', expected plain words")
+        return ids
 
     def decode(self, ids: list[int]) -> str:
         return " ".join(self.words[i] for i in ids)

@@ -198,10 +198,10 @@ def rollout_stage_programs(engine: RolloutEngine, weights: Weights) -> Iterator[
     settings, places_S = abstract(engine.settings()), jax.ShapeDtypeStruct((engine.slots,), np.int32)
     arguments = (slots.result, prefilled.result, places_S, places_S, KEY, settings)
     yield (begun := Program("insert", rollout_programs.make_insert(spec), arguments))
-    is_free_S, limit = jax.ShapeDtypeStruct((engine.slots,), bool), jax.ShapeDtypeStruct((), np.int32)
+    is_free_S, limit_S = (jax.ShapeDtypeStruct((engine.slots,), dtype) for dtype in (bool, np.int32))
     decode = rollout_programs.make_decode(spec, engine.width)
     work = Work(engine.slots * places(spec.engine) * spec.engine.steps_per_round, engine.width, 1, absorbed=True)
-    yield Program("decode", decode, (policy, begun.result, is_free_S, limit, settings), work)
+    yield Program("decode", decode, (policy, begun.result, is_free_S, limit_S, settings), work)
 
 
 def over_rows(tokens, passes: int) -> Work:

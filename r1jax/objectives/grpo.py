@@ -68,7 +68,10 @@ def kl_k2(logp_BT: Array, logp_ref_BT: Array) -> Array:
 
 
 def kl_k3(logp_BT: Array, logp_ref_BT: Array) -> Array:
-    """exp(log ref - log p) - (log ref - log p) - 1 (GRPO, equation 4): unbiased, and never negative."""
+    """exp(log ref - log p) - (log ref - log p) - 1 (GRPO, equation 4): unbiased and never negative.
+
+    Only with `kl_correction` its gradient is that of KL(policy || reference); without, that of KL(reference || policy).
+    """
     log_ratio_BT = logp_ref_BT - logp_BT
     return jnp.exp(log_ratio_BT) - log_ratio_BT - 1
 
@@ -159,7 +162,10 @@ def grpo_loss(logp_BT: Array, batch: Batch, c: LossConfig, max_new_tokens: int) 
     if c.kl_coef:
         kl_BT = KLS[c.kl_estimator](logp_BT, masked(batch.logprobs_ref_BT))
         if c.kl_correction:  # unbiased for samples of an older policy too (DeepSeek-V3.2, 2512.02556, equation 7)
-            kl_BT = kl_BT * jnp.exp(logp_BT - old_BT) * weights_BT
+            correction_BT = jnp.exp(logp_BT - old_BT)
+            # Of k2 the gradient is right, not the value: its ratio is a constant.
+            correction_BT = jax.lax.stop_gradient(correction_BT) if c.kl_estimator == "k2" else correction_BT
+            kl_BT = kl_BT * correction_BT * weights_BT
         losses_BT += c.kl_coef * kl_BT
         metrics["kl"] = token_mean(kl_BT, batch)
     loss = AGGREGATIONS[c.aggregation](losses_BT, batch, max_new_tokens)

@@ -13,6 +13,7 @@ from r1jax.model.transformer import cast, stacks, unstack
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.programs import abstract_weights, on_platform, weights_shardings
 from r1jax.parallel.sharded_ops import make_sharded_ops
+from r1jax.sampling.append import Appended, append
 from r1jax.sampling.decode import Prefilled, Sampler, Slots, decode_round, empty_slots, insert, prefill
 from r1jax.sampling.draw import Truncation
 from r1jax.types import Params, Weights
@@ -136,11 +137,21 @@ def make_insert(spec: RolloutSpec):
 
 
 @functools.cache
-def make_decode(spec: RolloutSpec, width: int):
-    """(Weights, Slots, is_free [S], limit, DrawSettings) -> (Slots, Emitted). The slots are donated."""
+def make_append(spec: RolloutSpec, width: int):
+    """(Weights, Slots, Appended, DrawSettings) -> (Slots, routes [A, C, L, K] or None). The slots are donated."""
 
-    def decode(weights: Weights, slots: Slots, is_free_S, limit, settings):
+    def run(weights: Weights, slots: Slots, new: Appended, settings):
+        return append(spec.sampler(weights), slots, new, settings, width=width)
+
+    return jax.jit(run, out_shardings=(slot_shardings(spec), spec.layout.replicated()), donate_argnums=1)
+
+
+@functools.cache
+def make_decode(spec: RolloutSpec, width: int):
+    """(Weights, Slots, is_free [S], limits [S], DrawSettings) -> (Slots, Emitted). The slots are donated."""
+
+    def decode(weights: Weights, slots: Slots, is_free_S, limit_S, settings):
         slots = replace(slots, done_S=slots.done_S | is_free_S)
-        return decode_round(spec.sampler(weights), slots, limit, settings, width=width)
+        return decode_round(spec.sampler(weights), slots, limit_S, settings, width=width)
 
     return jax.jit(decode, out_shardings=(slot_shardings(spec), spec.layout.replicated()), donate_argnums=1)

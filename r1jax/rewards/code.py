@@ -63,7 +63,10 @@ class CodeReward:
         return f"programs are isolated by {', '.join(sorted(self.sandbox.layers)) or 'nothing: they can do harm'}"
 
     def grade(self, samples: Sequence[Sample]) -> list[float | None]:
-        """1 for a program that passes, else 0; None where the sandbox failed. Raises UsageError for malformed tests."""
+        """1 for a program that passes, else 0; None where the sandbox itself fails.
+
+        Raises UsageError for malformed tests.
+        """
         jobs = [(extract_program(sample.text), parse_tests(sample.problem)) for sample in samples]
         with ThreadPoolExecutor(self.workers) as pool:
             results = list(pool.map(lambda job: self.check(*job), jobs))
@@ -81,7 +84,11 @@ class CodeReward:
                 return returns(self.sandbox, program, tests.fn_name, tests.inputs, tests.outputs)
             return all(prints(self.sandbox, program, i, o) for i, o in zip(tests.inputs, tests.outputs, strict=True))
         except RunError as error:
-            return str(error)
+            try:
+                self.sandbox.run("pass")
+            except RunError:
+                return str(error)
+            return False  # the sandbox works: the program made it fail
 
 
 def extract_program(response: str) -> str | None:

@@ -5,9 +5,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from itertools import chain
 
+from r1jax.errors import RunError
 from r1jax.parallel.hosts import gather_values, owns
-from r1jax.rewards.rules import ROUNDING, Reward, failure_counts, grade, totals, unverified
-from r1jax.types import Sample
+from r1jax.rewards.rules import Reward, failure_counts, grade, totals, ungraded, unverified
+from r1jax.types import ROUNDING, Sample
+
+MOST_UNVERIFIED = 0.1  # of the samples of a step
 
 Groups = Sequence[Sequence[Sample]]  # the samples of each prompt
 
@@ -70,14 +73,24 @@ def grade_groups(rewards: Mapping[str, Reward], groups: Groups) -> None:
 def score_group(rewards: Mapping[str, Reward], samples: Sequence[Sample], *, mask_truncated: bool) -> None:
     """Sets `Sample.reward` and `Sample.valid` of a graded group.
 
-    Invalid are samples that a verifier failed on, neither right nor wrong, and, with `mask_truncated`, those that the
-    limit cut off.
+    Invalid are samples that a verifier failed on, neither right nor wrong, or that no reward with a weight applies to;
+    and, with `mask_truncated`, those that the limit cut off.
     """
-    failed = unverified(rewards, samples)
-    for sample, fails in zip(samples, failed, strict=True):
-        sample.valid = (sample.finished or not mask_truncated) and not fails
+    for sample, fails, lacks in zip(samples, unverified(rewards, samples), ungraded(rewards, samples), strict=True):
+        sample.valid = (sample.finished or not mask_truncated) and not (fails or lacks)
     for sample, total in zip(samples, totals(rewards, samples, [s.valid for s in samples]), strict=True):
         sample.reward = total
+
+
+def require_verified(rewards: Mapping[str, Reward], groups: Groups) -> None:
+    """Raises RunError when verifiers failed on more than `MOST_UNVERIFIED` of the samples: something is broken."""
+    failed = list(chain(*(unverified(rewards, samples) for samples in groups)))
+    if sum(failed) > MOST_UNVERIFIED * len(failed):
+        counts = {kind: n for kind, n in failure_counts(rewards).items() if n}
+        raise RunError(
+            f"verifiers failed on {sum(failed)} of {len(failed)} samples, and on right answers too: {counts}."
+            " Check that their processes can start, and that golds can be read"
+        )
 
 
 def has_signal(samples: Sequence[Sample]) -> bool:

@@ -38,7 +38,7 @@ class ReasoningGymVerifier(AbstractContextManager):
         return answer if answer and len(answer) <= MAX_LENGTH else None
 
     def grade(self, samples: Sequence[Sample]) -> list[float | None]:
-        """The verifier's score in [0, 1], 0 without an answer; None where it failed or was killed.
+        """The verifier's score in [0, 1]; 0 without an answer and for one that makes it fail; None if it always does.
 
         Raises UsageError for a problem that is not of reasoning-gym.
         """
@@ -46,12 +46,13 @@ class ReasoningGymVerifier(AbstractContextManager):
             check(problem)
         answers = [(s.problem.question, s.problem.answer, self.answer(s)) for s in samples]
         distinct = list(dict.fromkeys(item for item in answers if item[2] is not None))  # a group's samples often agree
-        scores = dict(zip(distinct, self.workers.map(distinct), strict=True))
+        good = [(question, about, ast.literal_eval(about)["answer"]) for question, about, _ in distinct]
+        scores = dict(zip(distinct, self.workers.verdicts(distinct, good), strict=True))
         return [0.0 if item[2] is None else scores[item] for item in answers]
 
     @property
     def failures(self) -> Counter[str]:
-        """Answers whose verifier exceeded its time or crashed; their score is None."""
+        """Answers whose verifier exceeded its time or crashed."""
         return Counter(timeouts=self.workers.timeouts, crashes=self.workers.crashes)
 
     def __exit__(self, *exception: object) -> None:

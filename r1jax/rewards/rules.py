@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from statistics import mean, pstdev
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from r1jax.errors import UsageError
-from r1jax.types import Sample
+from r1jax.errors import RunError, UsageError
+from r1jax.types import ROUNDING, Sample
 
 RewardFunction = Callable[[Sample], float | None]
 F = TypeVar("F", bound=RewardFunction)
 DEVIATION_EPSILON = 1e-6  # matters only for deviations of about this size
-ROUNDING = 1e-6  # smaller differences are the rounding of a model's float32 scores
 
 
 @runtime_checkable
@@ -37,13 +36,22 @@ class Reward:
         """Unweighted values; None for samples of other sources, and where the function returns None."""
         indices = [i for i, s in enumerate(samples) if self.applies(s)]
         own = [samples[i] for i in indices]
-        graded = self.function.grade(own) if isinstance(self.function, Grader) else map(self.function, own)
+        if isinstance(self.function, Grader):
+            graded = [number(value, s) for value, s in zip(self.function.grade(own), own, strict=True)]
+        else:
+            graded = [evaluate(self.function, s) for s in own]
         values = dict(zip(indices, graded, strict=True))
         return [values.get(i) for i in range(len(samples))]
 
     def applies(self, sample: Sample) -> bool:
         """Whether the sample is from one of `sources`."""
         return self.sources is None or sample.problem.source in self.sources
+
+    def verifies(self, sample: Sample) -> bool:
+        """Whether a verifier grades the sample, whose None is a failure; a function's None says "does not apply"."""
+        if isinstance(self.function, BySource):
+            return any(reward.verifies(sample) for reward in self.function.rewards)
+        return self.applies(sample) and isinstance(self.function, Grader)
 
     def terms(self, values: Sequence[float | None], valid: Sequence[bool]) -> list[float]:
         """What a group's values add to its totals: weight * value, 0 for None.
@@ -163,6 +171,11 @@ def language_words(response: str, lexicons: Mapping[str, frozenset[str]]) -> dic
     return {language: sum(word in lexicon for word in words) for language, lexicon in lexicons.items()}
 
 
+def environment_reward(sample: Sample) -> float:
+    """The sum of what an environment gave for each turn."""
+    return sum(turn.reward or 0.0 for turn in sample.turns)
+
+
 def read_thinking(response: str) -> str:
     """The text before </think>, or all of an untagged response."""
     return response.partition("</think>")[0]
@@ -195,9 +208,43 @@ def repetition_penalty(n: int) -> RewardFunction:
     return penalty
 
 
+def evaluate(function: RewardFunction, sample: Sample) -> float | None:
+    """The function's value of a sample. Raises RunError, with the sample, when it raises."""
+    try:
+        value = function(sample)
+    except (UsageError, RunError):
+        raise
+    except Exception as error:  # a fork's function may raise anything
+        raise RunError(f"it raised {type(error).__name__} on {_place(sample)}: {error}") from error
+    return number(value, sample)
+
+
+def number(value: Any, sample: Sample) -> float | None:
+    """A value as a float, from any library's scalars. Raises RunError, with the sample, for anything but a number."""
+    try:
+        found = None if value is None else float(value)
+    except (TypeError, ValueError) as error:
+        raise RunError(f"its value on {_place(sample)} is {value!r:.100}, expected a number or None") from error
+    if found is not None and not math.isfinite(found):
+        raise RunError(f"its value on {_place(sample)} is {found}, expected a finite number or None")
+    return found
+
+
+def _place(sample: Sample) -> str:
+    return f"problem {sample.problem.id}, sample {sample.index} ({sample.text[:60]!r})"
+
+
 def grade(rewards: Mapping[str, Reward], samples: Sequence[Sample]) -> None:
-    """Adds the unweighted values of `rewards` to each sample's, by name; None where one doesn't apply or fails."""
-    columns = {name: reward.grade(samples) for name, reward in rewards.items()}
+    """Adds the unweighted values of `rewards` to each sample's, by name; None where one doesn't apply or fails.
+
+    Raises RunError that names the reward and the sample when a reward raises or is not a finite number.
+    """
+    columns: dict[str, list[float | None]] = {}
+    for name, reward in rewards.items():
+        try:
+            columns[name] = reward.grade(samples)
+        except RunError as error:
+            raise RunError(f"reward '{name}': {error}") from error
     for i, sample in enumerate(samples):
         sample.rewards = {**sample.rewards, **{name: column[i] for name, column in columns.items()}}
 
@@ -222,8 +269,14 @@ def failure_counts(rewards: Mapping[str, Reward]) -> dict[str, float]:
 
 def unverified(rewards: Mapping[str, Reward], samples: Sequence[Sample]) -> list[bool]:
     """For each sample, whether a verifier (a `Grader` with a weight) that applies to it failed."""
-    verifiers = {name: r for name, r in rewards.items() if r.weight and isinstance(r.function, Grader)}
-    return [any(s.rewards[name] is None and r.applies(s) for name, r in verifiers.items()) for s in samples]
+    weighted = {name: reward for name, reward in rewards.items() if reward.weight}
+    return [any(s.rewards[name] is None and r.verifies(s) for name, r in weighted.items()) for s in samples]
+
+
+def ungraded(rewards: Mapping[str, Reward], samples: Sequence[Sample]) -> list[bool]:
+    """For each sample, whether it has no value of any reward with a weight."""
+    weighted = [name for name, reward in rewards.items() if reward.weight]
+    return [bool(weighted) and all(s.rewards[name] is None for name in weighted) for s in samples]
 
 
 class BySource:

@@ -1,5 +1,8 @@
 """Processes that run a function under time and memory limits, and are killed and replaced when they exceed them.
 
+Time is CPU time, which the kernel limits in the worker (ITIMER_PROF): results must not depend on the machine's load. A
+worker that sleeps instead is killed when it did so from one look to the next.
+
 Threads can't be killed, and `signal.alarm` works on the main thread only: with either, a verifier can hang. Workers are
 subprocesses that import the function's module and not the caller's `__main__`, so that they don't load jax. They
 exchange JSON over pipes, so that no reply can run code here.
@@ -7,7 +10,6 @@ exchange JSON over pipes, so that no reply can run code here.
 
 import importlib
 import json
-import math
 import os
 import resource
 import signal
@@ -25,7 +27,7 @@ from typing import IO, Any
 
 from r1jax.errors import RunError
 
-STARTUP_SECONDS = 120.0  # for imports alone, on a busy machine
+STARTUP_SECONDS = 120.0  # for imports alone
 
 
 @dataclass(eq=False)
@@ -33,7 +35,9 @@ class Worker:
     process: Popen[bytes]
     requests: IO[bytes]
     replies: IO[bytes]
-    deadline: float
+    look: float  # when to look whether it sleeps
+    started: float = field(default_factory=time.monotonic)
+    seen: str | None = None  # at the last look, if it slept: the CPU time that it had used
     ready: bool = False
     task: int | None = None  # the index of its current item
     received: bytearray = field(default_factory=bytearray)
@@ -46,15 +50,15 @@ class Worker:
 class Workers(AbstractContextManager):
     """`number` processes that run `function`, named "module:name", from one JSON value to another.
 
-    Each item has `seconds` of wall time and `memory` bytes of address space. An item that exceeds its time is counted
-    in `timeouts`, one that exceeds its memory, dies or raises in `crashes`; the result of both is None. `map` is
-    thread-safe and runs one call at a time.
+    Each item has `seconds` of CPU time and `memory` bytes of address space. An item that exceeds its time or sleeps is
+    counted in `timeouts`, one that exceeds its memory, dies or raises in `crashes`; the result of both is None. `map`
+    is thread-safe and runs one call at a time.
     """
 
     def __init__(self, function: str, number: int, seconds: float, memory: int = 2 << 30):
         if number < 1:
             raise ValueError(f"number is {number}, expected 1 or more")
-        self.command = [sys.executable, "-m", "r1jax.rewards.workers", function, str(seconds), str(memory)]
+        self.command = [sys.executable, "-m", "r1jax.rewards.workers", function, str(memory)]
         self.seconds = seconds
         self.timeouts = self.crashes = 0
         self.startup_seconds = 0.0  # the slowest start so far
@@ -73,24 +77,44 @@ class Workers(AbstractContextManager):
                 for worker in [w for w in self._workers if w.task is not None]:
                     self._replace(worker)
 
+    def verdicts(self, items: Sequence[Any], good: Sequence[Any]) -> list[Any]:
+        """As `map`; but 0.0 for an item that failed by itself, as a success of the good item at its place shows.
+
+        Failing must not pay more than being wrong. Where the good item fails as well, the item is tried once more, and
+        None stays if it fails again.
+        """
+        results = self.map(items)
+        failed = [i for i, result in enumerate(results) if result is None]
+        beside = self.map([good[i] for i in failed])
+        again = [i for i, result in zip(failed, beside, strict=True) if result is None]
+        for i in failed:
+            results[i] = 0.0
+        for i, result in zip(again, self.map([items[i] for i in again]), strict=True):
+            results[i] = result
+        return results
+
     def _map(self, items: Sequence[Any]) -> list[Any]:
         results: list[Any] = [None] * len(items)
         waiting = deque(range(len(items)))
         while waiting or any(worker.task is not None for worker in self._workers):
             for worker in self._workers:
                 if waiting and not worker.awaited:
-                    worker.task, worker.deadline = waiting.popleft(), time.monotonic() + self.seconds
+                    worker.task, worker.look, worker.seen = waiting.popleft(), time.monotonic() + self.seconds, None
                     with suppress(BrokenPipeError):  # the worker died, which reading its replies will show
-                        send(worker.requests, items[worker.task])
+                        send(worker.requests, [self.seconds, items[worker.task]])
             awaited = [worker for worker in self._workers if worker.awaited]
-            timeout = max(0.0, min(worker.deadline for worker in awaited) - time.monotonic())
+            timeout = max(0.0, min(worker.look for worker in awaited) - time.monotonic())
             speaking = set(wait([worker.replies.fileno() for worker in awaited], timeout))
             for worker in awaited:
                 if worker.replies.fileno() in speaking:
                     self._listen(worker, results)
-                elif time.monotonic() > worker.deadline:
-                    self._fail(worker, f"it was not ready after {STARTUP_SECONDS:.0f} s")
-                    self.timeouts += 1
+                elif time.monotonic() > worker.look:
+                    asleep = cpu_time_if_asleep(worker.process.pid)
+                    if asleep is not None and asleep == worker.seen:
+                        self._fail(worker, "it sleeps")
+                        self.timeouts += 1
+                    worker.seen = asleep
+                    worker.look = time.monotonic() + max(self.seconds if worker.ready else STARTUP_SECONDS, 0.1)
         return results
 
     def _listen(self, worker: Worker, results: list[Any]) -> None:
@@ -98,7 +122,9 @@ class Workers(AbstractContextManager):
         worker.received += part
         if not part:
             self._fail(worker, "it died")
-            self.crashes += 1
+            exceeded = worker.process.returncode == -signal.SIGPROF
+            self.timeouts += exceeded
+            self.crashes += not exceeded
         elif part.endswith(b"\n"):
             reply = json.loads(worker.received)
             worker.received.clear()
@@ -106,8 +132,7 @@ class Workers(AbstractContextManager):
                 if "error" in reply:
                     raise RunError(f"a worker can't start: {reply['error']}")
                 worker.ready = True
-                seconds = STARTUP_SECONDS - (worker.deadline - time.monotonic())
-                self.startup_seconds = max(self.startup_seconds, seconds)
+                self.startup_seconds = max(self.startup_seconds, time.monotonic() - worker.started)
                 return
             assert worker.task is not None
             results[worker.task] = reply.get("result")
@@ -134,10 +159,11 @@ class Workers(AbstractContextManager):
 
 def start(command: list[str]) -> Worker:
     """A process in its own session: it receives no ^C, and is killed together with its children."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    path = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "0"}  # sympy's steps depend on hashes
     process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, start_new_session=True)
     assert process.stdin is not None and process.stdout is not None
-    return Worker(process, process.stdin, process.stdout, deadline=time.monotonic() + STARTUP_SECONDS)
+    return Worker(process, process.stdin, process.stdout, look=time.monotonic() + STARTUP_SECONDS)
 
 
 def stop(worker: Worker) -> None:
@@ -155,28 +181,49 @@ def stop_all(workers: list[Worker]) -> None:
         stop(workers.pop())
 
 
-def serve(function: str, seconds: float, memory: int) -> None:
+def cpu_time_if_asleep(pid: int) -> str | None:
+    """The clock ticks that a sleeping process has used; None for one that runs or waits for a core.
+
+    Without /proc, where this is unknown, every process counts as asleep.
+    """
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            after_name = file.read().rpartition(")")[2].split()
+    except OSError:
+        return "unknown"
+    return " ".join(after_name[11:13]) if after_name[0] == "S" else None
+
+
+def serve(function: str, memory: int) -> None:
     """Runs a worker: reads an item and writes a reply, one JSON line each, until the input ends."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # prints of the function must not reach the replies
     limit(resource.RLIMIT_AS, memory)
     limit(resource.RLIMIT_CORE, 0)
+    limit_cpu(STARTUP_SECONDS)
     try:
         module, name = function.split(":")
         call: Callable[[Any], Any] = getattr(importlib.import_module(module), name)
+        limit_cpu(0)
         send(replies, {})
     except Exception as error:
         return send(replies, {"error": f"{function}: {type(error).__name__}: {error}"})
     for line in sys.stdin.buffer:
-        # If the owner is killed during a computation, the kernel ends the worker at this limit.
-        limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + seconds) + 1)
+        seconds, item = json.loads(line)
+        limit_cpu(max(seconds, 1e-6))
         try:
-            message = {"result": call(json.loads(line))}
+            message = {"result": call(item)}
             json.dumps(message)
         except Exception as error:
             message = {"error": type(error).__name__}
+        limit_cpu(0)
         send(replies, message)
     return None
+
+
+def limit_cpu(seconds: float) -> None:
+    """Lets the kernel end this process by SIGPROF when it has used this much CPU time from now on; 0 for no limit."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def send(pipe: IO[bytes], message: Any) -> None:
@@ -190,4 +237,4 @@ def limit(kind: int, value: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))
+    serve(sys.argv[1], int(sys.argv[2]))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from r1jax.config import LossConfig, SamplingConfig
-from r1jax.types import Sample
+from r1jax.types import ROUNDING, Sample
 
 # Added to the group's standard deviation. Code bases differ (1e-8 to 1e-4), and the papers have none. It matters only
 # for rewards that differ by about as much: a group of equal rewards has advantage 0 with any.
@@ -22,6 +22,7 @@ def centred_advantages(rewards_BG: np.ndarray, valid_BG: np.ndarray) -> np.ndarr
     # which a division by a standard deviation of about 0 would blow up.
     first_B1 = np.take_along_axis(rewards_BG, valid_BG.argmax(axis=1)[:, None], axis=1)
     rewards_BG = (rewards_BG - first_B1) * valid_BG
+    rewards_BG *= np.ptp(rewards_BG, axis=1, keepdims=True) > ROUNDING  # else no signal, as in `grading.has_signal`
     return (rewards_BG - rewards_BG.sum(axis=1, keepdims=True) / number_B1) * valid_BG
 
 
@@ -63,6 +64,36 @@ def broadcast_advantages(
     """
     (advantage_G,) = ADVANTAGES[c.advantage](rewards_G[None], valid_G[None])
     return [np.full(len(sample.tokens), a) for sample, a in zip(samples, advantage_G, strict=True)]
+
+
+def turn_advantages(discount: float) -> "AdvantageFunction":
+    """Makes an advantage function by which the tokens of each turn get the advantage of its own return.
+
+    A turn's return is the environment's rewards from it on, each turn later times `discount`; what else the sample
+    earns counts as the last turn's. It is compared with the returns of the group's other samples from the same turn on.
+    The environment's rewards have to be among the sample's, with weight 1 (`rules.environment_reward`).
+    """
+
+    def by_turn(
+        samples: Sequence[Sample], rewards_G: np.ndarray, valid_G: np.ndarray, c: LossConfig
+    ) -> Sequence[np.ndarray]:
+        returns_GU = np.zeros((len(samples), max(len(s.turns) for s in samples)), np.float32)
+        for g, sample in enumerate(samples):
+            rewards = [turn.reward or 0.0 for turn in sample.turns]
+            rewards[-1] += rewards_G[g] - sum(rewards)
+            ahead = 0.0
+            for u, reward in reversed(list(enumerate(rewards))):
+                returns_GU[g, u] = ahead = reward + discount * ahead
+        advantages = [np.zeros(len(sample.tokens)) for sample in samples]
+        for u, returns_G in enumerate(returns_GU.T):
+            has_turn_G = valid_G * [len(sample.turns) > u for sample in samples]
+            for g, advantage in enumerate(ADVANTAGES[c.advantage](returns_G[None], has_turn_G[None])[0]):
+                if has_turn_G[g]:
+                    advantages[g][samples[g].turns[u].start : samples[g].turns[u].stop] = advantage
+        return advantages
+
+    by_turn.__qualname__ = f"turn_advantages({discount:g})"
+    return by_turn
 
 
 AdvantageFunction = Callable[[Sequence[Sample], np.ndarray, np.ndarray, LossConfig], Sequence[np.ndarray]]

@@ -28,9 +28,11 @@ from r1jax.parallel.memory import (
     weights_memory,
 )
 from r1jax.rollout.async_rollout import AsyncRollout
+from r1jax.rollout.environments import Answer, Episodes
+from r1jax.sampling.append import Appended
 from r1jax.sampling.decode import Emitted, Prefilled, Slots, places
 from r1jax.sampling.draw import DrawSettings, Truncation
-from r1jax.types import Problem, Sample, Weights
+from r1jax.types import Environments, Problem, Sample, Turn, Weights
 
 SMALLEST_BUCKET = 128  # prompts, and the part of the cache that is read, are padded to powers of two from here on
 SPECIALS = 16  # tokens without text, that a stop string may be interrupted by
@@ -57,6 +59,8 @@ class Counts:
     model_steps: int = 0  # of all slots at once
     drafted: int = 0  # tokens that the multi-token-prediction module proposed
     accepted: int = 0  # of them, those that the model drew as well
+    environment_seconds: float = 0.0  # of environments at work, added up
+    environment_failures: int = 0
 
 
 @dataclass
@@ -68,6 +72,8 @@ class RolloutEngine:
       tokenizer: None: samples are ids without text, and nothing but the limit ends them.
       keeps_sampling_masks: samples come with the ids that each token was drawn from, where not all could be.
       checks_memory: refuse what the devices have no room for; a dry run allocates nothing on them.
+      environments: answer the samples between their turns; None: a sample has one turn.
+      episodes: the environments of the rollout that is under way.
       device_seconds: so far, in calls to the devices and waiting for them.
     """
 
@@ -79,8 +85,10 @@ class RolloutEngine:
     group_size: int
     keeps_sampling_masks: bool = False
     checks_memory: bool = True
+    environments: Environments | None = None
     counts: Counts = field(default_factory=Counts)
     device_seconds: float = 0.0
+    episodes: Episodes | None = None
 
     def __post_init__(self) -> None:
         require_possible(self.model, self.config, self.sampling)
@@ -98,12 +106,19 @@ class RolloutEngine:
         return self.spec.layout.round_up(self.config.slots)
 
     @property
+    def append_rows(self) -> int:
+        """As configured, rounded up so that devices share them evenly."""
+        return self.spec.layout.round_up(self.config.append_rows)
+
+    @property
     def max_programs(self) -> int:
         """Programs that a run can compile: prefill and insertion for each prompt bucket, a round for each width.
 
-        Two more make the slots, and the weights that rollouts read where these are not the trainer's.
+        With environments, appending for each width. Two more make the slots, and the weights that rollouts read where
+        these are not the trainer's.
         """
-        return 2 + 2 * len(buckets(self.sampling.max_prompt_tokens)) + len(buckets(self.width))
+        widths = len(buckets(self.width)) * (1 if self.environments is None else 2)
+        return 2 + 2 * len(buckets(self.sampling.max_prompt_tokens)) + widths
 
     @property
     def width(self) -> int:
@@ -151,20 +166,92 @@ class RolloutEngine:
             slots = jax.block_until_ready(programs.make_slots(self.spec, self.slots, self.width)())
         owners: list[Sample | None] = [None] * self.slots
         groups: Groups = [[] for _ in prompts]
-        while queue or ready or any(owners):
-            while (queue or ready) and not all(owners):
-                if not ready:
-                    ready += self.prefill(weights, prompts, queue)
-                slots = self.insert(slots, owners, ready, key, settings)
-            slots, emitted = self.decode(weights, slots, owners, settings)
-            yield
-            for sample in self.collect(self.fetch(emitted), owners, settings.stop_ids, watch):
+
+        def complete(samples: Sequence[Sample]) -> None:
+            for sample in samples:
                 group = groups[sample.group]
                 group.append(sample)
                 group.sort(key=lambda s: s.index)
                 if done and len(group) == self.group_size:
                     done(group)
+
+        self.episodes = episodes = self.begin_episodes(key)
+        while queue or ready or any(owners):
+            while (queue or ready) and not all(owners):
+                if not ready:
+                    ready += self.prefill(weights, prompts, queue)
+                slots = self.insert(slots, owners, ready, key, settings)
+            if episodes and episodes.waiting:
+                decoding = len(episodes.waiting) < sum(owner is not None for owner in owners)
+                slots, ended = self.go_on(weights, slots, owners, episodes.answers(wait=not decoding), settings)
+                complete(ended)
+            if any(is_decoding_S := self.decoding(owners)):
+                slots, emitted = self.decode(weights, slots, owners, is_decoding_S, settings)
+                yield
+                complete(self.collect(self.fetch(emitted), owners, is_decoding_S, settings.stop_ids, watch))
+        if episodes:
+            self.counts.environment_seconds += episodes.seconds
+            self.counts.environment_failures += episodes.failures
         return groups
+
+    def begin_episodes(self, key: Any) -> Episodes | None:
+        if self.environments is None:
+            return None
+        seed = int(np.asarray(jax.random.key_data(key)).ravel()[-1])
+        return Episodes(self.environments, self.config, self.model.vocab_size, seed)
+
+    def decoding(self, owners: Sequence[Sample | None]) -> np.ndarray:
+        """Which slots have an owner that does not wait for its environment, bool [S]."""
+        waiting = self.episodes.waiting if self.episodes else {}
+        return np.asarray([owner is not None and (owner.group, owner.index) not in waiting for owner in owners])
+
+    def go_on(
+        self, weights: Weights, slots: Slots, owners, answers: Sequence[tuple[Sample, Answer]], settings: DrawSettings
+    ) -> tuple[Slots, list[Sample]]:
+        """Gives samples what was answered; returns the slots, and the samples that end. Their slots are free."""
+        ended, appended = [], []
+        for sample, answer in answers:
+            turn = sample.turns[-1]
+            turn.observation, turn.reward = answer.text, answer.reward
+            reason = answer.reason or ("turns" if len(sample.turns) == self.sampling.max_turns else "")
+            if reason:
+                owners[slot_of(sample, owners)] = None
+                ended.append(self.close(sample, reason))
+            else:
+                appended.append((sample, list(answer.ids)))
+        rows = self.append_rows
+        for i in range(0, len(appended), rows):
+            slots = self.append(weights, slots, owners, appended[i : i + rows], settings)
+        return slots, ended
+
+    def append(self, weights: Weights, slots: Slots, owners, answers, settings: DrawSettings) -> Slots:
+        """Runs the ids of some (sample, ids), a chunk of each at a time; the samples' next turns begin."""
+        A, C = self.append_rows, self.config.append_chunk
+        again = places(self.config) if self.config.speculative else 0  # tokens that the MTP module has to see again
+        at = [len(sample.tokens) for sample, _ in answers]
+        for sample, ids in answers:
+            sample.tokens += ids
+            sample.loss_mask += [0] * len(ids)
+            sample.logprobs += [0.0] * len(ids)
+            sample.turns.append(Turn(len(sample.tokens)))
+            if mask_ids := self.spec.truncation.mask_ids:
+                sample.sampling_masks.append(np.full((len(ids), mask_ids), -1, np.int32))
+        run = programs.make_append(self.spec, bucket(max(len(sample.tokens) for sample, _ in answers), self.width))
+        while any(at[i] < len(sample.tokens) for i, (sample, _) in enumerate(answers)):
+            new = Appended(np.zeros((A, C), np.int32), *(np.zeros(A, np.int32) for _ in range(4)))
+            for i, (sample, _) in enumerate(answers):
+                chunk = sample.tokens[at[i] - again : at[i] - again + C] if at[i] < len(sample.tokens) else []
+                new.tokens_AC[i, : len(chunk)], new.length_A[i] = chunk, len(chunk)
+                new.slot_A[i], new.start_A[i] = slot_of(sample, owners), at[i] - again
+                new.count_A[i] = drawn_tokens(sample)
+            with self.device_call(f"{C} tokens of {A} observations", "attention scores"):
+                slots, routes_ACLK = run(weights, slots, new, settings)
+            for i, (sample, _) in enumerate(answers):
+                n = max(int(new.length_A[i]) - again, 0)
+                at[i] += n
+                if routes_ACLK is not None:
+                    sample.routes.append(np.asarray(routes_ACLK[i, again : again + n]))
+        return slots
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         most = self.sampling.max_prompt_tokens
@@ -232,13 +319,19 @@ class RolloutEngine:
                 sample_S[s] = owners[s].index
         return programs.make_insert(self.spec)(slots, prefilled, row_S, sample_S, key, settings)
 
-    def decode(self, weights: Weights, slots: Slots, owners, settings) -> tuple[Slots, Emitted]:
-        """Dispatches one round. Slots without an owner are done: free ones, and those that met a stop string."""
+    def decode(self, weights: Weights, slots: Slots, owners, is_decoding_S, settings) -> tuple[Slots, Emitted]:
+        """Dispatches one round. Other slots are done: free ones, and those whose samples met a stop string or wait."""
         filled = max(len(owner.tokens) for owner in owners if owner is not None)
         run = programs.make_decode(self.spec, bucket(filled, self.width))
-        is_free_S = np.asarray([owner is None for owner in owners])
+        limit_S = np.asarray([0 if owner is None else self.limit(owner) for owner in owners], np.int32)
         with self.device_call(f"a round of {self.slots} slots", "attention scores"):
-            return run(weights, slots, is_free_S, np.int32(self.sampling.max_new_tokens), settings)
+            return run(weights, slots, ~is_decoding_S, limit_S, settings)
+
+    def limit(self, sample: Sample) -> int:
+        """Tokens that the policy may have drawn at the end of this turn."""
+        c, before, start = self.sampling, drawn_tokens(sample), sample.turns[-1].start
+        room = c.max_new_tokens - (start - sample.turns[0].start)
+        return before + (room if c.max_turn_tokens is None else min(room, c.max_turn_tokens))
 
     def fetch(self, emitted: Emitted) -> Emitted:
         """What a round emitted, once it is done."""
@@ -260,12 +353,11 @@ class RolloutEngine:
                 f" {error}. {KNOBS}"
             ) from error
 
-    def collect(self, emitted: Emitted, owners, stop_ids, watch) -> list[Sample]:
+    def collect(self, emitted: Emitted, owners, is_decoding_S, stop_ids, watch) -> list[Sample]:
         """Appends what the round emitted to its samples; returns those that ended, and frees their slots."""
         ended = []
-        for s, sample in enumerate(owners):
-            if sample is None:
-                continue
+        for s in np.flatnonzero(is_decoding_S):
+            sample = owners[s]
             new_N = emitted.is_token_SN[s]
             logprobs, length = emitted.logp_SN[s, new_N], len(sample.tokens)
             if not np.isfinite(logprobs).all():
@@ -281,30 +373,48 @@ class RolloutEngine:
                 sample.routes.append(emitted.routes_SNLK[s, new_N])
             if emitted.masks_SNI is not None:
                 sample.sampling_masks.append(emitted.masks_SNI[s, new_N])
-            if self.finish(sample, bool(emitted.done_S[s]), length, stop_ids):
-                ended.append(sample)
-                owners[s] = None
+            if reason := self.finish_turn(sample, bool(emitted.done_S[s]), length, stop_ids):
+                if self.episodes and reason == "stop":
+                    self.episodes.ask(sample, self.room(sample))
+                else:
+                    ended.append(self.close(sample, reason))
+                    owners[s] = None
             elif watch and self.tokenizer:
-                sample.text = self.tokenizer.decode(sample.response_tokens)
+                said = [turn.text for turn in sample.turns[:-1]]
+                sample.text = "\n".join([*said, self.tokenizer.decode(sample.tokens[sample.turns[-1].start :])])
             if watch:
                 watch(sample)
         self.count(emitted)
         return ended
 
-    def finish(self, sample: Sample, done: bool, length: int, stop_ids) -> bool:
-        """Whether the sample is complete; then it gets its text and arrays. Its tokens from `length` on are new."""
-        text = self.find_stop(sample, length)
+    def room(self, sample: Sample) -> int:
+        """Tokens of an observation for which there is room before another turn of one token."""
+        return sample.turns[0].start + self.sampling.max_new_tokens - len(sample.tokens) - 1
+
+    def finish_turn(self, sample: Sample, done: bool, length: int, stop_ids) -> str:
+        """Why the turn is complete, and "" if it is not. Its tokens from `length` on are new."""
+        turn, text = sample.turns[-1], self.find_stop(sample, length)
         if text is None and not done:
-            return False
-        ends = sample.tokens[-1] in stop_ids
-        sample.finish_reason = "stop" if text is not None or ends else "length"
+            return ""
+        has_end, limit = sample.tokens[-1] in stop_ids, sample.turns[0].start + self.sampling.max_new_tokens
+        reason = "length" if len(sample.tokens) == limit else "turn_length"
+        reason = "stop" if text is not None or has_end else reason
         if text is None and self.tokenizer is not None:
-            text = self.tokenizer.decode(sample.response_tokens[:-1] if ends else sample.response_tokens)
-        sample.text = text or ""
-        n = len(sample.tokens)  # what follows a stop string is cut off
-        sample.routes = None if sample.routes is None else np.concatenate(sample.routes)[:n]
-        sample.sampling_masks = None if sample.sampling_masks is None else np.concatenate(sample.sampling_masks)[:n]
-        return True
+            text = self.tokenizer.decode(sample.tokens[turn.start : len(sample.tokens) - has_end])
+        turn.text, turn.stop = text or "", len(sample.tokens)
+        sample.text = "\n".join(turn.text for turn in sample.turns)
+        for arrays in filter(None, (sample.routes, sample.sampling_masks)):
+            arrays[:] = [np.concatenate(arrays)[: turn.stop]]  # what follows a stop string is cut off
+        return reason
+
+    def close(self, sample: Sample, reason: str) -> Sample:
+        """Completes the sample."""
+        sample.finish_reason = reason
+        sample.routes = None if sample.routes is None else sample.routes[0]
+        sample.sampling_masks = None if sample.sampling_masks is None else sample.sampling_masks[0]
+        if self.episodes:
+            self.episodes.end(sample)
+        return sample
 
     def find_stop(self, sample: Sample, length: int) -> str | None:
         """Cuts the sample behind the first stop string among its tokens from `length` on; the text before the string.
@@ -315,7 +425,7 @@ class RolloutEngine:
         stops = self.sampling.stop
         if self.tokenizer is None or not stops:
             return None
-        window, first = max(len(stop.encode()) for stop in stops) + SPECIALS, sample.prompt_length
+        window, first = max(len(stop.encode()) for stop in stops) + SPECIALS, sample.turns[-1].start
         for n in range(length + 1, len(sample.tokens) + 1):
             recent = self.tokenizer.decode(sample.tokens[max(first, n - window) : n])
             if not any(stop in recent for stop in stops):
@@ -349,13 +459,25 @@ class RolloutEngine:
             "rollout_tokens": float(c.tokens),
             "slots_in_use": (c.tokens - c.accepted) / (c.model_steps * self.slots),
         }
+        if self.environments:
+            metrics["environment_seconds"] = c.environment_seconds
+            metrics["environment_failures"] = float(c.environment_failures)
         return metrics | ({"draft_acceptance": c.accepted / c.drafted} if c.drafted else {})
 
 
 def begin(group: int, index: int, problem: Problem, ids: list[int]) -> Sample:
     """A sample with its prompt alone."""
     n = len(ids)
-    return Sample(problem, group, index, tokens=list(ids), loss_mask=[0] * n, logprobs=[0.0] * n)
+    return Sample(problem, group, index, tokens=list(ids), loss_mask=[0] * n, logprobs=[0.0] * n, turns=[Turn(n)])
+
+
+def slot_of(sample: Sample, owners: Sequence[Sample | None]) -> int:
+    return next(s for s, owner in enumerate(owners) if owner is sample)
+
+
+def drawn_tokens(sample: Sample) -> int:
+    """Tokens of the turns that are complete."""
+    return sum(turn.stop - turn.start for turn in sample.turns if turn.stop)
 
 
 def require_possible(model: ModelConfig, config: EngineConfig, sampling: SamplingConfig) -> None:

@@ -1,5 +1,6 @@
 """Loads a policy from a checkpoint onto the devices."""
 
+import importlib
 from dataclasses import asdict, dataclass, replace
 
 import jax
@@ -8,14 +9,14 @@ from etils import epath
 from r1jax.checkpoint import store as checkpoint
 from r1jax.config import BaseConfig, ModelConfig, PromptConfig
 from r1jax.data.published_tokenizer import PublishedTokenizer, config_end_ids, load_tokenizer
-from r1jax.data.tasks import TASKS, Task, chat_messages, text_task
+from r1jax.data.tasks import TASKS, Task, chat_messages, observation_encoder, text_task
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import UsageError
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.programs import abstract_weights, weights_shardings
 from r1jax.paths import absolute
 from r1jax.runs.run import differences
-from r1jax.types import Weights
+from r1jax.types import Environments, Weights
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,28 @@ class Policy:
         if self.task is not None:
             return self.task.template is not None and self.task.template.template == "chat"
         return isinstance(self.tokenizer, PublishedTokenizer) and self.tokenizer.template is not None
+
+
+def load_environments(name: str | None, policy: Policy, template: PromptConfig | None = None) -> Environments | None:
+    """What MODULE:NAME makes to answer the policy's turns, in the policy's own tokens; None without a name.
+
+    Raises UsageError when there is no such thing, or the policy has no tokenizer.
+    """
+    if name is None:
+        return None
+    module, _, attribute = name.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"--environment is '{name}', expected MODULE:NAME of a callable: {error}") from error
+    if policy.tokenizer is None:
+        raise UsageError("the checkpoint has no tokenizer, which --environment needs: import it with one")
+    template = (
+        template or (policy.task and policy.task.template) or PromptConfig("chat" if policy.keeps_turns else "plain")
+    )
+    if not isinstance(policy.tokenizer, PublishedTokenizer):
+        return Environments(make, policy.tokenizer.encode_plain)
+    return Environments(make, observation_encoder(policy.tokenizer, template))
 
 
 # Fields that say how a model is computed and stored: a run may set them otherwise than the checkpoint it starts from.

@@ -7,6 +7,7 @@ stage's output, so that the files of a run record its lineage (runs/lineage.py).
 """
 
 import dataclasses
+import fcntl
 import itertools
 import json
 import math
@@ -18,7 +19,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from etils import epath
@@ -39,7 +40,7 @@ from r1jax.parallel import hosts
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import at_once, require_memory, stage_memory
 from r1jax.parallel.programs import on_platform
-from r1jax.paths import absolute
+from r1jax.paths import absolute, in_bucket
 from r1jax.rollout.engine import require_possible
 from r1jax.runs.lineage import FORMAT, MARK, content_hash, read_mark, require_current_format, sha256, stage_directories
 from r1jax.sampling.draw import position_key
@@ -146,7 +147,10 @@ class Stage:
 
     def result(self) -> dict | None:
         """The result given to `complete`, or None while the stage is not complete. All processes must call it."""
-        return hosts.broadcast_from_main(f"{self.name}: its result", lambda: read_mark(self.directory)[0])
+        result = hosts.broadcast_from_main(f"{self.name}: its result", lambda: read_mark(self.directory)[0])
+        if result is not None:
+            self.run.progress.say(f"{self.name}: complete, skipped")
+        return result
 
     def complete(self, result: dict[str, Any], *, output: str | None = None) -> None:
         """Marks the stage as complete. `output` is the content hash of its output, by default of `result`."""
@@ -238,11 +242,12 @@ def open_directory(
                     f"{directory} holds a run of experiment '{record['experiment']}', not of '{experiment.name}':"
                     " set another --workdir"
                 )
-        elif directory.exists() and any(directory.iterdir()):
+        elif directory.exists() and any(child.name != ".lock" for child in directory.iterdir()):
             raise UsageError(f"{directory} is not empty and holds no run: set another --workdir")
         if rerun_from is not None:
             downstream(directory, rerun_from)  # raises before anything is written
         directory.mkdir(parents=True, exist_ok=True)
+        lock(directory)
         record["sessions"].append(session(seed))
         write_atomically(path, json.dumps(record, indent=1))
         if rerun_from is not None:
@@ -250,6 +255,24 @@ def open_directory(
     except (OSError, json.JSONDecodeError) as error:
         raise RunError(f"can't write to {directory}: {error}") from error
     return record["sessions"][-1]
+
+
+LOCKS: dict[str, TextIO] = {}  # by directory; held until this process ends, however it ends
+
+
+def lock(directory: epath.Path) -> None:
+    """Takes the directory for this process. Raises UsageError while another one is at work in it.
+
+    A directory in a bucket can't be locked.
+    """
+    if in_bucket(directory) or str(directory) in LOCKS:
+        return
+    file = open(directory / ".lock", "w")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UsageError(f"another process is at work in {directory}: wait for it, or set another --workdir") from error
+    LOCKS[str(directory)] = file
 
 
 def now() -> str:
@@ -322,7 +345,10 @@ def finished_stage(config: FinishedRunConfig, name: str) -> epath.Path:
 
 # Fields that change only the speed and memory of a step: rollouts give the same tokens, and updates differ by rounding
 # at most. A stage that ran out of memory may be resumed with other values.
-MUTABLE_ENGINE_FIELDS = ("slots", "steps_per_round", "prefill_rows", "prefill_chunk", "speculative", "mesh")
+MUTABLE_ENGINE_FIELDS = (
+    "slots", "steps_per_round", "prefill_rows", "prefill_chunk", "append_rows", "append_chunk", "environment_threads",
+    "environment_seconds", "speculative", "mesh",
+)  # fmt: skip
 MUTABLE_UPDATE_FIELDS = ("row_tokens", "microbatch_rows", "offload")
 MUTABLE_MODEL_FIELDS = ("remat",)
 

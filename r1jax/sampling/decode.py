@@ -80,7 +80,7 @@ class Emitted:
     tokens_SN: Array  # int32
     logp_SN: Array  # float32, as drawn
     is_token_SN: Array  # bool; False at rejected drafts, and after the end
-    done_S: Array  # bool: the last token of these is a stop token or reaches the limit
+    done_S: Array  # bool: the last token of these is a stop token or reaches its limit
     steps: Array  # int32, model steps that the round took
     masks_SNI: Any  # int32, `Drawn.mask_SI` of each token, else None
     routes_SNLK: Any  # int16, the experts of each token with routing replay, else None
@@ -222,11 +222,13 @@ class Round:
     out: Emitted
 
 
-def decode_round(sampler: Sampler, slots: Slots, limit: Array, s: DrawSettings, *, width: int) -> tuple[Slots, Emitted]:
+def decode_round(
+    sampler: Sampler, slots: Slots, limit_S: Array, s: DrawSettings, *, width: int
+) -> tuple[Slots, Emitted]:
     """At most `steps_per_round` steps of every slot that is not done; ends early when all are.
 
     Args:
-      limit: int32, most tokens of a response.
+      limit_S: int32, most tokens that each response may have drawn.
       width: places of the cache that any slot has filled; the rest is not read.
     """
     T = places(sampler.engine)
@@ -255,7 +257,7 @@ def decode_round(sampler: Sampler, slots: Slots, limit: Array, s: DrawSettings, 
         next_ST, accepted_ST = [], []
         for t in range(T):
             accepted_S = ~state.slots.done_S & (tokens_ST[:, t] == state.slots.drawn.token_S)
-            state = emit(state, state.step * T + t, accepted_S, limit, s)
+            state = emit(state, state.step * T + t, accepted_S, limit_S, s)
             logits_SV = next_logits(sampler, hidden_STD[:, t])
             drawn = draw(logits_SV, state.slots.key_S, state.slots.count_S, s, sampler.truncation)
             drawn = choose(accepted_S, drawn, state.slots.drawn)
@@ -324,7 +326,7 @@ def propose(sampler: Sampler, state: Round, cache: tuple[dict, Array], s: DrawSe
     return draft_S, replace(keep(state, new, at), drafted_SN=drafted_SN)
 
 
-def emit(state: Round, place: Array, accepted_S: Array, limit: Array, s: DrawSettings) -> Round:
+def emit(state: Round, place: Array, accepted_S: Array, limit_S: Array, s: DrawSettings) -> Round:
     """Emits the pending token of each slot where it is the token that was run; it may be the last."""
     slots, out, drawn = state.slots, state.out, state.slots.drawn
     out = replace(
@@ -335,7 +337,7 @@ def emit(state: Round, place: Array, accepted_S: Array, limit: Array, s: DrawSet
         masks_SNI=None if out.masks_SNI is None else out.masks_SNI.at[:, place].set(drawn.mask_SI),
     )
     count_S = slots.count_S + accepted_S
-    is_last_S = (drawn.token_S[:, None] == s.stop_ids).any(axis=-1) | (count_S >= limit)
+    is_last_S = (drawn.token_S[:, None] == s.stop_ids).any(axis=-1) | (count_S >= limit_S)
     done_S = slots.done_S | (accepted_S & is_last_S)
     slots = replace(slots, count_S=count_S, length_S=slots.length_S + accepted_S, done_S=done_S)
     return replace(state, slots=slots, out=out)

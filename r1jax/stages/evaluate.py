@@ -72,7 +72,9 @@ def measure(
     asked = [(p, tokenizer.encode(task.prompt(p.question))) for p in problems]
 
     def draw(sampling: SamplingConfig, group_size: int) -> list[list[Sample]]:
-        engine = RolloutEngine(layout, policy.model, tokenizer, config.engine, sampling, group_size)
+        engine = RolloutEngine(
+            layout, policy.model, tokenizer, config.engine, sampling, group_size, environments=task.environments
+        )
         groups = engine.generate(policy.weights, asked, position_key(seed))
         for samples in groups:
             grading.submit(samples)

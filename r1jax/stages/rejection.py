@@ -55,7 +55,10 @@ def rejection(
     asked = distinct_problems(problems, config.num_prompts)
     parts = [asked[i : i + config.shard_prompts] for i in range(0, len(asked), config.shard_prompts)]
     group_size = config.samples_per_prompt
-    engine = RolloutEngine(run.layout, loaded.model, task.tokenizer, config.engine, config.sampling, group_size)
+    engine = RolloutEngine(
+        run.layout, loaded.model, task.tokenizer, config.engine, config.sampling, group_size,
+        environments=task.environments,
+    )  # fmt: skip
     origin = {"stage": name, "policy": run.relative(policy), "policy_hash": content_hash(policy)}
     with run.progress.start(name, 0, len(parts)) as progress:
         marks = [part_paths(stage.directory, number)[1] for number in range(len(parts))]
@@ -114,16 +117,26 @@ def write_part(
 def record(sample: Sample, number: int, origin: dict) -> dict:
     """A demonstration with its provenance."""
     problem = sample.problem
-    return {
-        "question": problem.question,
-        "response": sample.text,
-        "source": problem.source,
-        "language": problem.language,
-        "problem": problem.id,
-        "sample": number,
-        "tokens": len(sample.response_tokens),
-        "rewards": dict(sample.rewards),
-    } | origin
+    return (
+        {
+            "question": problem.question,
+            "response": sample.text,
+            "source": problem.source,
+            "language": problem.language,
+            "problem": problem.id,
+            "sample": number,
+            "tokens": len(sample.response_tokens),
+            "rewards": dict(sample.rewards),
+        }
+        | (episode(sample) if len(sample.turns) > 1 else {})
+        | origin
+    )
+
+
+def episode(sample: Sample) -> dict:
+    """Several turns as ids, so that what an environment wrote is neither tokenized again nor learnt."""
+    start = sample.prompt_length
+    return {"ids": sample.response_tokens, "loss_mask": sample.loss_mask[start:]}
 
 
 def add_up(directory: epath.Path, parts: int) -> tuple[dict[str, int], dict[str, int]]:

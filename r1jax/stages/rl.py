@@ -18,7 +18,7 @@ from etils import epath
 from r1jax.checkpoint.store import CheckpointStore, make_metadata
 from r1jax.config import ModelConfig, RLConfig
 from r1jax.data.feeds import problem_batches
-from r1jax.errors import Preempted, RunError
+from r1jax.errors import Preempted, RunError, UsageError
 from r1jax.objectives.grpo import LossFunction, LossSpec, grpo_loss
 from r1jax.objectives.metrics import Metrics, merge_metrics
 from r1jax.objectives.optimizer import learning_rate, updated_model
@@ -27,7 +27,7 @@ from r1jax.parallel.hosts import broadcast_from_main, stop_if_preempted
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import GIB, memory_in_use
 from r1jax.parallel.transfers import on_device, on_host, snapshot
-from r1jax.rewards.grading import Grading, has_signal, score_group
+from r1jax.rewards.grading import Grading, has_signal, require_verified, score_group
 from r1jax.rewards.rules import Reward, learned_inputs
 from r1jax.rollout.advantages import AdvantageFunction, broadcast_advantages, compute_advantages
 from r1jax.rollout.async_rollout import AsyncRollout
@@ -112,12 +112,23 @@ def open_stage(
     rewards: Mapping[str, Reward],
     functions: Sequence[Callable],
 ) -> None:
-    """Writes or checks the stage's config, which names the functions that a fork brings."""
+    """Writes or checks the stage's config, which names the functions that a fork brings.
+
+    Raises UsageError for groups of one sample, whose advantage is always 0 unless a fork computes it.
+    """
+    if config.group_size == 1 and broadcast_advantages in functions:
+        raise UsageError("RLConfig.group_size is 1, expected 2 or more: an advantage compares a prompt's samples")
     settings: dict[str, Any] = {name: reward.settings for name, reward in rewards.items()}
-    own = [getattr(f, "__qualname__", repr(f)) for f in functions if f not in (broadcast_advantages, grpo_loss)]
-    extra = {"functions": own} if own else {}
+    own = [name_of(f) for f in functions if f not in (broadcast_advantages, grpo_loss)]
+    extra: dict[str, Any] = {"functions": own} if own else {}
+    if stage.task.environments:
+        extra["environment"] = name_of(stage.task.environments.make)
     inputs = {**inputs, **learned_inputs(rewards)}
     stage.open("rl", inputs, rl=config, model=stage.model, task=stage.task.name, rewards=settings, **extra)
+
+
+def name_of(function: Callable) -> str:
+    return getattr(function, "__qualname__", repr(function))
 
 
 def announce(stage: Stage, rewards: Mapping[str, Reward]) -> None:
@@ -154,6 +165,7 @@ class Rollout:
         grading.collect()
         for samples in self.drawn:
             score_group(grading.rewards, samples, mask_truncated=config.loss.mask_truncated)
+        require_verified(grading.rewards, self.drawn)
         kept = [g for g in self.drawn if config.max_generation_batches == 1 or has_signal(g)]
         self.groups = kept[: config.prompts_per_step]
 
@@ -171,6 +183,7 @@ class Rollouts:
             config.sampling,
             config.group_size,
             keeps_sampling_masks=True,
+            environments=stage.task.environments,
         )
         self.next: AsyncRollout[Rollout] | None = None
 
@@ -196,7 +209,9 @@ class Rollouts:
         config, task, rollout = self.config, self.stage.task, Rollout([])
         self.engine.counts = Counts()
         for _ in range(config.max_generation_batches):
-            asked = [(p, task.tokenizer.encode(task.prompt(p.question))) for p in next(self.feed)]
+            drawn = {samples[0].problem.id for samples in rollout.drawn}  # the feed may have begun a new epoch
+            fresh = [p for p in next(self.feed) if p.id not in drawn]
+            asked = [(p, task.tokenizer.encode(task.prompt(p.question))) for p in fresh]
             key = self.stage.key(step)  # problem ids make it another one for each prompt
             rollout.drawn += yield from self.engine.rounds(weights, asked, key, done=self.grading.submit)
             if config.max_generation_batches > 1:
@@ -337,12 +352,14 @@ class RLLog:
     """Metrics, samples and progress of each step."""
 
     SHOWN = ("reward", "accuracy", "response_tokens", "tokens_per_second")
+    PATIENCE = 5  # steps without a signal after which there is a warning
 
     def __init__(self, stage: Stage, config: RLConfig, first: int, clock: Stopwatch):
         self.stage, self.config, self.clock = stage, config, clock
         self.metrics = MetricsWriter(stage.directory, first + 1)
         self.samples = RowWriter(stage.directory / "samples.jsonl", first + 1)
         self.progress: Progress = stage.run.progress.start(stage.name, first, config.steps)
+        self.without_signal = 0
 
     def __enter__(self) -> "RLLog":
         return self
@@ -364,6 +381,16 @@ class RLLog:
         values["tokens_per_second"] = values["rollout_tokens"] / self.clock.total
         values |= {**failures, "memory_gib": memory_in_use(self.stage.run.layout) / GIB}
         self.metrics.write(step, values)
+        self.warn(values["groups_with_signal"])
         if step % self.config.log_samples_every == 0:
             self.samples.append(step, [sample_row(s) for group in rollout.groups for s in group])
         self.progress.step(step, {name: values[name] for name in self.SHOWN if name in values})
+
+    def warn(self, groups_with_signal: float) -> None:
+        """Says when no group has taught anything for some steps."""
+        self.without_signal = 0 if groups_with_signal else self.without_signal + 1
+        if self.without_signal == self.PATIENCE:
+            self.progress.say(
+                f"{self.stage.name}: nothing was learnt in {self.PATIENCE} steps: all samples of each prompt earn the"
+                " same. Look at samples.jsonl: is a reward always 0, are responses cut off, are problems too hard?"
+            )

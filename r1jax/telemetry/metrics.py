@@ -51,16 +51,29 @@ class MetricsWriter(RowWriter):
 def sample_row(sample: Sample) -> dict[str, Any]:
     """A sample as a row of samples.jsonl, with its mean advantage over the tokens that the policy drew."""
     drawn = [a for a, is_drawn in zip(sample.advantages, sample.loss_mask, strict=False) if is_drawn]
+    return (
+        {
+            "problem": asdict(sample.problem),
+            "text": sample.text,
+            "tokens": sample.response_tokens,
+            "finished": sample.finished,
+            "finish_reason": sample.finish_reason,
+            "rewards": dict(sample.rewards),
+            "reward": sample.reward,
+            "valid": sample.valid,
+        }
+        | ({"advantage": fmean(map(float, drawn))} if drawn else {})
+        | turns_row(sample)
+    )
+
+
+def turns_row(sample: Sample) -> dict[str, Any]:
+    """The turns of an episode: what the policy said, what it read, and the environment's reward."""
+    if len(sample.turns) < 2 and not any(turn.observation for turn in sample.turns):
+        return {}
     return {
-        "problem": asdict(sample.problem),
-        "text": sample.text,
-        "tokens": sample.response_tokens,
-        "finished": sample.finished,
-        "finish_reason": sample.finish_reason,
-        "rewards": dict(sample.rewards),
-        "reward": sample.reward,
-        "valid": sample.valid,
-    } | ({"advantage": fmean(map(float, drawn))} if drawn else {})
+        "turns": [{name: getattr(turn, name) for name in ("text", "observation", "reward")} for turn in sample.turns]
+    }
 
 
 def read_metrics(path: epath.Path) -> list[dict[str, Any]]:

@@ -25,6 +25,8 @@ class Progress:
         """Begins a stage whose first `first_step` steps are done."""
         self.stage, self.steps = stage, steps
         self.started, self.first_step, self.last_line = time.monotonic(), first_step, -float("inf")
+        if 0 < first_step < steps:
+            self.say(f"{stage}: resuming at step {first_step + 1} of {steps}")
         if self.console.is_terminal:
             self.bar = rich.progress.Progress(
                 rich.progress.TextColumn("[bold]{task.description}"),

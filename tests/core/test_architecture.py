@@ -12,7 +12,7 @@ FLOORS = {
     "model": 1, "objectives": 1, "sampling": 1,
     "parallel": 2,
     "rollout": 3, "data": 3, "rewards": 3, "checkpoint": 3, "telemetry": 3,
-    "runs": 4, "dry_run": 4, "report": 4,
+    "runs": 4, "dry_run": 4, "report": 4, "environments": 4,
     "stages": 5,
     "cli": 6, "__main__": 6, "__init__": 6, "experiments": 6,
 }  # fmt: skip

@@ -237,3 +237,29 @@ def test_a_config_named_in_a_comment_is_not_read(tmp_path):
     )
     with pytest.raises(UsageError, match="sums/ReasoningGymConfig"):
         read(files=["model/tiny.gin", "algorithm/grpo.gin", "scale/cpu.gin", str(file)])
+
+
+@pytest.mark.parametrize(
+    "binding, named",
+    [
+        ("OptimiserConfig.learning_rate=1e-3", "did you mean OptimizerConfig"),
+        ("RLConfig.stepz=3", "did you mean steps"),
+        ("RLConfig.steps=1O", "expected int"),
+        ("rl/OptimizerConfig.learning_rate=-1e-3", "learning_rate is -0.001"),
+    ],
+)
+def test_slips_are_named(binding, named):
+    with pytest.raises(UsageError) as error:
+        read(binding)
+    assert named in str(error.value) and "\n" not in str(error.value)
+
+
+def test_text_needs_no_quotes():
+    assert read("LossConfig.advantage=centred").rl.loss.advantage == "centred"
+    assert read("LossConfig.advantage = 'centred'").rl.loss.advantage == "centred"
+    assert read("RLConfig.row_tokens=None", "RLConfig.offload=('optimizer',)").rl.offload == ("optimizer",)
+
+
+def test_a_misspelt_experiment_gets_the_nearest_name():
+    with pytest.raises(UsageError, match="did you mean r1_zero"):
+        load_experiment("r1_zreo")

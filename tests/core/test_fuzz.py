@@ -37,6 +37,7 @@ PLAIN: dict[str, Callable[[Sample], float | None]] = {
     "repetition_penalty": rules.repetition_penalty(3),
     "script_consistency_reward": script_consistency_reward(),
     "countdown_reward": countdown_reward,
+    "environment_reward": rules.environment_reward,
 }
 READERS = {"read_answer": rules.read_answer, "read_expression": read_expression}  # for majority votes
 VERIFIERS = {"MathVerifier", "CodeReward", "ReasoningGymVerifier"}  # tested below, since they start processes

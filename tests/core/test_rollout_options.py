@@ -13,13 +13,22 @@ from r1jax.model.blocked_cache import BLOCK
 from r1jax.model.moe import affinities, choose_experts
 from r1jax.model.quantize import dequantize, is_quantized, quantize, quantize_params
 from r1jax.model.spec import init_params
-from r1jax.model.transformer import forward_cached
 from r1jax.parallel import memory, programs, rollout_programs
 from r1jax.parallel.layout import Layout, make_layout, rollout_layout
 from r1jax.parallel.rollout_programs import RolloutSpec
 from r1jax.types import Weights
 from tests.shared.configs import rl_config
-from tests.shared.engines import SAMPLER_TOLERANCE, N, P, generate, make_engine, placed, teacher_forced, tokens
+from tests.shared.engines import (
+    SAMPLER_TOLERANCE,
+    N,
+    P,
+    forward_routes,
+    generate,
+    make_engine,
+    placed,
+    teacher_forced,
+    tokens,
+)
 from tests.shared.plain_rollouts import (
     completion_mask,
     fresh_state,
@@ -108,21 +117,12 @@ def test_eight_bits_are_held_on_the_device_and_nowhere_expanded_whole(one_device
     quantized = jax.eval_shape(lambda p: rollout_programs.rollout_params(p, c, "int8"), params)
     slots = jax.eval_shape(rollout_programs.make_slots(engine.spec, S, W))
     run = rollout_programs.make_decode(engine.spec, W)
-    arguments = (Weights(quantized, bias), slots, np.zeros(S, bool), np.int32(9), engine.settings())
+    arguments = (Weights(quantized, bias), slots, np.zeros(S, bool), np.full(S, 9, np.int32), engine.settings())
     text = run.lower(*arguments).compile().as_text()
     assert "s8[5,4,64,32]" in text  # gate_EDF of the five layers
     assert "f32[5,4,64,32]" not in text
     assert f"s8[5,{S},{W},48]" in text
     assert f"f32[5,{S},{W},48]" not in text
-
-
-def forward_routes(model, policy, groups):
-    """The experts that one pass over each sample chooses, by the model itself."""
-    run = jax.jit(lambda t, p: forward_cached(*policy, t, p, [], model)[2])
-    for group in groups:
-        for sample in group:
-            row = np.asarray([sample.tokens])
-            yield sample, np.asarray(run(row, np.arange(row.shape[1])[None]))[0]
 
 
 def test_the_trainer_replays_routes_of_grouped_queries(one_device, grouped_moe_model, grouped_moe_policy, prompts):

@@ -95,9 +95,13 @@ def test_every_task_is_registered():
         "chat_problems",
         "chat_safety",
         "countdown_problems",
+        "higher_lower_corpus",
+        "higher_lower_problems",
         "r1_corpus",
         "running_sum_corpus",
         "running_sum_problems",
+        "tool_sums_corpus",
+        "tool_sums_problems",
     ]
 
 

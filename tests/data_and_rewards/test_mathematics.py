@@ -318,12 +318,12 @@ def test_reward_of_a_sample_and_of_a_batch(verifier):
     assert [verifier.grade([sample])[0] for sample in samples] == [1, 0, 0]
 
 
-def test_a_verifier_that_hangs_or_dies_gives_none_and_is_counted():
-    slow = " + ".join(rf"\frac{{\sqrt{{{n}}}}}{{{n + 1}}}" for n in range(2, 40))  # takes more than a tenth of a second
-    question = (thought(slow), r"\sqrt{2}")
+def test_an_answer_that_makes_the_verifier_hang_is_wrong_and_counted():
+    slow = " + ".join(rf"\frac{{\sqrt{{{n}}} x}}{{{n + 1}}}" for n in range(2, 40))  # takes long
+    question = (thought(slow), r"\sqrt{2} x")
     with MathVerifier(processes=1, seconds=20.0) as verifier:
         verifier.workers.seconds = 0.0
-        assert verifier.verify([question, (thought("42"), "42")]) == [None, 1.0]
+        assert verifier.verify([question, (thought("42"), "42")]) == [0.0, 1.0]  # the gold beside it does not hang
         assert verifier.failures == {"timeouts": 1, "crashes": 0}
         verifier.workers.seconds = 20.0
         assert verifier.verify([question]) == [0.0]
@@ -442,6 +442,24 @@ def test_a_bad_task_fails_alone(task, counter):
         assert workers.map(good) == [2 * i for i in range(10)]
     assert children() == before
     assert open_files() == files
+
+
+@linux
+def test_a_worker_that_gets_no_core_is_waited_for():
+    with Workers(OBEY, 1, seconds=0.2) as workers:
+        [pid] = workers.map([["pid", 0]])
+        os.kill(pid, signal.SIGSTOP)
+        threading.Timer(2.0, os.kill, (pid, signal.SIGCONT)).start()
+        start = time.monotonic()
+        assert workers.map([["double", 1], ["pid", 0]]) == [2, pid]
+        assert time.monotonic() - start > 1.5
+        assert (workers.timeouts, workers.crashes) == (0, 0)
+
+
+def test_time_is_cpu_time():
+    with Workers(OBEY, 1, seconds=0.5) as workers:
+        assert workers.map([["sleep", 0.7], ["spin", 0], ["sleep", 0.7]]) == [None] * 3  # sleeping returns None
+        assert (workers.timeouts, workers.crashes) == (1, 0)
 
 
 def test_every_task_bad():

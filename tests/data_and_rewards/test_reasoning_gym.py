@@ -294,7 +294,7 @@ def test_a_verifier_that_hangs_is_killed_and_counted():
     [matrix], [problem] = (drawn(name, "train", 0, 1) for name in ("spiral_matrix", "chain_sum"))
     with ReasoningGymVerifier(processes=1, seconds=3.0) as verifier:
         samples = [answered(matrix, "9**9**9**9"), answered(problem, reference(problem))]
-        assert verifier.grade(samples) == [None, 1.0]
+        assert verifier.grade(samples) == [0.0, 1.0]  # the right answer beside it does not hang
         assert verifier.failures == {"timeouts": 1, "crashes": 0}
 
 

@@ -70,6 +70,27 @@ def test_a_file_in_the_form_of_aime(tmp_path):
     assert found == [Problem(0, "p", "25", "es", "aime"), Problem(1, "q", "025", "es", "aime")]
 
 
+@pytest.mark.parametrize(
+    "literal",
+    [
+        "0.00005",
+        "5e-05",
+        "1E3",
+        "-0.0",
+        "1.50",
+        "100000000000000000000",
+        "3.141592653589793238462643",
+        "1e400",
+        "-7",
+        "0.1",
+    ],
+)
+def test_numbers_stay_as_they_are_written(tmp_path, literal):
+    path = write_lines(tmp_path / "x.jsonl", f'{{"question": 12.50, "answer": {literal}}}')
+    (problem,) = read_problems(JsonlConfig(path), "x")
+    assert (problem.question, problem.answer) == ("12.50", literal)
+
+
 def test_lines_end_at_newlines_only(tmp_path):
     text = '{"question": "a\u2028b", "answer": "1"}\r\n{"question": "c", "answer": 2}'
     (tmp_path / "x.jsonl").write_bytes(text.encode())

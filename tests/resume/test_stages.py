@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 import shutil
 import threading
 from collections import Counter
@@ -89,11 +90,11 @@ def test_stopped_by_sigterm_it_saves_and_resumes_to_the_same_bits(finished, fork
     require_same_bits(finished, tmp_path / "stopped")
 
 
-def require_same_bits(finished, other):
+def require_same_bits(finished, other, rl_step=4):
     """Two small runs have equal checkpoints and metrics, and the checkpoints are complete."""
-    for stage in ("pretrain", "rl"):
-        whole = contents(epath.Path(finished) / stage / "checkpoints" / "4")
-        resumed = contents(epath.Path(other) / stage / "checkpoints" / "4")
+    for stage, step in (("pretrain", 4), ("rl", rl_step)):
+        whole = contents(epath.Path(finished) / stage / "checkpoints" / str(step))
+        resumed = contents(epath.Path(other) / stage / "checkpoints" / str(step))
         assert whole.keys() == resumed.keys()
         for name in whole:
             np.testing.assert_array_equal(resumed[name], whole[name], err_msg=f"{stage} {name}")
@@ -531,3 +532,70 @@ def test_rewards_run_beside_rollouts_and_failures_pay_nothing(in_process, monkey
             assert s["advantage"] == 0
     assert any(row["samples_trained"] < 16 for row in rows)
     assert all(0 <= row["device_idle"] < 1 for row in rows)
+
+
+# ---- episodes
+
+
+EPISODES = '''"""RL in an environment, which kills the run at the turn that KILL_AT names."""
+
+import itertools
+import os
+import signal
+from dataclasses import replace
+
+from experiments.r1_zero import GIN_FILES, TASK, Config
+from r1jax.data.feeds import Records, ensure_records
+from r1jax.rewards.rules import Reward, environment_reward
+from r1jax.rollout.advantages import turn_advantages
+from r1jax.stages.pretrain import pretrain
+from r1jax.stages.rl import rl
+from r1jax.types import Environments, Step
+
+TURNS, KILL_AT = itertools.count(1), int(os.environ.get("KILL_AT", 0))
+
+
+class Answers:
+    """Says words that depend on the whole episode, and rewards long turns."""
+
+    def reset(self, problem, seed):
+        self.state = seed
+
+    def step(self, turn):
+        if next(TURNS) == KILL_AT:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.state = (self.state * 31 + sum(map(ord, turn))) % 9973
+        words = [20 + self.state % 70] * (1 + self.state % 3)
+        return Step(words, done=self.state % 5 == 0, reward=len(turn.split()) / 10)
+
+
+def run(run, config):
+    run = run.with_task(replace(TASK, environments=Environments(Answers, TASK.tokenizer.encode_plain)))
+    wanted = [
+        Records(TASK.corpus, "train", config.pretrain.documents),
+        Records(TASK.prompts, "train", config.rl.num_prompts),
+    ]
+    corpus, problems = ensure_records(wanted, run.seed, run.workdir / "data")
+    base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
+    rewards = {"accuracy": Reward(environment_reward, 1.0)}
+    rl(run.stage("rl"), config.rl, base, problems, rewards, advantage=turn_advantages(0.9))
+'''
+EPISODE_NUMBERS = {
+    "RLConfig.steps": 24, "SamplingConfig.max_new_tokens": 24, "SamplingConfig.max_turns": 4,
+    "SamplingConfig.stop_ids": tuple(range(10, 100, 2)), "RLConfig.save_every": 1, "EngineConfig.append_chunk": 2,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_in_twenty_episodes_it_ends_in_the_same_bits(tmp_path):
+    fork, rng, killed = tmp_path / "fork.py", random.Random(0), 0
+    fork.write_text(EPISODES)
+    whole = r1jax("run", str(fork), "--workdir", str(tmp_path / "whole"), *settings(**EPISODE_NUMBERS))
+    assert whole.returncode == 0, whole.stderr
+    again = ("run", str(fork), "--workdir", str(tmp_path / "killed"), *settings(**EPISODE_NUMBERS))
+    for _ in range(20):  # a step has about 30 turns: some kills repeat a step, others come in a later one
+        killed += r1jax(*again, variables={"KILL_AT": str(rng.randint(1, 60))}).returncode == -9
+    assert killed == 20
+    done = r1jax(*again)
+    assert done.returncode == 0, done.stderr
+    require_same_bits(tmp_path / "whole", tmp_path / "killed", rl_step=24)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from r1jax.config import ModelConfig
+from r1jax.model.transformer import forward_cached
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.transfers import snapshot
 from r1jax.rollout.engine import RolloutEngine
@@ -74,3 +75,12 @@ def teacher_forced(model: ModelConfig, policy, prompts: Prompts, generation: Gen
         *policy, join(prompts, generation), generation.tokens_BGN.shape[-1], temperature, c=model, masks_BNK=masks
     )
     return np.asarray(logp).reshape(generation.logp_BGN.shape)
+
+
+def forward_routes(model, policy, groups):
+    """The experts that one pass over each sample chooses, by the model itself."""
+    run = jax.jit(lambda t, p: forward_cached(*policy, t, p, [], model)[2])
+    for group in groups:
+        for sample in group:
+            row = np.asarray([sample.tokens])
+            yield sample, np.asarray(run(row, np.arange(row.shape[1])[None]))[0]

@@ -19,7 +19,19 @@ from r1jax.parallel.transfers import snapshot
 from r1jax.rollout.advantages import compute_advantages
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.rollout.packing import batch_shape, pack_microbatches
-from r1jax.types import Array, Batch, Gradients, Params, Problem, RLState, Sample, TokenBatch, TrainState, Weights
+from r1jax.types import (
+    Array,
+    Batch,
+    Environments,
+    Gradients,
+    Params,
+    Problem,
+    RLState,
+    Sample,
+    TokenBatch,
+    TrainState,
+    Weights,
+)
 
 
 @struct.dataclass
@@ -67,13 +79,16 @@ def make_engine(
     tokenizer: Any = None,
     group: int = 1,
     keeps_sampling_masks: bool = False,
+    environments: Environments | None = None,
     **numbers,
 ) -> RolloutEngine:
     from tests.shared.configs import take
 
     sampling, engine = take(SamplingConfig, numbers), take(EngineConfig, numbers)
     assert not numbers, numbers
-    return RolloutEngine(layout, model, tokenizer, engine, sampling, group, keeps_sampling_masks)
+    return RolloutEngine(
+        layout, model, tokenizer, engine, sampling, group, keeps_sampling_masks, environments=environments
+    )
 
 
 def trainer_arrays(

@@ -14,10 +14,10 @@ from tests.shared.small_run import SMALL
 
 # An untrained base is never right. These two rewards differ between outputs, so that RL has a signal and rejection
 # sampling keeps some. Each process records what it grades.
-FORK = '''"""All kinds of work that processes share: records, training, rollouts, grading, parts."""
+FORK = '''"""All kinds of work that processes share: records, training, rollouts, grading, environments, parts."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.r1_zero import TASK
@@ -29,6 +29,7 @@ from r1jax.stages.evaluate import evaluate
 from r1jax.stages.pretrain import pretrain
 from r1jax.stages.rejection import rejection
 from r1jax.stages.rl import rl
+from r1jax.types import Environments, Step
 
 GIN_FILES = ("model/tiny_dense.gin", "algorithm/grpo.gin", "scale/cpu.gin", "scale/token_mean.gin")
 
@@ -36,6 +37,17 @@ GIN_FILES = ("model/tiny_dense.gin", "algorithm/grpo.gin", "scale/cpu.gin", "sca
 @dataclass(frozen=True)
 class Config(Parent):
     rejection: RejectionConfig
+
+
+class Answers:
+    """Says two words, once."""
+
+    def reset(self, problem, seed):
+        self.word, self.was_asked = 20 + seed % 50, False
+
+    def step(self, turn):
+        done, self.was_asked = self.was_asked, True
+        return Step([self.word, self.word + 1], done=done)
 
 
 def even(sample):
@@ -57,7 +69,8 @@ def run(run, config):
     }
     base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
     policy = rl(run.stage("rl"), config.rl, base, problems, rewards)
-    rejection(run.stage("rejection"), config.rejection, policy, problems, rewards)
+    answered = replace(TASK, environments=Environments(Answers, TASK.tokenizer.encode_plain))
+    rejection(run.with_task(answered).stage("rejection"), config.rejection, policy, problems, rewards)
     evaluate(run.stage("evaluate"), config.evaluate, policy, rewards)
 '''
 

@@ -1,0 +1,139 @@
+"""Tools: typed Python functions that a policy calls in its turns, and reads the results of."""
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+from r1jax.errors import UsageError
+from r1jax.types import Problem, Step
+
+Tool = Callable[..., Any]  # with a __name__, annotated parameters and a docstring
+
+TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
+# A call as Hermes and Qwen write it; the whole turn, as Llama 3 writes it; and for bases <tool> NAME ARGUMENT </tool>.
+# The last tag of a turn may be missing: as a stop string it is cut off.
+JSON_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+BARE_CALL = re.compile(r"\s*(?:<\|python_tag\|>)?\s*(\{.*\})\s*", re.DOTALL)
+TAG_CALL = re.compile(r"<tool>(.*?)(?:</tool>|\Z)", re.DOTALL)
+
+
+@dataclass
+class ToolEnvironment:
+    """Runs the tools that each turn calls; a turn that calls none is the last.
+
+    A call that can't be read and a tool that raises are answered with what went wrong.
+
+    Attributes:
+      tools: a tool with state, an object with `__call__`, has to be made for each environment.
+      result: the text of an answer, with {} where the results stand.
+      error: the result of a call that fails, with {} where the reason stands, if at all.
+    """
+
+    tools: Sequence[Tool]
+    result: str = "{}"
+    error: str = "error: {}"
+    by_name: dict[str, Tool] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.by_name = {name_of(tool): tool for tool in self.tools}
+
+    def reset(self, problem: Problem, seed: int) -> None:
+        """Tools know nothing of the problem."""
+
+    def step(self, turn: str) -> Step:
+        results = [self.run(call) for call in self.find_calls(turn)]
+        if not results:
+            return Step(done=True)
+        return Step(self.result.replace("{}", "\n".join(results)))
+
+    def run(self, call: tuple[str, dict[str, Any]] | str) -> str:
+        """The result of a (name, arguments), or of what is wrong with a call."""
+        try:
+            if isinstance(call, str):
+                raise UsageError(call)
+            name, arguments = call
+            if name not in self.by_name:
+                raise UsageError(f"there is no tool {name[:40]!r}, expected one of {', '.join(self.by_name)}")
+            tool = self.by_name[name]
+            return str(tool(**convert(tool, arguments)))
+        except Exception as error:  # a tool may raise anything; the policy reads why
+            return self.error.replace("{}", (" ".join(str(error).split()) or type(error).__name__)[:300])
+
+    def find_calls(self, turn: str) -> Iterator[tuple[str, dict[str, Any]] | str]:
+        """Each call's name and arguments, or what is wrong with it."""
+        if bare := BARE_CALL.fullmatch(turn):
+            yield read_json(bare[1])
+            return
+        for text in JSON_CALL.findall(turn):
+            yield read_json(text)
+        for text in TAG_CALL.findall(turn):
+            yield self.read_tag(text.strip())
+
+    def read_tag(self, text: str) -> tuple[str, dict[str, Any]]:
+        """NAME ARGUMENT; where there is one tool, ARGUMENT alone will do. It is for the tool's first parameter."""
+        name, _, argument = text.partition(" ")
+        if name not in self.by_name and len(self.by_name) == 1:
+            (name,), argument = self.by_name, text
+        tool = self.by_name.get(name)
+        return name, {} if tool is None else {next(iter(parameters(tool)), "argument"): argument.strip()}
+
+
+def read_json(text: str) -> tuple[str, dict[str, Any]] | str:
+    """{"name": …, "arguments": {…}}; Llama 3 calls the arguments parameters."""
+    try:
+        call = json.loads(text)
+        arguments = call.get("arguments", call.get("parameters", {}))
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        return str(call["name"]), dict(arguments)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        return f'the call is no JSON of the form {{"name": …, "arguments": {{…}}}} ({type(error).__name__})'
+
+
+def name_of(tool: Tool) -> str:
+    return getattr(tool, "__name__", type(tool).__name__)
+
+
+def parameters(tool: Tool) -> dict[str, type]:
+    """The parameters with their types. Raises UsageError for one without a type that JSON has."""
+    function = tool if inspect.isroutine(tool) else type(tool).__call__
+    hints, names = get_type_hints(function), list(inspect.signature(tool).parameters)
+    for name in names:
+        if hints.get(name) not in TYPES:
+            known = ", ".join(kind.__name__ for kind in TYPES)
+            raise UsageError(f"tool {name_of(tool)}: annotate parameter '{name}' with one of {known}")
+    return {name: hints[name] for name in names}
+
+
+def convert(tool: Tool, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments as the tool's types. Raises TypeError for a wrong, missing or unknown one."""
+    hints = parameters(tool)
+    inspect.signature(tool).bind(**arguments)
+    for name, value in arguments.items():
+        if hints[name] is float and type(value) is int:
+            arguments[name] = float(value)
+        elif type(value) is not hints[name]:
+            raise TypeError(f"'{name}' is {value!r:.40}, expected {TYPES[hints[name]]}")
+    return arguments
+
+
+def schema(tool: Tool) -> dict[str, Any]:
+    """The JSON schema that chat templates show a model, from signature and docstring (Args: as in this project)."""
+    text, _, described = inspect.cleandoc(tool.__doc__ or type(tool).__doc__ or "").partition("\nArgs:\n")
+    about = dict(re.findall(r"^ +(\w+): (.*(?:\n {3,}.*)*)", described, re.MULTILINE))
+    signature = inspect.signature(tool).parameters
+    properties = {
+        name: {"type": TYPES[kind], "description": " ".join(about.get(name, "").split())}
+        for name, kind in parameters(tool).items()
+    }
+    required = [name for name in properties if signature[name].default is inspect.Parameter.empty]
+    return {
+        "type": "function",
+        "function": {
+            "name": name_of(tool),
+            "description": " ".join(text.split()),
+            "parameters": {"type": "object", "properties": properties, "required": required},
+        },
+    }
