@@ -2,8 +2,8 @@
 
 make smollm2    # fetches and imports the base, then: python -m r1jax run smollm2 --workdir runs/smollm2
 
-Takes about 20 minutes on 2 CPU cores. Expected on problems with other numbers than the training problems, median of three
-seeds: sampled accuracy from 0.09 (base) to 0.38 and greedy from 0.29 to 0.57.
+Takes about 20 minutes on 2 CPU cores. Expected on problems with other numbers than the training problems, median of
+three seeds: sampled accuracy from 0.09 (base) to 0.38 and greedy from 0.29 to 0.57.
 
 Problems are easy arithmetic (r1jax/data/arithmetic.py); the answer is the last number of a response.
 """
