@@ -24,7 +24,7 @@ r1: .venv  ## all stages of R1 on a CPU: minutes
 smollm2: checkpoints/smollm2  ## R1-Zero on a published model, SmolLM2-135M-Instruct, on a CPU: about 20 minutes
 	$(BIN)/python -m r1jax run smollm2 --workdir runs/smollm2
 
-r1_smollm2: checkpoints/smollm2  ## all stages of R1 on it, in miniature
+r1_smollm2: checkpoints/smollm2  ## all stages of R1 on it, in miniature: half an hour
 	$(BIN)/python -m r1jax run r1_smollm2 --workdir runs/r1_smollm2
 
 checkpoints/smollm2: checkpoints/$(SMOLLM2)
