@@ -107,6 +107,10 @@ class EngineConfig:
         require_types(self)
         require_positive(self, "slots", "steps_per_round", "prefill_rows", "prefill_chunk")
         require_positive(self, "append_rows", "append_chunk", "environment_threads", "environment_seconds")
+        if self.speculative and self.append_chunk < 3:
+            raise ValueError(
+                f"append_chunk is {self.append_chunk}, expected 3 or more: speculation runs 2 tokens again"
+            )
         require_choice(self, "weight_dtype", ("model", "int8", "fp8"))
         require_choice(self, "cache_dtype", ("model", "int8"))
         if self.mesh is not None and self.mesh.context != 1:

@@ -16,7 +16,7 @@ import pytest
 import tokenizers
 from etils import epath
 
-from r1jax.config import MeshConfig
+from r1jax.config import EngineConfig, MeshConfig
 from r1jax.data.demonstrations import encode
 from r1jax.data.published_tokenizer import PublishedTokenizer, load_tokenizer
 from r1jax.data.tasks import TASKS
@@ -359,3 +359,9 @@ def test_the_turn_advantage_is_that_of_each_turns_own_return():
                 at = sample.turns[turn]
                 np.testing.assert_allclose(advantage[at.start : at.stop], value - mean, rtol=1e-6)
     assert all((a[:2] == 0).all() for a in found)  # the prompt
+
+
+def test_a_chunk_without_room_for_new_tokens_is_refused():
+    with pytest.raises(ValueError, match="append_chunk"):
+        EngineConfig(speculative=True, append_chunk=2)
+    EngineConfig(append_chunk=1)
