@@ -4,7 +4,6 @@ One step's directory holds four items: `policy` (params and router bias), `train
 `data` (the feed's position) and `metadata` (the model's config and the task's name).
 """
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +14,7 @@ from etils import epath
 from r1jax.config import ModelConfig, PromptConfig, RopeScalingConfig
 from r1jax.errors import RunError, UsageError
 from r1jax.paths import absolute
+from r1jax.telemetry.files import read_json
 from r1jax.types import Params
 
 CHUNKS = ocp.SaveArgs(chunk_byte_size=1 << 26)  # small chunks bound the memory of an export, which reads part by part
@@ -134,7 +134,7 @@ def what_instead(path: epath.Path) -> str:
 def require_last(stage: epath.Path, step: int) -> None:
     """Raises RunError when a stage was completed at another step than its latest checkpoint's, which may be removed."""
     mark = stage / "complete.json"
-    if mark.exists() and (steps := json.loads(mark.read_text()).get("steps", step)) != step:
+    if mark.exists() and (steps := read_json(mark).get("steps", step)) != step:
         raise RunError(
             f"the latest checkpoint of {stage} is of step {step}, expected step {steps}, where the stage was completed:"
             f" remove {mark} to resume from step {step}"

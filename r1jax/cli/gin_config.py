@@ -3,7 +3,7 @@
 A scope is a field of the experiment's config: `rl/OptimizerConfig.learning_rate = 3e-6` binds the optimizer of the
 stage `rl`, `OptimizerConfig.learning_rate` the optimizers of all stages. A field of type `X | None` is None unless its
 scope is bound, or X without a scope and no other field has to be an X. An unknown name, a wrong type, a missing value
-and a binding that nothing reads are errors.
+and a `--set` that nothing reads are errors; a file may bind what this experiment does not read, which is a warning.
 """
 
 import ast
@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import logging
 import re
+import sys
 import tokenize
 import types
 import typing
@@ -55,8 +56,13 @@ def read_config(cls: type[T], files: Sequence[str], bindings: Sequence[str]) -> 
     used |= set(re.findall(r"%([\w/.]+)", text))  # macros
     referred = tuple(f"{name}." for name in re.findall(r"@([\w/.]+)\(\)", text))  # configs inside bindings
     used |= {name for name in bound if name.startswith(referred)}
-    if unused := ", ".join(sorted(bound - used)):
-        raise UsageError(f"gin: nothing reads {unused}: check the name and the scope (one of {', '.join(built)})")
+    unread = bound - used
+    if unread:
+        names, scopes = ", ".join(sorted(unread)), ", ".join(built)
+        line = f"gin: nothing reads {names}: check the name and the scope (one of {scopes})"
+        if unread & {binding.partition("=")[0].strip().removeprefix("r1jax.") for binding in bindings}:
+            raise UsageError(line)
+        print(f"r1jax: warning: {line}", file=sys.stderr)
     absent = dict.fromkeys(typing.get_type_hints(cls).keys() - built.keys())
     return cls(**built, **absent)
 

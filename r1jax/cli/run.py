@@ -13,6 +13,7 @@ from r1jax.cli.arguments import non_negative_int, positive_int
 from r1jax.cli.devices import find_devices, start_jax
 from r1jax.cli.experiments import gin_path, load_experiment, summary
 from r1jax.errors import Preempted, UsageError
+from r1jax.paths import absolute
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gin", action="append", metavar="FILE", help="gin files instead of the experiment's own")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a gin binding, applied after the files")
     add("--from", dest="rerun_from", metavar="STAGE", help="rerun a stage and everything downstream of it")
+    add("--accept_code", action="store_true", help="keep or resume stages that were made with other code")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--workdir", metavar="DIR", help="the run's directory")
     where.add_argument("--dry_run", action="store_true", help="show parameters, memory and programs, and run nothing")
@@ -81,22 +83,47 @@ def keep_traceback(workdir: epath.Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def leave_nothing(workdir: epath.Path) -> Iterator[None]:
+    """When a start is refused, removes what it wrote to `workdir`, unless a stage got somewhere."""
+    existed = workdir.exists()
+    before = {child.name for child in workdir.iterdir()} if existed else set()
+    record = (workdir / "run.json").read_text() if "run.json" in before else None
+    try:
+        yield
+    except UsageError:
+        from r1jax.parallel.hosts import is_main_process
+
+        new = [child for child in workdir.iterdir() if child.name not in before] if workdir.exists() else []
+        results = ("complete.json", "checkpoints/*", "part-*", "[0-9]*")  # the last: of archive/
+        if is_main_process() and not any(list(child.glob(pattern)) for child in new for pattern in results):
+            for child in new:
+                child.rmtree() if child.is_dir() else child.unlink()
+            if record is not None and (workdir / "run.json").read_text() != record:
+                (workdir / "run.json").write_text(record)
+            if not existed and workdir.exists():
+                workdir.rmdir()
+        raise
+
+
 def run_experiment(args: argparse.Namespace, module, config) -> None:
     """Runs or resumes the experiment in `--workdir`; the main process then writes the report."""
     from r1jax.parallel import hosts
     from r1jax.parallel.layout import make_layout
     from r1jax.report.report import write_report
+    from r1jax.runs.code import module_sources
     from r1jax.runs.run import Experiment, open_run
     from r1jax.telemetry.progress import Progress
 
     layout = make_layout(config.mesh)
     progress = Progress(quiet=not hosts.is_main_process())
     with hosts.catch_sigterm():
-        experiment = Experiment(
-            Path(args.experiment).stem, summary(module.__doc__), vars(module).get("REPORT_NOTE", "")
-        )
-        run = open_run(args.workdir, experiment, config, layout, progress, rerun_from=args.rerun_from)
-        with keep_traceback(run.workdir):
-            module.run(run, config)
+        note = vars(module).get("REPORT_NOTE", "")
+        experiment = Experiment(Path(args.experiment).stem, summary(module.__doc__), note, module_sources(module))
+        options = {"rerun_from": args.rerun_from, "accept_code": args.accept_code}
+        with leave_nothing(absolute(args.workdir)):
+            run = open_run(args.workdir, experiment, config, layout, progress, **options)
+            with keep_traceback(run.workdir):
+                module.run(run, config)
         if hosts.is_main_process():
             progress.say(f"report: {write_report(run.workdir)}")

@@ -19,6 +19,7 @@ from r1jax.data.sources import Source, fingerprint
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel.hosts import broadcast_from_main, is_main_process
 from r1jax.paths import in_bucket
+from r1jax.telemetry.files import read_json
 from r1jax.types import Problem, TokenBatch
 
 NO_THREADS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # records are tiny: threads double their cost
@@ -66,7 +67,7 @@ def record_files(path: epath.Path) -> list[str]:
     """Local paths of one ArrayRecord, or of all that the `index.json` of a stage's directory lists."""
     if not path.is_dir():
         return [local_copy(path)]
-    return [local_copy(path / shard["file"]) for shard in json.loads((path / "index.json").read_text())["shards"]]
+    return [local_copy(path / shard["file"]) for shard in read_json(path / "index.json")["shards"]]
 
 
 def local_copy(path: epath.Path) -> str:

@@ -1,7 +1,6 @@
 """Writes `report.html`, one self-contained page of a run, from the files of its stages."""
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from r1jax.report.figures import Figures, better, figure_name, find_moves, forma
 from r1jax.report.graph import HEIGHT, WIDTH, Graph, lay_out
 from r1jax.runs import lineage
 from r1jax.runs.lineage import Input, StageRecord
-from r1jax.telemetry.files import write_atomically
+from r1jax.telemetry.files import read_json, write_atomically
 from r1jax.telemetry.metrics import read_metrics
 
 KINDS = {
@@ -62,7 +61,7 @@ def write_report(workdir: epath.Path) -> epath.Path:
     workdir = absolute(workdir)
     if not (workdir / "run.json").exists():
         raise UsageError(f"{workdir} holds no run: expected the --workdir of `r1jax run`")
-    run = json.loads((workdir / "run.json").read_text())
+    run = read_json(workdir / "run.json")
     lineage.require_current_format(run, workdir)
     stages = lineage.read_stages(workdir)
     done = {stage.name: stage for stage in stages if stage.kind == "evaluate" and stage.result}

@@ -1,7 +1,6 @@
 """Lineage: which stage's output each stage was made from, read from the files that runs/run.py writes."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +11,7 @@ from etils import epath
 
 from r1jax.errors import RunError, UsageError
 from r1jax.paths import in_bucket
+from r1jax.telemetry.files import read_json
 from r1jax.telemetry.metrics import read_metrics
 
 FORMAT = 2  # the version of a run directory's files, which `run.json` names as "format"
@@ -36,7 +36,9 @@ def read_mark(stage: epath.Path) -> tuple[dict[str, Any] | None, str | None]:
     """The result of a stage and the content hash of its output; (None, None) when the stage is not complete."""
     if not (stage / MARK).exists():
         return None, None
-    result = json.loads((stage / MARK).read_text())
+    result = read_json(stage / MARK)
+    if not isinstance(result, dict):
+        raise RunError(f"{stage / MARK} holds {result!r}, expected an object: remove it, and the stage is resumed")
     return result, result.pop("content", None)
 
 
@@ -139,7 +141,7 @@ def stage_directories(workdir: epath.Path) -> list[epath.Path]:
 
 def read_stage(directory: epath.Path, found: dict[str, str | None]) -> StageRecord:
     """Reads one stage. `found` caches the hashes of inputs by path, so that each is computed once for all stages."""
-    config = json.loads((directory / "config.json").read_text())
+    config = read_json(directory / "config.json")
     inputs = config.get("inputs", {})
     for path in {entry["path"] for entry in inputs.values()} - found.keys():
         found[path] = content_now(epath.Path(path) if in_bucket(path) else directory.parent / path)
@@ -149,7 +151,7 @@ def read_stage(directory: epath.Path, found: dict[str, str | None]) -> StageReco
         name=directory.name,
         config=config,
         inputs=[Input(name, e["path"], e["content"], found[e["path"]]) for name, e in inputs.items()],
-        sessions=json.loads(sessions.read_text()) if sessions.exists() else [],
+        sessions=read_json(sessions) if sessions.exists() else [],
         metrics=read_metrics(directory / "metrics.jsonl"),
         result=result,
         content=content,

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, TextIO
@@ -42,9 +42,11 @@ from r1jax.parallel.memory import at_once, require_memory, stage_memory
 from r1jax.parallel.programs import on_platform
 from r1jax.paths import absolute, in_bucket
 from r1jax.rollout.engine import require_possible
+from r1jax.runs.code import PROMPT, record_code, sources_of
+from r1jax.runs.extension import effect_on_learning_rate, extended_from, with_steps
 from r1jax.runs.lineage import FORMAT, MARK, content_hash, read_mark, require_current_format, sha256, stage_directories
 from r1jax.sampling.draw import position_key
-from r1jax.telemetry.files import write_atomically
+from r1jax.telemetry.files import read_json, write_atomically
 from r1jax.telemetry.progress import Progress
 
 VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "gin-config")
@@ -57,6 +59,7 @@ class Experiment:
     name: str
     summary: str = ""
     note: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)  # its code, by path (runs/code.py)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Run:
     model: ModelConfig
     task: Task | None = None  # set by the experiment, with `with_task`
     session: dict = field(default_factory=dict)  # this process's record, written to the stages that it works on
+    sources: Mapping[str, str] = field(default_factory=dict)  # the experiment's code, by path
+    accept_code: bool = False  # stages that were made with other code are resumed, or kept
 
     def relative(self, path: epath.Path) -> str:
         """`path` as a stage's config names it: relative inside the workdir, so that a run can be moved."""
@@ -93,34 +98,70 @@ class Stage:
     run: Run
     name: str
 
-    def open(self, kind: str, inputs: Mapping[str, epath.Path], **configs: Any) -> None:
+    def open(self, kind: str, inputs: Mapping[str, epath.Path], *, code: Sequence[Any] = (), **configs: Any) -> None:
         """Writes `config.json` and this session's record, or checks them against those of an earlier session.
 
-        Raises UsageError when the stage exists with another config or other inputs, or when `configs` do not fit the
-        mesh or the model.
+        `code` are functions, and objects with methods, on which the stage's output depends (runs/code.py).
+
+        Raises UsageError when the stage exists with another config, other inputs or other code, or when `configs` do
+        not fit the mesh or the model. A stage of RL may have more steps than before.
         """
         check_sizes(self.run.layout, configs.get("model"), *configs.values())
-        hosts.broadcast_from_main(f"{self.name}: its config", lambda: self.open_on_main(kind, inputs, configs))
+        hosts.broadcast_from_main(f"{self.name}: its config", lambda: self.open_on_main(kind, inputs, code, configs))
 
-    def open_on_main(self, kind: str, inputs: Mapping[str, epath.Path], configs: Mapping[str, Any]) -> None:
+    def open_on_main(
+        self, kind: str, inputs: Mapping[str, epath.Path], code: Sequence[Any], configs: Mapping[str, Any]
+    ) -> None:
         """The file access of `open`, on process 0."""
         found = {key: {"path": self.run.relative(path), "content": content_hash(path)} for key, path in inputs.items()}
         text = json.dumps({"kind": kind, **configs, "inputs": found}, indent=1, default=dataclasses.asdict)
         wanted = json.loads(text)  # tuples become lists, as in the file
         path = self.directory / "config.json"
         if path.exists():
-            made_with = json.loads(path.read_text())
-            if changed := differences(drop_mutable_fields(made_with), drop_mutable_fields(wanted)):
+            made_with = read_json(path)
+            steps = extended_from(made_with, wanted)
+            compared = wanted if steps is None else with_steps(wanted, steps)
+            if changed := differences(drop_mutable_fields(made_with), drop_mutable_fields(compared)):
                 raise UsageError(
                     f"{self.directory} was made with another config: {'; '.join(changed)}. Set the same numbers,"
                     f" another --workdir, or --from {self.name} to rerun the stage and everything downstream"
                 )
+            self.check_code(code)
+            if steps is not None:
+                self.extend(configs["rl"], steps, text)
         else:
             self.directory.mkdir(parents=True, exist_ok=True)
+            self.check_code(code)
             write_atomically(path, text)
         if not (self.directory / MARK).exists():
-            sessions = json.loads(self.sessions_path.read_text()) if self.sessions_path.exists() else []
+            sessions = read_json(self.sessions_path) if self.sessions_path.exists() else []
             write_atomically(self.sessions_path, json.dumps([*sessions, self.run.session | {"began": now()}], indent=1))
+
+    def check_code(self, code: Sequence[Any]) -> None:
+        """Records the code that the stage is made with. Raises UsageError when it was made with other code."""
+        sources = dict(self.run.sources)
+        for value in code:
+            sources |= sources_of(value)
+        if code and self.run.task:
+            sources[PROMPT] = self.run.task.prompt("{question}")
+        changed = "; ".join(record_code(self.run.workdir, self.directory, sources, self.run.accept_code))
+        if changed and not self.run.accept_code:
+            raise UsageError(
+                f"{self.directory} was made with other code: {changed}. Sources are in {self.run.workdir / 'code'}."
+                f" Set --accept_code to go on with the new code and keep what was made, another --workdir, or --from"
+                f" {self.name} to rerun the stage and everything downstream"
+            )
+        if changed:
+            self.run.progress.say(f"{self.name}: accepted other code than before: {changed}")
+
+    def extend(self, config: RLConfig, then: int, text: str) -> None:
+        """Makes a stage of RL, complete or not, one of more steps. Stages downstream are archived, to be rerun."""
+        moved = archive(self.run.workdir, self.name, stays=True)
+        (self.directory / MARK).unlink(missing_ok=True)  # before the config, which says no more than what is there
+        write_atomically(self.directory / "config.json", text)
+        rerun = f"; archived, to be rerun: {', '.join(moved)}" if moved else ""
+        effect = effect_on_learning_rate(config, then)
+        self.run.progress.say(f"{self.name}: extended from {then} to {config.steps} steps; {effect}{rerun}")
 
     @property
     def model(self) -> ModelConfig:
@@ -157,7 +198,7 @@ class Stage:
         hosts.broadcast_from_main(f"{self.name}: its end", lambda: self.mark(result, output))
 
     def mark(self, result: dict[str, Any], output: str | None) -> None:
-        sessions = json.loads(self.sessions_path.read_text())
+        sessions = read_json(self.sessions_path)
         write_atomically(self.sessions_path, json.dumps([*sessions[:-1], sessions[-1] | {"ended": now()}], indent=1))
         content = output or sha256(json.dumps(result).encode())
         write_atomically(self.directory / MARK, json.dumps(result | {"content": content}, indent=1))
@@ -176,7 +217,7 @@ def downstream(workdir: epath.Path, stage: str) -> list[str]:
     """`stage` and the stages that depend on its output, directly or not. Raises UsageError for an unknown stage."""
     inputs = {}
     for directory in stage_directories(workdir):
-        entries = json.loads((directory / "config.json").read_text())["inputs"].values()
+        entries = read_json(directory / "config.json")["inputs"].values()
         inputs[directory.name] = {entry["path"].split("/")[0] for entry in entries}
     if stage not in inputs:
         raise UsageError(f"--from {stage}: expected a stage of {workdir}: {', '.join(sorted(inputs)) or 'it has none'}")
@@ -186,12 +227,15 @@ def downstream(workdir: epath.Path, stage: str) -> list[str]:
     return found
 
 
-def archive(workdir: epath.Path, stage: str) -> list[str]:
+def archive(workdir: epath.Path, stage: str, *, stays: bool = False) -> list[str]:
     """Moves a stage and everything downstream to `workdir/archive/N/`, so that a run reruns them; returns their names.
 
-    The stage itself is moved last: when this is interrupted, calling it again moves the rest.
+    The stage itself is moved last: when this is interrupted, calling it again moves the rest. If it `stays`, only what
+    is downstream is moved.
     """
-    found = downstream(workdir, stage)
+    found = downstream(workdir, stage)[stays:]
+    if not found:
+        return []
     directories = (workdir / "archive" / str(number) for number in itertools.count(1))
     directory = next(path for path in directories if not path.exists())
     directory.mkdir(parents=True)
@@ -208,10 +252,12 @@ def open_run(
     progress: Progress,
     *,
     rerun_from: str | None = None,
+    accept_code: bool = False,
 ) -> Run:
     """Makes the directory `workdir`, or resumes the run in it.
 
     `rerun_from` names a stage to rerun with everything downstream; their old outputs are archived.
+    With `accept_code` stages that were made with other code are kept, or resumed.
 
     Raises UsageError when the directory holds another experiment, or `config` does not fit the mesh or the devices'
     memory, and RunError when the directory can't be written.
@@ -223,7 +269,8 @@ def open_run(
     this_session = hosts.broadcast_from_main("the run's directory", lambda: open_directory(*arguments))
     if not (directory / "run.json").exists():  # written by process 0
         raise RunError(f"process {jax.process_index()} does not see {directory}: set a --workdir that all hosts share")
-    return Run(directory, config.run.seed, layout, progress, config.model, session=this_session)
+    run = Run(directory, config.run.seed, layout, progress, config.model, session=this_session)
+    return dataclasses.replace(run, sources=experiment.sources, accept_code=accept_code)
 
 
 def open_directory(
@@ -235,7 +282,7 @@ def open_directory(
     record: dict[str, Any] = {"format": FORMAT, **described, "sessions": []}
     try:
         if path.exists():
-            record = json.loads(path.read_text())
+            record = read_json(path)
             require_current_format(record, directory)
             if record["experiment"] != experiment.name:
                 raise UsageError(
@@ -252,7 +299,7 @@ def open_directory(
         write_atomically(path, json.dumps(record, indent=1))
         if rerun_from is not None:
             progress.say(f"rerun: {', '.join(archive(directory, rerun_from))}")
-    except (OSError, json.JSONDecodeError) as error:
+    except OSError as error:
         raise RunError(f"can't write to {directory}: {error}") from error
     return record["sessions"][-1]
 

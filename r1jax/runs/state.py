@@ -13,7 +13,8 @@ from r1jax.objectives.metrics import Metrics
 from r1jax.objectives.optimizer import updated_model
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.transfers import make_checksums
-from r1jax.runs.run import sha256
+from r1jax.runs.run import Stage, sha256
+from r1jax.telemetry.metrics import read_metrics
 from r1jax.types import RLState, TrainState
 
 State = TrainState | RLState
@@ -48,6 +49,16 @@ def restore_onto(store: CheckpointStore, step: int, state: State) -> tuple[Any, 
     if isinstance(rest, RLState):
         return replace(rest, train=replace(rest.train, **policy)), position
     return replace(rest, **policy), position
+
+
+def say_if_lost(stage: Stage, step: int, save_every: int) -> None:
+    """Says when the latest checkpoint, of `step`, is older than it should be: one was removed, or its save cut off."""
+    logged = max((row["step"] for row in read_metrics(stage.directory / "metrics.jsonl")), default=0)
+    if logged > (due := step + save_every):
+        stage.run.progress.say(
+            f"{stage.name}: there is no checkpoint of step {due:g}: it was removed, or its save was cut off. Steps from"
+            f" {step + 1} on are done again"
+        )
 
 
 def finite_values(metrics: Metrics, stage: str, step: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ from r1jax.objectives.language_model import LossTerms
 from r1jax.objectives.optimizer import learning_rate
 from r1jax.parallel import hosts, programs
 from r1jax.runs.run import Stage
-from r1jax.runs.state import finite_values, policy_hash, require_change, restore_onto, split_policy
+from r1jax.runs.state import finite_values, policy_hash, require_change, restore_onto, say_if_lost, split_policy
 from r1jax.telemetry.metrics import MetricsWriter
 from r1jax.types import TrainState, Weights
 
@@ -65,6 +65,7 @@ def train(
     """The state after all steps, from `state` or from the stage's latest checkpoint."""
     store, steps, feed = CheckpointStore(stage.checkpoints), training.steps, training.feed
     first = hosts.broadcast_from_main(f"{stage.name}: its latest checkpoint", store.latest_step) or 0
+    say_if_lost(stage, first, config.save_every)
     if first:
         state, position = restore_onto(store, first, state)
         feed.set_state(position)

@@ -40,7 +40,8 @@ def evaluate(
     asked = sha256(json.dumps([asdict(p) for p in problems]).encode())
     inputs = {"checkpoint": checkpoint} | learned_inputs(rewards)
     terms = {reward: r.settings for reward, r in rewards.items()}
-    stage.open("evaluate", inputs, evaluate=config, task=task.name, problems=asked, rewards=terms)
+    code = [reward.function for reward in rewards.values()]
+    stage.open("evaluate", inputs, code=code, evaluate=config, task=task.name, problems=asked, rewards=terms)
     if (result := stage.result()) is not None:
         return result
     policy = load_policy(checkpoint, run.layout)

@@ -37,7 +37,8 @@ def preferences(
     """
     run, task = stage.run, stage.task
     labels = {"preference_kind": kind, "labeler": labeler.__qualname__}
-    stage.open("preferences", {"problems": problems, **policies}, preferences=config, **labels, task=task.name)
+    inputs = {"problems": problems, **policies}
+    stage.open("preferences", inputs, code=[labeler], preferences=config, **labels, task=task.name)
     if stage.result() is not None:
         return stage.directory
 

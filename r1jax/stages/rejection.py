@@ -23,7 +23,7 @@ from r1jax.rewards.rules import Reward, learned_inputs
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.runs.policy import load_policy
 from r1jax.runs.run import Stage, content_hash, write_index
-from r1jax.telemetry.files import write_atomically
+from r1jax.telemetry.files import read_json, write_atomically
 from r1jax.types import Sample
 
 Shots = Sequence[tuple[str, str]]  # few-shot examples: (question, response)
@@ -47,7 +47,8 @@ def rejection(
     run, name, task = stage.run, stage.name, stage.task
     inputs = {"policy": policy, "problems": problems} | learned_inputs(rewards)
     terms = {reward: r.settings for reward, r in rewards.items()}
-    stage.open("rejection", inputs, rejection=config, task=task.name, shots=list(shots), rewards=terms)
+    code = [reward.function for reward in rewards.values()]
+    stage.open("rejection", inputs, code=code, rejection=config, task=task.name, shots=list(shots), rewards=terms)
     if stage.result() is not None:
         return stage.directory
 
@@ -144,7 +145,7 @@ def add_up(directory: epath.Path, parts: int) -> tuple[dict[str, int], dict[str,
     counts, files = Counter[str]({"drawn": 0, "kept": 0}), {}
     for number in range(parts):
         records_path, counts_path = part_paths(directory, number)
-        part = json.loads(counts_path.read_text())
+        part = read_json(counts_path)
         counts.update(part)
         if part.get("kept"):
             files[records_path.name] = part["kept"]

@@ -35,7 +35,7 @@ from r1jax.rollout.engine import Counts, RolloutEngine
 from r1jax.rollout.packing import batch_shape, make_minibatches, pack_microbatches, packing_metrics
 from r1jax.runs.policy import load_policy
 from r1jax.runs.run import Stage
-from r1jax.runs.state import finite_values, policy_hash, require_change, restore_onto, split_policy
+from r1jax.runs.state import finite_values, policy_hash, require_change, restore_onto, say_if_lost, split_policy
 from r1jax.telemetry.files import write_atomically
 from r1jax.telemetry.metrics import MetricsWriter, RowWriter, sample_row
 from r1jax.telemetry.progress import Progress, Stopwatch
@@ -124,7 +124,9 @@ def open_stage(
     if stage.task.environments:
         extra["environment"] = name_of(stage.task.environments.make)
     inputs = {**inputs, **learned_inputs(rewards)}
-    stage.open("rl", inputs, rl=config, model=stage.model, task=stage.task.name, rewards=settings, **extra)
+    code = [*functions, *(reward.function for reward in rewards.values())]
+    code += [stage.task.environments.make] if stage.task.environments else []
+    stage.open("rl", inputs, code=code, rl=config, model=stage.model, task=stage.task.name, rewards=settings, **extra)
 
 
 def name_of(function: Callable) -> str:
@@ -316,6 +318,7 @@ class Checkpoints:
     def resume(self, state: RLState) -> tuple[RLState, int]:
         """The latest checkpoint, or `state`; and the steps that are done."""
         first = broadcast_from_main(f"{self.stage.name}: its latest checkpoint", self.store.latest_step) or 0
+        say_if_lost(self.stage, first, self.config.save_every)
         if first:
             state, position = restore_onto(self.store, first, state)
             self.feed.set_state(position)

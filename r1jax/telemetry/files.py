@@ -1,10 +1,22 @@
-"""Atomic writes and appends, local or in a bucket. Only the main process writes."""
+"""Reads, atomic writes and appends, local or in a bucket. Only the main process writes."""
+
+import json
+from typing import Any
 
 import fsspec
 from etils import epath
 
+from r1jax.errors import RunError
 from r1jax.parallel.hosts import is_main_process
 from r1jax.paths import in_bucket
+
+
+def read_json(path: epath.Path) -> Any:
+    """The value in a file of a run. Raises RunError, which names the file, when it can't be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} can't be read: {error}") from error
 
 
 def write_atomically(path: epath.Path, text: str) -> None:

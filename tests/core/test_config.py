@@ -180,12 +180,13 @@ def test_every_gin_file_is_used_by_an_experiment():
     assert {file for file in files if not file.startswith(choices) and not larger.fullmatch(file)} <= used <= files
 
 
-def test_a_file_may_include_others():
-    """From wherever a run is started; what it includes is checked like itself."""
+def test_a_file_may_include_others(capsys):
+    """From wherever a run is started; what it binds in vain is said."""
     config = read(files=["model/deepseek_v2_lite.gin", "scale/r1_zero_16b.gin", "algorithm/grpo.gin"])
     assert (config.rl.prompts_per_step, config.rl.engine.slots) == (512, 64)
-    with pytest.raises(UsageError, match="cold_start"):
-        read(files=["model/deepseek_v2_lite.gin", "scale/r1_16b.gin", "algorithm/grpo.gin"])
+    assert not capsys.readouterr().err
+    read(files=["model/deepseek_v2_lite.gin", "scale/r1_16b.gin", "algorithm/grpo.gin"])
+    assert "cold_start" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("gin_configs/model/*.gin")), ids=lambda p: p.stem)
@@ -230,13 +231,13 @@ def test_the_worked_fork_is_short():
     assert len((ROOT / "experiments" / "r1_zero_one_language.py").read_text().splitlines()) < 30
 
 
-def test_a_config_named_in_a_comment_is_not_read(tmp_path):
+def test_a_config_named_in_a_comment_is_not_read(tmp_path, capsys):
     file = tmp_path / "mine.gin"
     file.write_text(
         "# GeneratedConfig.datasets = (@sums/ReasoningGymConfig(),)\nsums/ReasoningGymConfig.dataset = 'gcd'\n"
     )
-    with pytest.raises(UsageError, match="sums/ReasoningGymConfig"):
-        read(files=["model/tiny.gin", "algorithm/grpo.gin", "scale/cpu.gin", str(file)])
+    read(files=["model/tiny.gin", "algorithm/grpo.gin", "scale/cpu.gin", str(file)])
+    assert "sums/ReasoningGymConfig" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from r1jax.stages.rl import rl
 from r1jax.telemetry.metrics import read_metrics
 from r1jax.telemetry.progress import Progress
 from r1jax.types import Problem, Sample, TrainState
-from tests.shared.checkpoints import contents
+from tests.shared.checkpoints import contents, require_same_bits
 from tests.shared.configs import change, evaluate_config
 from tests.shared.small_run import r1jax, settings
 
@@ -88,25 +88,6 @@ def test_stopped_by_sigterm_it_saves_and_resumes_to_the_same_bits(finished, fork
     again = r1jax(*arguments)
     assert again.returncode == 0, again.stderr
     require_same_bits(finished, tmp_path / "stopped")
-
-
-def require_same_bits(finished, other, rl_step=4):
-    """Two small runs have equal checkpoints and metrics, and the checkpoints are complete."""
-    for stage, step in (("pretrain", 4), ("rl", rl_step)):
-        whole = contents(epath.Path(finished) / stage / "checkpoints" / str(step))
-        resumed = contents(epath.Path(other) / stage / "checkpoints" / str(step))
-        assert whole.keys() == resumed.keys()
-        for name in whole:
-            np.testing.assert_array_equal(resumed[name], whole[name], err_msg=f"{stage} {name}")
-        kept = ("step", "loss", "reward", "accuracy", "kl", "grad_norm")
-        rows, resumed_rows = (
-            [{k: r[k] for k in kept if k in r} for r in read_metrics(epath.Path(w) / stage / "metrics.jsonl")]
-            for w in (finished, other)
-        )
-        assert rows == resumed_rows
-    names = whole.keys()
-    for part in ("params", "router_bias", "opt_state", "reference", "reference_update"):
-        assert any(part in name for name in names), f"{part} is not in the checkpoint"
 
 
 def test_rl_moved_the_policy_and_refreshed_the_reference(finished):

@@ -11,6 +11,7 @@ from etils import epath
 from r1jax.checkpoint.store import CheckpointStore, make_metadata, policy_item
 from r1jax.model.spec import init_params, init_router_bias
 from r1jax.runs.hugging_face import export_hf, import_hf
+from r1jax.telemetry.metrics import read_metrics
 from r1jax.telemetry.progress import Progress
 
 
@@ -20,6 +21,25 @@ def contents(checkpoint: epath.Path) -> dict:
         items = {name: reader.restore(checkpoint / name) for name in ("policy", "training")}
     flat = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(items)}
     return flat | {name: (checkpoint / name / "metadata").read_text() for name in ("data", "metadata")}
+
+
+def require_same_bits(finished, other, rl_step=4):
+    """Two small runs have equal checkpoints and metrics, and the checkpoints are complete."""
+    for stage, step in (("pretrain", 4), ("rl", rl_step)):
+        whole = contents(epath.Path(finished) / stage / "checkpoints" / str(step))
+        resumed = contents(epath.Path(other) / stage / "checkpoints" / str(step))
+        assert whole.keys() == resumed.keys()
+        for name in whole:
+            np.testing.assert_array_equal(resumed[name], whole[name], err_msg=f"{stage} {name}")
+        kept = ("step", "loss", "reward", "accuracy", "kl", "grad_norm")
+        rows, resumed_rows = (
+            [{k: r[k] for k in kept if k in r} for r in read_metrics(epath.Path(w) / stage / "metrics.jsonl")]
+            for w in (finished, other)
+        )
+        assert rows == resumed_rows
+    names = whole.keys()
+    for part in ("params", "router_bias", "opt_state", "reference", "reference_update"):
+        assert any(part in name for name in names), f"{part} is not in the checkpoint"
 
 
 def save_policy(stage: Path | epath.Path, model, policy, task: str | None, template=None) -> epath.Path:
