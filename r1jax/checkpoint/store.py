@@ -4,6 +4,8 @@ One step's directory holds four items: `policy` (params and router bias), `train
 `data` (the feed's position) and `metadata` (the model's config and the task's name).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from r1jax.config import ModelConfig, PromptConfig, RopeScalingConfig
-from r1jax.errors import RunError, UsageError
+from r1jax.errors import RunError, UsageError, cause_of
 from r1jax.paths import absolute
 from r1jax.telemetry.files import read_json
 from r1jax.types import Params
@@ -41,7 +43,8 @@ class CheckpointStore:
         policy_args = ocp.args.StandardSave(policy, save_args=jax.tree.map(lambda _: CHUNKS, policy))
         arrays = dict(policy=policy_args, training=ocp.args.StandardSave(training))
         records = dict(data=ocp.args.JsonSave(data), metadata=ocp.args.JsonSave(metadata))
-        self.manager.save(step, args=ocp.args.Composite(**arrays, **records))
+        with self.saving():
+            self.manager.save(step, args=ocp.args.Composite(**arrays, **records))
 
     def restore(self, step: int, policy: Any, training: Any) -> tuple[Any, Any, dict]:
         """(policy, training, data) of a step, with the shapes, dtypes and shardings of the arguments.
@@ -70,9 +73,21 @@ class CheckpointStore:
             ) from error
 
     def close(self) -> None:
-        """Waits for an unfinished save, then closes the store."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        """Waits for an unfinished save, then closes the store. Raises RunError when it could not be written."""
+        with self.saving():
+            self.manager.wait_until_finished()
+            self.manager.close()
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Turns the failure of a save, of this step or of the one before, into an error of one line."""
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise many types
+            raise RunError(
+                f"a checkpoint in {self.directory} can't be written: {cause_of(error)}. Those before it are unaffected:"
+                " the same command resumes from the latest"
+            ) from error
 
 
 def make_metadata(model: ModelConfig, task: str | None, template: PromptConfig | None = None) -> dict:

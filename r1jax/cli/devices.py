@@ -2,8 +2,11 @@
 
 import contextlib
 import ctypes
+import errno
+import logging as py_logging
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,10 @@ def start_jax(*, cpu_only: bool = False) -> None:
     import jax
     from absl import logging
 
-    logging.set_verbosity(logging.ERROR)  # Orbax logs its options at each checkpoint
-    sys.unraisablehook = ignore_closed_loops
+    logging.set_verbosity(logging.FATAL)  # Orbax logs its options at each checkpoint, and errors that it raises
+    py_logging.getLogger("asyncio").setLevel(py_logging.CRITICAL)  # futures that nobody waits for after a failure
+    sys.unraisablehook = lambda raised: is_echo(raised.exc_value) or sys.__unraisablehook__(raised)
+    threading.excepthook = lambda raised: is_echo(raised.exc_value) or threading.__excepthook__(raised)
     if cpu_only:
         jax.config.update("jax_platforms", "cpu")
     if cpu_only or not has_device_file("accel*", "vfio/*", "nvidia*"):
@@ -39,10 +44,13 @@ def keep_freed_memory() -> None:
             mallopt(option, value)
 
 
-def ignore_closed_loops(unraisable: Any) -> None:
-    """Drops the errors of a failed restore's pending reads, whose event loop is closed; the restore raises its own."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
+def is_echo(error: BaseException | None) -> bool:
+    """Whether a failure that the main thread raises by itself is heard again from a library's threads or clean-up.
+
+    A restore that fails leaves reads on a closed event loop; on a full disk, TensorBoard's writer fails as well.
+    """
+    is_disk = isinstance(error, OSError) and (error.errno == errno.ENOSPC or str(error) == "handle is closed")
+    return is_disk or str(error) == "Event loop is closed"
 
 
 def find_devices() -> None:

@@ -36,10 +36,12 @@ def read_mark(stage: epath.Path) -> tuple[dict[str, Any] | None, str | None]:
     """The result of a stage and the content hash of its output; (None, None) when the stage is not complete."""
     if not (stage / MARK).exists():
         return None, None
-    result = read_json(stage / MARK)
-    if not isinstance(result, dict):
-        raise RunError(f"{stage / MARK} holds {result!r}, expected an object: remove it, and the stage is resumed")
-    return result, result.pop("content", None)
+    try:
+        result = read_json(stage / MARK)
+        content = result.pop("content", None)
+    except (RunError, AttributeError) as error:
+        raise RunError(f"{stage / MARK} is damaged: {error}. Remove it, and the stage is resumed") from error
+    return result, content
 
 
 def content_hash(path: epath.Path) -> str:

@@ -1,12 +1,14 @@
 """Reads, atomic writes and appends, local or in a bucket. Only the main process writes."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import fsspec
 from etils import epath
 
-from r1jax.errors import RunError
+from r1jax.errors import RunError, cause_of
 from r1jax.parallel.hosts import is_main_process
 from r1jax.paths import in_bucket
 
@@ -19,13 +21,23 @@ def read_json(path: epath.Path) -> Any:
         raise RunError(f"{path} can't be read: {error}") from error
 
 
+@contextmanager
+def named(path: epath.Path) -> Iterator[None]:
+    """Around a write: a RunError names the file that can't be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} can't be written: {cause_of(error)}") from error
+
+
 def write_atomically(path: epath.Path, text: str) -> None:
     """Writes to another name and renames, so that a kill at any moment leaves the old file or the new one."""
     if not is_main_process():
         return
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    with named(path):
+        partial.write_text(text)
+        partial.replace(path)
 
 
 def append(path: epath.Path, text: str) -> None:
@@ -33,7 +45,7 @@ def append(path: epath.Path, text: str) -> None:
     if not is_main_process():
         return
     if not in_bucket(path):
-        with path.open("a") as file:
+        with named(path), path.open("a") as file:
             file.write(text)
         return
     new = path.with_name(path.name + ".new")

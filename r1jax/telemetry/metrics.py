@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from r1jax.parallel.hosts import is_main_process
-from r1jax.telemetry.files import append, write_atomically
+from r1jax.telemetry.files import append, named, write_atomically
 from r1jax.types import Sample
 
 
@@ -35,17 +35,21 @@ class MetricsWriter(RowWriter):
         import tensorboardX  # takes seconds: it imports torch and Google's storage client where they are installed
 
         super().__init__(directory / "metrics.jsonl", first_step)
-        self.tensorboard = tensorboardX.SummaryWriter(
-            str(directory / "tensorboard"), purge_step=first_step, write_to_disk=is_main_process()
-        )
+        self.directory = directory / "tensorboard"
+        with named(self.directory):
+            self.tensorboard = tensorboardX.SummaryWriter(
+                str(self.directory), purge_step=first_step, write_to_disk=is_main_process()
+            )
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self.append(step, [values])
-        for name, value in values.items():
-            self.tensorboard.add_scalar(name, value, step)
+        with named(self.directory):
+            for name, value in values.items():
+                self.tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self.tensorboard.close()
+        with named(self.directory):
+            self.tensorboard.close()
 
 
 def sample_row(sample: Sample) -> dict[str, Any]:
