@@ -395,13 +395,15 @@ def test_namespaces_without_seccomp():
         assert score(attempt(BREAKOUTS[name]), PRINTS_42, LIMITS, layers) == 0.0, name
 
 
-def test_descriptors_in_flight_do_not_hold_the_launcher():
+@pytest.mark.parametrize("kind", ["SOCK_STREAM", "SOCK_DGRAM", "SOCK_SEQPACKET"])
+def test_descriptors_in_flight_do_not_hold_the_launcher(kind):
     """Without seccomp a program can send its pipes to itself: the kernel closes them some time after its end."""
     layers = frozenset({"namespaces", "limits"})
     if not layers <= detect_layers():
         pytest.skip(f"this kernel allows {sorted(detect_layers())} only")
     program = (
-        "import socket\na, b = socket.socketpair()\nsocket.send_fds(a, [b'x'], [1, 3, a.fileno(), b.fileno()])\n"
+        f"import socket\na, b = socket.socketpair(socket.AF_UNIX, socket.{kind})\n"
+        "for s in (a, b): socket.send_fds(s, [b'x'], [1, 3, a.fileno(), b.fileno()])\n"
         "print(42, flush=True)"
     )
     assert score(program, PRINTS_42, SHORT, layers) == 1.0  # and asserts that it took its time and no more
@@ -428,12 +430,14 @@ def test_all_tests_of_a_sample_share_one_budget(program):
 @full
 def test_verdicts_do_not_depend_on_load():
     """A program that needs less time than the limit is right although others keep it from the cores for longer."""
-    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 * (os.cpu_count() or 1))]
+    busy = [sys.executable, "-c", "while True: pass"]  # in sessions of their own, among which Linux shares the cores
+    others = [subprocess.Popen(busy, start_new_session=True) for _ in range(4 * (os.cpu_count() or 1))]
     try:
         started = time.monotonic()
-        program = "import time\nwhile time.process_time() < 0.6: pass\nprint(42)"
+        program = "import time\nwhile time.process_time() < 0.7: pass\nprint(42)"
         [value] = CodeReward(Sandbox(SHORT), workers=1).grade([sample(program, PRINTS_42)])
-        assert time.monotonic() - started > SHORT.wall_seconds  # it was kept
+        if time.monotonic() - started < SHORT.wall_seconds + 0.5:
+            pytest.skip("the load kept nothing back")
         assert value == 1.0
     finally:
         for process in others:
