@@ -436,9 +436,9 @@ def test_verdicts_do_not_depend_on_load():
         started = time.monotonic()
         program = "import time\nwhile time.process_time() < 0.7: pass\nprint(42)"
         [value] = CodeReward(Sandbox(SHORT), workers=1).grade([sample(program, PRINTS_42)])
-        if time.monotonic() - started < SHORT.wall_seconds + 0.5:
-            pytest.skip("the load kept nothing back")
         assert value == 1.0
+        if time.monotonic() - started < SHORT.wall_seconds:
+            pytest.skip("the load kept nothing back")
     finally:
         for process in others:
             process.kill()
