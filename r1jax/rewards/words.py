@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -61,21 +62,24 @@ def is_empty(text: str) -> bool:
     return all(character in BLANK or unicodedata.category(character)[0] not in "LNPS" for character in text)
 
 
-class Cleaned(dict[int, str]):
-    """Characters for `str.translate`: drops invisible ones, and turns letters in mathematical type into plain ones."""
+class Table(dict[int, str]):
+    """A table for `str.translate`, filled as characters come."""
+
+    def __init__(self, function: Callable[[str], str]):
+        self.function = function
 
     def __missing__(self, code: int) -> str:
-        character = chr(code)
-        if character in BLANK:
-            self[code] = " "
-        elif is_ignored(character):
-            self[code] = ""
-        else:
-            self[code] = unicodedata.normalize("NFKC", character) if character.isalpha() else character
+        self[code] = self.function(chr(code))
         return self[code]
 
 
-CLEANED = Cleaned()
+def clean(character: str) -> str:
+    """Drops invisible characters, and turns letters in mathematical type into plain ones."""
+    if character in BLANK:
+        return " "
+    if is_ignored(character):
+        return ""
+    return unicodedata.normalize("NFKC", character) if character.isalpha() else character
 
 
 def is_ignored(character: str) -> bool:
@@ -96,13 +100,16 @@ def read_words(text: str, formulas: bool = True) -> Words:
         text = FORMULA.sub(lambda match: SHORT.sub("0", match[0]), NOT_PROSE.sub(" 0 ", text))
         text = PRODUCT.sub("0", text)
     text = SPELT.sub(lambda match: join_letters(match[0]), text)
-    found = "".join(map(separate, text)).split()
+    found = text.translate(SEPARATED).split()
     words = [word for word in found if len(word) > 1 or script(word) not in ("LATIN", "GREEK")]
     return Words(words, len(found) - len(words) + sum(1 for _ in NEUTRAL.finditer(text)))
 
 
 def join_letters(spelt: str) -> str:
+    """The words that are spelt; a few letters in turns spell none."""
     letters = re.sub(r"[\W\d_]", "", spelt)
+    if len(set(letters)) < 3:
+        return spelt
     return " ".join(letters[i : i + LONGEST_WORD] for i in range(0, len(letters), LONGEST_WORD))
 
 
@@ -111,6 +118,9 @@ def separate(character: str) -> str:
     if not character.isalpha():
         return "" if unicodedata.category(character).startswith("M") else " "
     return f" {character} " if script(character) in UNSPACED else character
+
+
+CLEANED, SEPARATED = Table(clean), Table(separate)
 
 
 @lru_cache(maxsize=4096)
