@@ -73,6 +73,9 @@ BREAKOUTS = {
     "kill a process by number": f"os.kill({os.getpid()}, 0)",
     "kill every process": "os.kill(-1, 9)",
     "signal the tests' group": f"os.killpg({os.getpgid(0)}, 0)",
+    "signals of a pipe": "import fcntl; fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, os.getpid())",
+    "signals of a pipe, by structure": "import fcntl, struct\n"
+    "fcntl.fcntl(os.pipe()[0], 15, struct.pack('ii', 1, os.getpid()))",
     "limits of others": f"import resource; resource.prlimit({os.getpid()}, resource.RLIMIT_CPU, (1, 1))",
     "raise its own limits": "import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
     "internet": "socket.create_connection(('1.1.1.1', 53), 1)",
@@ -465,7 +468,7 @@ def test_other_layers_without_namespaces(monkeypatch):
         "fork", "daemon", "shell", "kill the parent", "kill a process by number", "signal the tests' group", "internet",
         "localhost", "DNS", "/etc/passwd", "the tests", "the project", "home", "/proc of the parent",
         "memory of the parent", "ptrace of the parent", "write outside", "limits of others", "mount", "unshare",
-        "socketpair", "a datagram to an abstract address",
+        "socketpair", "a datagram to an abstract address", "signals of a pipe",
     ):  # fmt: skip
         assert score(attempt(BREAKOUTS[name]), PRINTS_42, LIMITS, layers) == 0.0, name
     with pytest.raises(BlockingIOError):

@@ -78,6 +78,7 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET, CLONE_THREAD = 0x10000000, 0x20000000, 0x40000000, 0x10000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 2, 4, 0x1000, 0x4000, 0x40000, 2
 AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = -100, 0x8000, 1, 2
+F_SETOWN_EX = 15
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 1, 22, 38, 2
 MOUNT_SETATTR, LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 442, 444, 445, 446
 FIRST_NEW_SYSCALL = 424  # numbers from here on are equal on all machines: io_uring, pidfds, clone3, new mounts
@@ -85,6 +86,7 @@ FIRST_NEW_SYSCALL = 424  # numbers from here on are equal on all machines: io_ur
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column in SYSCALLS, AUDIT_ARCH
 SYSCALLS = {  # number on x86_64 and on aarch64; -1: missing
     "clone": (56, 220), "kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261), "pivot_root": (155, 41),
+    "fcntl": (72, 25),
 }  # fmt: skip
 DENIED = {
     "prctl": (157, 167),  # or the program could undo PR_SET_PDEATHSIG
@@ -301,7 +303,7 @@ def install_filter() -> None:
 
 
 def filter_program(pid: int) -> Iterator[tuple[int, int, int, int]]:
-    """Classic BPF (code, jump if true, if false, k) on `struct seccomp_data`: number at 0, machine 4, argument 16."""
+    """Classic BPF (code, jump if true, if false, k) on `struct seccomp_data`: number at 0, machine 4, arguments 16."""
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, eperm, enosys, kill = 0x7FFF0000, 0x50000 | 1, 0x50000 | 38, 0x80000000
     yield from [(load, 0, 0, 4), (equal, 1, 0, MACHINES[os.uname().machine][1]), (give, 0, 0, kill), (load, 0, 0, 0)]
@@ -309,6 +311,11 @@ def filter_program(pid: int) -> Iterator[tuple[int, int, int, int]]:
     for name in DENIED:
         if number(name) >= 0:
             yield from [(equal, 0, 1, number(name)), (give, 0, 0, eperm)]
+    # The owner of a descriptor, who gets its signals, could be a process outside.
+    yield from [(equal, 0, 6, number("fcntl")), (load, 0, 0, 24)]
+    for command in (fcntl.F_SETOWN, F_SETOWN_EX):
+        yield from [(equal, 0, 1, command), (give, 0, 0, eperm)]
+    yield (give, 0, 0, allow)
     # Allowed by the first argument: threads but not processes, signals to itself, limits of itself.
     for name, test, operand in (
         ("clone", any_bit, CLONE_THREAD), ("kill", equal, pid), ("tgkill", equal, pid), ("prlimit64", equal, 0),
