@@ -24,7 +24,7 @@ KNOWN = (
     "ar bg ca cs da de el en es fa fi fr he hi hr hu id it ja ko mr ne nl no pl pt ro ru sr sv tr uk ur vi zh"
 ).split()
 WINDOW = 48  # bytes of text that are identified together, about eight words
-FEWEST = 3  # words that are identified
+FEWEST = 12  # bytes of text that are identified
 DOUBT = 0.3  # the ratio of probabilities, of the language and the likeliest, at which a window counts in full
 
 
@@ -58,7 +58,7 @@ def is_written_in(word: str, scripts: frozenset[str]) -> bool:
 
 def identified(words: list[str], language: str) -> float:
     """How many of the words, which are in its scripts, are in the language; all where that can't be told."""
-    if language not in KNOWN or len(words) < FEWEST:
+    if language not in KNOWN or sum(map(size, words)) < FEWEST:
         return float(len(words))
     total = 0.0
     for window in windows(words):
@@ -69,15 +69,18 @@ def identified(words: list[str], language: str) -> float:
 
 def windows(words: list[str]) -> Iterator[list[str]]:
     """Successive words of WINDOW bytes or more, the last up to twice as many."""
-    sizes = [len(word.encode(errors="replace")) for word in words]
-    first, remaining, size = 0, sum(sizes), 0
-    for i, own in enumerate(sizes):
-        size, remaining = size + own, remaining - own
-        if size >= WINDOW and remaining >= WINDOW:
+    first, remaining, own = 0, sum(map(size, words)), 0
+    for i, word in enumerate(words):
+        own, remaining = own + size(word), remaining - size(word)
+        if own >= WINDOW and remaining >= WINDOW:
             yield words[first : i + 1]
-            first, size = i + 1, 0
+            first, own = i + 1, 0
     if first < len(words):
         yield words[first:]
+
+
+def size(text: str) -> int:
+    return len(text.encode(errors="replace"))
 
 
 def likelihood(text: str, language: str) -> float:
@@ -90,7 +93,7 @@ def likelihood(text: str, language: str) -> float:
     if not text or likeliest == language:
         return 1.0
     ratio = dict(identifier.rank(text))[language] / probability
-    evidence = min(1.0, len(text.encode(errors="replace")) / WINDOW)
+    evidence = min(1.0, size(text) / WINDOW)
     return min(1.0, ratio / (DOUBT * evidence**2))
 
 

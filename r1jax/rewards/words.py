@@ -39,14 +39,16 @@ PRODUCT = re.compile(
     rf"|(?<=[0-9] )(?:[kcmdn][mgls]|k?Pa|mol|[kMG]?Hz|[kM]?eV|kJ|kW|min)(?![{LATIN}])"
 )
 FORMULA, SHORT = re.compile(r"\$[^$\n]{1,200}\$"), re.compile(rf"(?<![{LATIN}\\])[{LATIN}]{{2,3}}(?![{LATIN}])")
-# f-i-r-s-t is a word, not variables: five letters or more with spaces and punctuation or always the same sign between.
+# f-i-r-s-t is a word, not variables: five letters or more with spaces and punctuation or always the same sign between,
+# or ten with anything.
 OWN = r"[^\W\d_\u3040-\u30ff\u3400-\u9fff]"  # of scripts with spaces
 SPELT = re.compile(
     rf"(?<!{OWN})(?:(?:{OWN}(?:\s+|\s*[-,.;:/\\|'\"`~·•…、，。]\s*)){{4,}}{OWN}"
-    rf"|{OWN}(?P<sign>[\W\d_]{{1,3}})(?:{OWN}(?P=sign)){{3,}}{OWN})(?!{OWN})"
+    rf"|{OWN}(?P<sign>[\W\d_]{{1,3}})(?:{OWN}(?P=sign)){{3,}}{OWN}|{OWN}(?:[\W\d_]{{1,6}}{OWN}){{9,}})(?!{OWN})"
 )
 LONGEST_WORD = 40  # letters; where more are spelt they are several words
-NEUTRAL = re.compile(r"[0-9][0-9.,]*|[^\w\s]")  # numbers and signs
+NUMERALS = "²³¹¼-¾⁰-₉⅐-↋①-⒛⓪-⓿❶-➓"
+NEUTRAL = re.compile(rf"\d[\d.,]*|[{NUMERALS}]|[^\w\s]")  # numbers and signs
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,9 @@ def read_words(text: str, formulas: bool = True) -> Words:
 
 
 def join_letters(spelt: str) -> str:
-    """The words that are spelt; a few letters in turns spell none."""
+    """The words that are spelt; three letters in turns spell none."""
     letters = re.sub(r"[\W\d_]", "", spelt)
-    if len(set(letters)) < 3:
+    if len(set(letters)) < 4:
         return spelt
     return " ".join(letters[i : i + LONGEST_WORD] for i in range(0, len(letters), LONGEST_WORD))
 
