@@ -62,7 +62,8 @@ def identified(words: list[str], language: str) -> float:
         return float(len(words))
     total = 0.0
     for window in windows(words):
-        text = "".join(w if script(w[0]) in UNSPACED else f" {w}" for w in window if len(w) <= LONGEST_WORD)
+        telling = (word for word in window if len(word) <= LONGEST_WORD or len(set(word)) > 3)
+        text = "".join(word if script(word[0]) in UNSPACED else f" {word}" for word in telling)
         total += len(window) * likelihood(text, language)
     return total
 

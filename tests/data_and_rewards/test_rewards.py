@@ -305,6 +305,8 @@ FOREIGN = [  # reasoning, another language that has its letters, the most that i
     ("\t".join("primerosumamosdos"), "en", 0.5),
     ("".join(f"{{{letter}}}" for letter in "primerosumamosdos"), "en", 0.5),
     (SPANISH.replace(" ", "_"), "en", 0.1),
+    (SPANISH.replace(" ", ""), "en", 0.3),
+    ("".join(letter for letter in SPANISH if letter.isalpha()), "en", 0.1),
     ("**" + SPANISH.replace(" ", "** **") + "**", "en", 0.1),
     (" ".join(rf"\mathrm{{{word}}}" for word in SPANISH.split()), "en", 0.1),
     (" = ".join(SPANISH.split()), "en", 0.1),
