@@ -9,6 +9,7 @@ from statistics import mean, pstdev
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from r1jax.errors import RunError, UsageError
+from r1jax.rewards.words import Words, is_empty, read_words
 from r1jax.types import ROUNDING, Sample
 
 RewardFunction = Callable[[Sample], float | None]
@@ -99,14 +100,21 @@ class Reward:
         return getattr(self.function, "overlaps", True)
 
 
-FORMAT = re.compile(r"\s*<think>.*</think>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)
+FORMAT = re.compile(r"\s*<think>(?P<thinking>.*)</think>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)
+ANSWER_WORDS = 3
+NEUTRAL_PER_WORD = 60  # of numbers, variables and signs in reasoning; pages of formulas have up to 50
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def parse_answer(response: str) -> str | None:
-    """The answer of a response that is exactly `<think> … </think> <answer> … </answer>`, each tag once, else None."""
+    """The answer of a response that is exactly `<think> … </think> <answer> … </answer>`, each tag once, else None.
+
+    It is "" where nobody sees anything of it. Thinking may be empty, but not pretended with invisible characters.
+    """
     match = FORMAT.fullmatch(response) if all(response.count(tag) == 1 for tag in TAGS) else None
-    return match["answer"].strip() if match else None
+    if match is None or (match["thinking"].strip() and is_empty(match["thinking"])):
+        return None
+    return "" if is_empty(match["answer"]) else match["answer"].strip()
 
 
 def format_reward(sample: Sample) -> float:
@@ -145,40 +153,61 @@ def canonical(answer: str) -> str:
 
 
 def language_consistency_reward(lexicons: Mapping[str, frozenset[str]]) -> RewardFunction:
-    """Returns a reward in [0, 1]: the share of the thinking's words in the problem's language (R1, section 2.3.2).
+    """Returns a reward in [0, 1]: the share of the reasoning's words in the problem's language (R1, section 2.3.2).
 
-    `lexicons` maps languages to their words; other words (numbers, names) don't count. The reward is 0 when no word
-    counts, and None for a problem in a language without a lexicon.
+    `lexicons` maps languages to their words, letter by letter; all other words are foreign. The reward is for
+    vocabularies that are known as a whole, and None for a problem in a language without a lexicon.
     """
 
     def reward(sample: Sample) -> float | None:
-        if sample.problem.language not in lexicons:
+        lexicon = lexicons.get(sample.problem.language)
+        if lexicon is None:
             return None
-        counts = language_words(sample.text, lexicons)
-        return counts[sample.problem.language] / max(sum(counts.values()), 1)
+        parts = read_reasoning(sample.text, formulas=False)
+        return consistency(parts, lambda words: sum(word in lexicon for word in words))
 
     return reward
 
 
 def language_mix_reward(lexicons: Mapping[str, frozenset[str]]) -> RewardFunction:
-    """Returns a reward to log: 1 when the thinking has words of more than one language, else 0."""
-    return lambda sample: float(sum(n > 0 for n in language_words(sample.text, lexicons).values()) > 1)
+    """Returns a reward to log: 1 when the reasoning has words of more than one language, else 0."""
+
+    def reward(sample: Sample) -> float:
+        words = {word for part in read_reasoning(sample.text, formulas=False) for word in part.words}
+        return float(sum(not words.isdisjoint(lexicon) for lexicon in lexicons.values()) > 1)
+
+    return reward
 
 
-def language_words(response: str, lexicons: Mapping[str, frozenset[str]]) -> dict[str, int]:
-    """The number of words of each language in the thinking."""
-    words = read_thinking(response).split()
-    return {language: sum(word in lexicon for word in words) for language, lexicon in lexicons.items()}
+def consistency(parts: tuple[Words, Words], count: Callable[[list[str]], float]) -> float:
+    """The share of words in a language, of which `count` gives the number; 0 for thinking without words.
+
+    The parts are what was thought and what was reasoned outside, which can lower the share and not raise it. So do
+    numbers and signs beyond `NEUTRAL_PER_WORD`.
+    """
+    thinking, outside = parts
+    number, inside = len(thinking.words), count(thinking.words)
+    if not number:
+        return 0.0
+    share = min(inside / number, (inside + count(outside.words)) / (number + len(outside.words)))
+    neutral = thinking.neutral + outside.neutral
+    return share * min(1.0, NEUTRAL_PER_WORD * (number + len(outside.words)) / max(neutral, 1))
+
+
+def read_reasoning(response: str, formulas: bool = True) -> tuple[Words, Words]:
+    """The words before </think>, or of all of an untagged response, and those behind it.
+
+    Of what is behind, an answer of up to `ANSWER_WORDS` words, numbers and variables has no words: it may be a name.
+    """
+    thinking, _, outside = response.partition("</think>")
+    words = read_words(outside, formulas)
+    is_answer = len(words.words) + words.neutral <= ANSWER_WORDS
+    return read_words(thinking, formulas), Words([], 0) if is_answer else words
 
 
 def environment_reward(sample: Sample) -> float:
     """The sum of what an environment gave for each turn."""
     return sum(turn.reward or 0.0 for turn in sample.turns)
-
-
-def read_thinking(response: str) -> str:
-    """The text before </think>, or all of an untagged response."""
-    return response.partition("</think>")[0]
 
 
 def length_penalty(free: int, longest: int) -> RewardFunction:

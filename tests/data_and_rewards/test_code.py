@@ -17,7 +17,7 @@ import pytest
 
 from r1jax.errors import RunError, UsageError
 from r1jax.rewards import sandbox as sandbox_module
-from r1jax.rewards.code import CodeReward, extract_program, parse_tests, same
+from r1jax.rewards.code import CodeReward, extract_program, parse_tests, prints, same
 from r1jax.rewards.rules import Reward, by_source
 from r1jax.rewards.sandbox import FULL, PROBES, Limits, Sandbox, detect_layers
 from r1jax.types import Problem
@@ -29,6 +29,9 @@ SLACK_SECONDS = 5.0  # for starting and reporting on a busy machine
 
 SERVER = socket.create_server(("127.0.0.1", 0))
 PORT = SERVER.getsockname()[1]
+ABSTRACT = f"\0r1jax_{os.getpid()}"  # a unix socket without a file, which namespaces of the network separate
+DATAGRAMS = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+DATAGRAMS.bind(ABSTRACT)
 ESCAPE = "r1jax_escape"
 PLACES = ["/tmp", "/dev/shm", "/mnt", "/var/tmp", str(ROOT), str(Path.home())]
 
@@ -70,6 +73,9 @@ BREAKOUTS = {
     "kill a process by number": f"os.kill({os.getpid()}, 0)",
     "kill every process": "os.kill(-1, 9)",
     "signal the tests' group": f"os.killpg({os.getpgid(0)}, 0)",
+    "signals of a pipe": "import fcntl; fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, os.getpid())",
+    "signals of a pipe, by structure": "import fcntl, struct\n"
+    "fcntl.fcntl(os.pipe()[0], 15, struct.pack('ii', 1, os.getpid()))",
     "limits of others": f"import resource; resource.prlimit({os.getpid()}, resource.RLIMIT_CPU, (1, 1))",
     "raise its own limits": "import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
     "internet": "socket.create_connection(('1.1.1.1', 53), 1)",
@@ -78,6 +84,17 @@ BREAKOUTS = {
     "UDP": "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 53))",
     "DNS": "socket.getaddrinfo('example.com', 80)",
     "unix socket": "socket.socket(socket.AF_UNIX)",
+    "socketpair": "socket.socketpair()",
+    "datagram socketpair": "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)",
+    "socketpair by number": "assert ctypes.CDLL(None).syscall(53, 1, 1, 0, bytes(8)) == 0",
+    "sendmsg of descriptors": "socket.send_fds(socket.socketpair()[0], [b'x'], [1, 3])",
+    "sendmsg by number": "ctypes.CDLL(None, use_errno=True).syscall(46, 1, bytes(56), 0)\n"
+    "assert ctypes.get_errno() != 1",
+    "bind by number": "ctypes.CDLL(None, use_errno=True).syscall(49, 1, bytes(16), 16)\nassert ctypes.get_errno() != 1",
+    "a datagram to an abstract address": "a, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+    f"a.sendto(b'42', {ABSTRACT!r})",
+    "asyncio's wake-up pipe as a socket": "import asyncio\nloop = asyncio.new_event_loop()\n"
+    "socket.socket(fileno=loop._csock.fileno())",
     "netlink": "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
     "url": "import urllib.request; urllib.request.urlopen('http://example.com', timeout=1)",
     "io_uring": "assert ctypes.CDLL(None).syscall(425, 4, bytes(120)) >= 0",
@@ -226,6 +243,9 @@ RETURNS = {  # `add` should give 3 and 7
     "a thread that holds on": "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\n"
     "def add(a, b): return 0",
     "wrong arguments": "def add(a): return 3",
+    "the operator's add": "from operator import mul",
+    "almost": "def add(a, b): return a + b + 1e-10",
+    "half": "def add(a, b): return a + b + 0.5",
 }
 
 RIGHT = {
@@ -248,6 +268,14 @@ RIGHT = {
     "asyncio": ("import asyncio\nasync def f(): return 42\nprint(asyncio.run(f()))", PRINTS_42),
     "the library": ("import heapq, itertools, re, decimal, sqlite3, hashlib, random, numbers\nprint(42)", PRINTS_42),
     "letters": ("print(input()[::-1])", {"inputs": ["añ𝟚\n"], "outputs": ["𝟚ña"]}),
+    "a number with noise": ("print(0.1 + 0.2)", {"inputs": [""], "outputs": ["0.3"]}),
+    "a float for a whole number": ("print(6 / 2)", {"inputs": [""], "outputs": ["3\n"]}),
+    "lines": ("print(input())\nprint(input())", {"inputs": [["a", "b"]], "outputs": [["a", "b"]]}),
+    "lines in a list": ("print(1, 2)\nprint(3)", {"inputs": [""], "outputs": [[["1", "2"], ["3"]]]}),
+    "lines that end": ("print(1)\nprint(2)", {"inputs": [""], "outputs": [["1\n", "2\n"]]}),
+    "a lone surrogate": (
+        "import sys\nsys.stdout.buffer.write(b'\\xed\\xa0\\x80')", {"inputs": [""], "outputs": ["\ud800"]},
+    ),
     "several": ("print(sum(map(int, input().split())))", {"inputs": ["1 2", "3 4"], "outputs": ["3", "7"]}),
     "nothing": ("pass", {"inputs": [""], "outputs": [""]}),
     "a function": ("def add(a, b): return a + b", ADD),
@@ -258,6 +286,21 @@ RIGHT = {
         "def add(a, b): return P(a).x + b", ADD,
     ),
     "a tuple for a list": ("def f(x): return x, {}", {"fn_name": "f", "inputs": [[1]], "outputs": [[1, {}]]}),
+    "noise in a result": ("def f(x): return [x + 0.2]", {"fn_name": "f", "inputs": [[0.1]], "outputs": [[0.3]]}),
+    "a wrapped result": ("def f(x): return x + 1", {"fn_name": "f", "inputs": [[1], [2]], "outputs": [[2], [3]]}),
+    "a wrapped list": ("def f(x): return [x]", {"fn_name": "f", "inputs": [[1], [2]], "outputs": [[[1]], [[2]]]}),
+    "a list that is not wrapped": ("def f(x): return [x]", {"fn_name": "f", "inputs": [[1]], "outputs": [[1]]}),
+    "LeetCode's types": (
+        "class Solution:\n    def f(self, x: List[int], y: Optional[Dict[str, int]] = None) -> int: return sum(x)",
+        {"fn_name": "f", "inputs": [[[1, 2]]], "outputs": [3]},
+    ),
+    "LeetCode's imports": (
+        "@cache\ndef f(x):\n    heapq.heapify(a := [gcd(x, 4), inf, bisect.bisect([1], x), bisect_left([1], 0)])\n"
+        "    return [heappop(a), pow(2, 3, 5), Counter('aa')['a'], len(deque([x])), reduce(operator.add, [1, x]),"
+        " ascii_lowercase[0], *accumulate([1, 2]), math.floor(1.5), re.sub('a', 'b', 'a'), deepcopy([x]),"
+        " collections.defaultdict(int)[0], sum(itertools.chain([1], [x])), datetime.date(2024, 1, x).day]",
+        {"fn_name": "f", "inputs": [[2]], "outputs": [[0, 3, 2, 1, 3, "a", 1, 3, 1, "b", [2], 0, 3, 2]]},
+    ),
     "large numbers": ("def f(x): return x * x", {"fn_name": "f", "inputs": [[10**400]], "outputs": [10**800]}),
 }  # fmt: skip
 
@@ -274,6 +317,20 @@ def what_is_left() -> tuple[set[str], set[str], set[str]]:
                 processes.add(str(path))
     files = {place for place in PLACES if (Path(place) / ESCAPE).exists()}
     return processes, children | {f"fd {d}" for d in os.listdir("/proc/self/fd")}, files
+
+
+WRONG = {  # programs and tests
+    "a lone surrogate": ("print('x')", {"inputs": [""], "outputs": ["\ud800"]}),
+    "not even a number": ("print(float('nan'))", {"inputs": [""], "outputs": ["3"]}),
+    "too large": ("print('1e400')", {"inputs": [""], "outputs": ["3.0"]}),
+    "unwrapped once": ("def f(x): return x", {"fn_name": "f", "inputs": [[1], [2]], "outputs": [[1], [2, 2]]}),
+    "wrapped by the program": ("def f(x): return [x]", {"fn_name": "f", "inputs": [[1]], "outputs": [1]}),
+    "nothing for an empty list": ("def f(x): return None", {"fn_name": "f", "inputs": [[1]], "outputs": [[]]}),
+    "one of the lines": ("print(1)", {"inputs": [""], "outputs": [["1", "2"]]}),
+    "a huge number for a fraction": ("def f(x): return 10**400", {"fn_name": "f", "inputs": [[1]], "outputs": [0.5]}),
+    "infinity is expected": ("def f(x): return 1e308", {"fn_name": "f", "inputs": [[1]], "outputs": [float("inf")]}),
+    "the next fraction": ("def f(x): return x", {"fn_name": "f", "inputs": [[1e9]], "outputs": [1e9 + 0.5]}),
+}
 
 
 def score(program: str, tests: object, limits: Limits = LIMITS, layers: frozenset[str] | None = None) -> float | None:
@@ -320,6 +377,12 @@ def test_right_programs_score(name):
     assert score(*RIGHT[name]) == 1.0
 
 
+@full
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_programs_score_nothing(name):
+    assert score(*WRONG[name]) == 0.0
+
+
 def test_namespaces_without_seccomp():
     """Without seccomp programs can fork; the end of their process namespace kills all processes."""
     layers = frozenset({"namespaces", "limits"})
@@ -333,6 +396,56 @@ def test_namespaces_without_seccomp():
         "ptrace of the parent", "mount", "become root", "write outside", "limits of others",
     ):  # fmt: skip
         assert score(attempt(BREAKOUTS[name]), PRINTS_42, LIMITS, layers) == 0.0, name
+
+
+@pytest.mark.parametrize("kind", ["SOCK_STREAM", "SOCK_DGRAM", "SOCK_SEQPACKET"])
+def test_descriptors_in_flight_do_not_hold_the_launcher(kind):
+    """Without seccomp a program can send its pipes to itself: the kernel closes them some time after its end."""
+    layers = frozenset({"namespaces", "limits"})
+    if not layers <= detect_layers():
+        pytest.skip(f"this kernel allows {sorted(detect_layers())} only")
+    program = (
+        f"import socket\na, b = socket.socketpair(socket.AF_UNIX, socket.{kind})\n"
+        "for s in (a, b): socket.send_fds(s, [b'x'], [1, 3, a.fileno(), b.fileno()])\n"
+        "print(42, flush=True)"
+    )
+    assert score(program, PRINTS_42, SHORT, layers) == 1.0  # and asserts that it took its time and no more
+
+
+@full
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import time; time.sleep(0.5)",
+        "import time\nwhile time.process_time() < 0.5: pass",
+        "import time\nwhile time.process_time() < 0.3: pass\ntime.sleep(0.3)",
+    ],
+)
+def test_all_tests_of_a_sample_share_one_budget(program):
+    limits = replace(LIMITS, wall_seconds=2.0)
+    reward, started = CodeReward(Sandbox(limits), workers=1), time.monotonic()
+    tests = {"inputs": ["x"] * 20, "outputs": ["42"] * 20}
+    [value] = reward.grade([sample(program + "\nprint(42)", tests)])
+    assert value == 0.0
+    assert time.monotonic() - started < limits.wall_seconds + SLACK_SECONDS
+
+
+@full
+def test_verdicts_do_not_depend_on_load():
+    """A program that needs less time than the limit is right although others keep it from the cores for longer."""
+    busy = [sys.executable, "-c", "while True: pass"]  # in sessions of their own, among which Linux shares the cores
+    others = [subprocess.Popen(busy, start_new_session=True) for _ in range(4 * (os.cpu_count() or 1))]
+    try:
+        started = time.monotonic()
+        program = "import time\nwhile time.process_time() < 0.7: pass\nprint(42)"
+        [value] = CodeReward(Sandbox(SHORT), workers=1).grade([sample(program, PRINTS_42)])
+        assert value == 1.0
+        if time.monotonic() - started < SHORT.wall_seconds:
+            pytest.skip("the load kept nothing back")
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
 
 
 def use_an_interpreter_for_all_users(monkeypatch):
@@ -355,8 +468,11 @@ def test_other_layers_without_namespaces(monkeypatch):
         "fork", "daemon", "shell", "kill the parent", "kill a process by number", "signal the tests' group", "internet",
         "localhost", "DNS", "/etc/passwd", "the tests", "the project", "home", "/proc of the parent",
         "memory of the parent", "ptrace of the parent", "write outside", "limits of others", "mount", "unshare",
+        "socketpair", "a datagram to an abstract address", "signals of a pipe",
     ):  # fmt: skip
         assert score(attempt(BREAKOUTS[name]), PRINTS_42, LIMITS, layers) == 0.0, name
+    with pytest.raises(BlockingIOError):
+        DATAGRAMS.recv(16)
     assert score(*RIGHT["print"], LIMITS, layers) == 1.0
 
 
@@ -534,6 +650,25 @@ def killed_trainer(first):
         ("```python\nx\n```", "x\n"),
         ("```python\nx\n```\n```python\ny\n```", "y\n"),
         ("```python\nx\n```\n```cpp\ny\n```", "x\n"),
+        ("```Python\nx\n```", "x\n"),
+        ("```PYTHON3\nx\n```\n", "x\n"),
+        ("``` python\nx\n```", "x\n"),
+        ('```python title="a.py"\nx\n```', "x\n"),
+        ("```{.python}\nx\n```", "x\n"),
+        ("```python3.12\nx\n```", "x\n"),
+        ("~~~python\nx\n~~~", "x\n"),
+        ("~~~\nx\n~~~", "x\n"),
+        ("~~~python\nx\n```", None),
+        ("````python\nx = (\n```\n)\n````", "x = (\n```\n)\n"),
+        ("```\nx\n```", "x\n"),
+        ("```\nprint(1)\n```\nIt prints:\n```\n1\n```", "print(1)\n"),
+        ("```\n1\n```\nis printed by\n```\nprint(1)\n```", "print(1)\n"),
+        ("```python\nprint(1)\n```\nIt prints:\n```\n1\n```", "print(1)\n"),
+        ("```cpp\nx\n```", None),
+        ("```text\nx\n```", None),
+        ("1. It is\n   ```python\n   if x:\n     y\n   ```", "if x:\n  y\n"),
+        ("<answer>```python\nx\n```</answer>", "x\n"),
+        ("`" * 100_000 + "\n" + "```" + "a" * 100_000 + "`", None),
         ("```python\nx\n```\n```python\ny", "x\n"),  # truncated: the last closed block
         ("```py\nx\n```", "x\n"),
         ("```python\ns = '```'\n```", "s = '```'\n"),
@@ -550,6 +685,34 @@ def killed_trainer(first):
 )  # fmt: skip
 def test_extract_program(response, program):
     assert extract_program(response) == program
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected"),
+    [
+        ("0.30000000000000004", "0.3"), ("3.0", "3"), ("-3.00", "-3"), ("3", "3.0"), ("3.50", "3.5"), ("-0.0", "0"),
+        ("2.9999999999999996", "3.0"), ("1e-17", "0.0"), ("1e-05", "0.00001"), ("0.333333", "0.3333333333333333"),
+        ("0.3333333333333333", "0.333333"), ("[0.30000000000000004, 1.0]", "[0.3, 1]"), ("x=3.0;", "x=3;"),
+        ("1 0.1\n2.0 3", "1.0 0.1\n2 3"), ("\ud800", "\ud800"), ("9" * 2000 + ".5", "9" * 2000 + ".5"),
+    ],
+)  # fmt: skip
+def test_numbers_that_are_the_same(printed, expected):
+    assert prints(printed.encode("utf-8", "surrogatepass"), expected)
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected"),
+    [
+        ("3.5", "3"), ("nan", "3.0"), ("nan", "nan.0"), ("inf", "3.0"), ("1e400", "3.0"), ("-3.0", "3"), ("30", "3"),
+        ("3.0000000001", "3"), ("3e0", "3"), ("3.", "3.0"), ("0x3", "3"), ("03", "3"), ("03.0", "3"), ("1_0.0", "10"),
+        ("1.0", "true"), ("True", "1"), ("١.0", "1"), ("1.2.30", "1.2.3"), ("0.31", "0.3"), ("0.3000001", "0.3"),
+        ("0.0", "0.0000001"), ("0.000002", "0.000001"), ("1000000000.5", "1000000000.0"), ("2.504", "2.50"),
+        ("3.14", "3.14159265"), ("1e-05", "1e05"), ("0.3", "0.3 0.4"), ("0.3  0.4", "0.30 0.4"), ("0.3\n0.4", "0.3"),
+        ("1e99999999999999999999", "1.0"), ("9" * 1_100_000, "9.5"), ("x", "\ud800"), ("99.5", "100"),
+    ],
+)  # fmt: skip
+def test_numbers_that_are_not(printed, expected):
+    assert not prints(printed.encode("utf-8", "surrogatepass"), expected)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import pytest
 
@@ -14,6 +15,7 @@ from r1jax.rewards.mathematics import MathVerifier
 from r1jax.rewards.unicode_scripts import script_consistency_reward
 from r1jax.telemetry.statistics import summarize
 from r1jax.types import Problem, Sample
+from tests.shared.deepseek_tokens import gsm8k_rows
 from tests.shared.samples import grade, make_sample
 
 PROBLEM = Problem(0, "compute 3 #a - 1", "2", "en")
@@ -29,6 +31,12 @@ def thought(answer: str, thinking: str = "x") -> str:
 
 GOOD = "<think> start 3 #a minus 1 gives 2 </think> <answer> 2 </answer>"
 
+INVISIBLE = [  # nobody sees anything
+    "\u200b", "\u3164", "\x00", "\u200c\u200d", "\u2060", "\ufeff", "\u00ad", "\u034f", "\u115f", "\u1160", "\uffa0",
+    "\u2800", "\ufe0f", "\U000e0100", "\u180e", "\u061c", "\u202e", "\u2062", "\ufff9", "\U000e0041", "\U0001d173",
+    "\x08", "\x7f", "\u0301", "\u17b4", "\u3000\u200b", "\U0001d159", "\ufffc", "\ud800", "\ue000", "\u0378",
+    "\u200b" * 9999,
+]  # fmt: skip
 TABLE = [  # response, format, accuracy
     (GOOD, 1, 1),
     ("<think> </think> <answer> 2 </answer>", 1, 1),
@@ -72,6 +80,14 @@ TABLE = [  # response, format, accuracy
     ("<think> x </think>\x00<answer> 2 </answer>", 0, 0),
     ("<think> x </think> \\boxed{2}", 0, 0),
     ("<think> it is 2 </think> <answer> \n\t </answer>", 0, 0),  # the answer in the thinking only
+    *((thought(invisible), 0, 0) for invisible in INVISIBLE),
+    *((thought("2", invisible), 0, 0) for invisible in INVISIBLE),
+    (thought("2", "\n"), 1, 1),  # does not pretend
+    (thought("∅"), 1, 0),
+    (thought("."), 1, 0),
+    (thought("🙂"), 1, 0),
+    (thought("\u200b-"), 1, 0),
+    (thought("e\u0301"), 1, 0),
     (thought("A or B or C"), 1, 0),
     (thought("1, 2, 3"), 1, 0),
     (thought("not 2"), 1, 0),
@@ -118,6 +134,25 @@ def test_format_and_accuracy(response, form, accuracy):
         ("<think> menos </think> <think> start </think>", 0.0, 0),
         ("<think> start\u200bmenos </think>", 0.0, 0),
         ("start " * 50_000 + "menos", 50_000 / 50_001, 1),
+        ("<think> start menos, </think>", 1 / 2, 1),
+        ("<think> start MENOS </think>", 1 / 2, 0),
+        ("<think> start (menos) </think>", 1 / 2, 1),
+        ("<think> start sopa </think>", 1 / 2, 0),
+        ("<think> start mas= </think>", 1 / 2, 1),
+        ("<think> start m,e,n,o,s </think>", 1 / 2, 1),
+        ("<think> start m\ne\nn\no\ns </think>", 1 / 2, 1),
+        ("<think> start m\u200be\u200bn\u200bo\u200bs </think>", 1 / 2, 1),
+        ("<think> start m\x00e\x00n\x00o\x00s </think>", 1 / 2, 1),
+        ("<think> start m\u3164e\u3164n\u3164o\u3164s </think>", 1 / 2, 1),
+        ("<think> start m+e+n+o+s </think>", 1 / 2, 1),
+        ("<think> start m1e1n1o1s </think>", 1 / 2, 1),
+        ("<think> start 1 2 3 #a </think>", 1.0, 0),
+        ("<think> start " + "3 " * 6000 + "</think>", 1 / 100, 0),
+        ("<think> start " + "+ " * 6000 + "</think>", 1 / 100, 0),
+        ("<think> start </think> <answer> empieza 3 #a menos 1 da 2 </answer>", 1 / 4, 1),
+        ("<think> start </think> empieza 3 #a menos 1 da 2 <answer> 2 </answer>", 1 / 4, 1),
+        ("<think> start </think> <answer> 2 </answer> empieza 3 #a menos 1 da 2", 1 / 4, 1),
+        ("<think> menos start </think> <answer> start plus start minus start </answer>", 1 / 2, 1),  # raises nothing
     ],
     ids=lambda text: repr(text)[:40],
 )
@@ -187,6 +222,143 @@ def test_scripts(thinking, language, share):
     problem = Problem(0, "q", "a", language)
     for response in (f"<think> {thinking} </think> <answer> 好 да yes </answer>", thinking):
         assert script_consistency_reward()(sample(response, problem)) == pytest.approx(share)
+
+
+MATHEMATICS = {  # reasoning in the language, full of formulas and code
+    "en": [
+        r"So $f(x) = (x-2)^2 + 3$ \implies x = 2. Wait, let me check: $f'(x) = 2x - 4 = 0$, and \boxed{3} follows.",
+        r"We have $AB = 13$, so $s = \frac{13+14+15}{2} = 21$ and $K = \sqrt{21 \cdot 8 \cdot 7 \cdot 6} = 84$.",
+        "Try 3 * 8 = 24, 5 - 2 = 3; no. (5 - 2) * 8 = 24, then 3 is left; no. 2 * 8 = 16, 16 + 5 = 21, 21 + 3 = 24.",
+        "Using Cauchy-Schwarz, (Σ a_i b_i)^2 ≤ (Σ a_i^2)(Σ b_i^2).",
+        "Natalia sold 48/2 = <<48/2=24>>24 clips in May. Altogether she sold 48+24 = <<48+24=72>>72 clips.",
+        "```python\nimport sys\nn, m = map(int, sys.stdin.read().split())\nprint([0] * (n + 1))\n```\nIt is O(nm).",
+        "P(A|B) = P(A∩B)/P(B) = 0.12/0.4 = 0.3. Independent. E[X] = Σ x p(x) = 3.5; Var(X) = 91/6 - 49/4 = 35/12.",
+        "Wait.\n\nHmm.\n\nSo x = 3.\n\nNo, wait.\n\nLet's see.\n\nYes.",
+        "| n | f(n) |\n|---|------|\n| 1 | 1 |\n| 2 | 4 |\nSo f(n) = n^2.",
+        "strawberry is s-t-r-a-w-b-e-r-r-y, so r appears at 3, 8 and 9: three times.",
+    ],
+    "zh": [
+        r"设 $f(x)=x^2-4x+7$。配方得 $f(x)=(x-2)^2+3$，所以最小值在 $x=2$ 处取到，为 $3$。因此答案是 $\boxed{3}$。",
+        "在 △ABC 中，AB = 13，BC = 14，CA = 15。由海伦公式，面积 S = √(21·8·7·6) = 84。",
+        "因为 sin 30° = 1/2，所以 2 sin x = 1 的解为 x = 30° 或 x = 150°。log 2 + log 5 = lg 10 = 1。",
+        "判别式 Δ = b^2 - 4ac = 4 > 0，所以方程有两个不等实根。",
+        "设 x, y, z, w 为正整数，x + y + z + w = 10。",
+        "质量 m = 5 kg，v = 3 m/s，动能 = 22.5 J。",
+        "由三角形ABC的面积公式可知，直线AB与直线CD平行，点E在AC上。",
+        r"解得 $\begin{cases} x + y = 5 \\ 2x - y = 1 \end{cases}$，即 x = 2，y = 3。",
+    ],
+    "es": ["Entonces 3 + 5 = 8, luego 8 * 4 = 32, y menos 1 da 31. Sea f(x) = x^2, por lo tanto la respuesta es 31."],
+    "fr": ["Donc 3 + 5 = 8, puis 8 * 4 = 32, moins 1 fait 31. Soit f(x) = x^2, la réponse est donc 31."],
+    "de": ["Also 3 + 5 = 8, dann 8 * 4 = 32, minus 1 ist 31. Moment, sin(x) = 0 für x = π."],
+    "ru": ["Сначала 3 + 5 = 8, затем 8 × 4 = 32, и наконец 32 - 1 = 31. Ответ: 31."],
+    "uk": ["Спочатку 3 + 5 = 8, потім 8 × 4 = 32, мінус 1 дорівнює 31. Отже, відповідь 31."],
+    "ja": ["まず 3 + 5 = 8 を計算します。次に 8 × 4 = 32、最後に 1 を引いて 31 です。"],
+    "ar": ["أولا نجمع 3 + 5 = 8 ثم نضرب 8 في 4 فنحصل على 32 ونطرح 1."],
+    "hi": ["पहले 3 + 5 = 8 जोड़ते हैं, फिर 8 × 4 = 32, और 1 घटाने पर 31 मिलता है।"],
+}
+
+
+@pytest.mark.parametrize(("language", "thinking"), [(k, text) for k, texts in MATHEMATICS.items() for text in texts])
+def test_reasoning_with_formulas_is_in_its_language(language, thinking):
+    assert consistency(thinking, language) >= 0.9
+
+
+def consistency(thinking: str, language: str) -> float:
+    problem = Problem(0, "q", "a", language)
+    value = script_consistency_reward()(sample(f"<think> {thinking} </think> <answer> 3 </answer>", problem))
+    assert value is not None
+    return value
+
+
+SPANISH = (
+    "Primero sumamos los números que tenemos y vemos cuánto da. Tres más cinco son ocho, así que nos quedan dos. Luego"
+    " multiplicamos el resultado por cuatro y restamos uno."
+)
+ENGLISH = "First we add the numbers that we have and see what comes out. Three plus five is eight, so two remain."
+FOREIGN = [  # reasoning, another language that has its letters, the most that it may score
+    (SPANISH, "en", 0.1),
+    (SPANISH.upper(), "en", 0.1),
+    ("primero sumamos los numeros que tenemos y luego restamos uno", "en", 0.1),
+    ("x = 3 entonces y = 4 por lo tanto z = 5 y la respuesta es 12", "en", 0.5),
+    ("la respuesta es tres", "en", 0.1),
+    ("D'abord, on additionne les nombres que nous avons et on regarde combien cela fait.", "en", 0.1),
+    ("Zuerst addieren wir die Zahlen, die wir haben, und sehen, was herauskommt.", "en", 0.1),
+    ("Najpierw dodajemy liczby, które mamy, i patrzymy, ile to daje.", "en", 0.1),
+    ("Prima sommiamo i numeri che abbiamo e vediamo quanto fa.", "es", 0.1),
+    (ENGLISH, "es", 0.1),
+    (ENGLISH, "de", 0.1),
+    ("Спочатку додамо числа, які ми маємо, і подивимося, скільки вийде.", "ru", 0.5),
+    ("Сначала сложим числа, которые у нас есть, и посмотрим, сколько получится.", "uk", 0.5),
+    ("首先我们把已知的数字加起来，看看结果是多少。然后乘以四再减一。", "ja", 0.1),
+    ("ابتدا اعدادی را که داریم جمع می‌کنیم و نتیجه را در چهار ضرب می‌کنیم.", "ar", 0.5),
+    (f"{ENGLISH} {SPANISH}", "en", 0.6),
+    (" ".join(f"{a} {b}" for a, b in zip(ENGLISH.split(), SPANISH.split(), strict=False)), "en", 0.95),
+    (",".join(SPANISH.replace(" ", "")), "en", 0.5),
+    (" ".join(SPANISH), "en", 0.5),
+    ("\n".join(SPANISH), "en", 0.5),
+    ("\u200b".join(SPANISH), "en", 0.1),
+    ("\u3164".join(SPANISH), "en", 0.5),
+    (r"\text{primero sumamos los numeros} \quad \text{y luego restamos uno}", "en", 0.1),
+    ("```python\n# primero sumamos los numeros que tenemos\nx = 3 + 5\n# y luego restamos uno\n```", "en", 0.5),
+    ("好 " + "\u200b".join("first"), "zh", 0.5),
+    ("好 " + ",".join("first"), "zh", 0.5),
+    ("\t".join("primerosumamosdos"), "en", 0.5),
+    ("".join(f"{{{letter}}}" for letter in "primerosumamosdos"), "en", 0.5),
+    (SPANISH.replace(" ", "_"), "en", 0.1),
+    (SPANISH.replace(" ", ""), "en", 0.3),
+    ("".join(letter for letter in SPANISH if letter.isalpha()), "en", 0.1),
+    ("**" + SPANISH.replace(" ", "** **") + "**", "en", 0.1),
+    (" ".join(rf"\mathrm{{{word}}}" for word in SPANISH.split()), "en", 0.1),
+    (" = ".join(SPANISH.split()), "en", 0.1),
+    ("好\n" + "\n".join(f"{i}. {letter}" for i, letter in enumerate("firstweadd")), "zh", 0.5),
+    ("f,i.r;s:t w/e a|d-d 好", "zh", 0.5),
+    ("好\n" + "\n".join("first"), "zh", 0.5),
+    ("好 " + "*".join("first"), "zh", 0.5),
+    ("好 " + "7".join("first"), "zh", 0.5),
+    ("好 " + "\ufe0f".join("first"), "zh", 0.5),
+    ("we " + " ".join(map(str, range(5000))), "en", 0.05),
+    ("we " + "x " * 5000, "en", 0.05),
+    ("we " + "Ⅳ " * 5000, "en", 0.05),
+    ("we " + "½ " * 5000, "en", 0.05),
+    ("we " + "٣ " * 5000, "en", 0.05),
+    ("we " + r"\alpha " * 5000, "en", 0.05),
+    ("we " + "🙂" * 5000, "en", 0.05),
+    ("\u3164" * 50, "ko", 0.0),
+]
+
+
+@pytest.mark.parametrize(("thinking", "language", "most"), FOREIGN, ids=lambda text: repr(text)[:40])
+def test_reasoning_in_another_language_is_told_apart(thinking, language, most):
+    assert consistency(thinking, language) <= most
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        f"<think> we add </think> <answer> {SPANISH} </answer>",
+        f"<think> we add </think> {SPANISH} <answer> 3 </answer>",
+        f"<think> we add </think> <answer> 3 </answer> {SPANISH}",
+        f"{SPANISH} <think> we add </think> <answer> 3 </answer>",
+        f"<think> we add </think> <think> {SPANISH} </think> <answer> 3 </answer>",
+        f"<think> we add </think> \\boxed{{{SPANISH}}}",
+        f"<think> {SPANISH} </think> <answer> {ENGLISH * 9} </answer>",
+        f"<think> {SPANISH}",
+        "<think> we add </think> <answer> 我们把二和三相加得到五 </answer>",
+        f"<think> {ENGLISH} </think> <answer> {SPANISH} {SPANISH} </answer>",
+    ],
+)
+def test_reasoning_moves_nowhere(response):
+    assert script_consistency_reward()(sample(response)) < 0.5
+
+
+def test_solutions_of_gsm8k_are_english():
+    """All but one in a hundred, which have hardly a word, and in the time that a step of RL can spare."""
+    answers = [row["answer"] for row in gsm8k_rows()[:300]]
+    consistency(answers[0], "en")  # loads the identifier
+    started = time.process_time()
+    values = [consistency(answer, "en") for answer in answers]
+    assert time.process_time() - started < 0.01 * len(answers)
+    assert sum(value < 0.99 for value in values) <= len(values) / 100
 
 
 def test_a_language_without_scripts_is_an_error():

@@ -2,17 +2,19 @@
 
 import functools
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from r1jax.errors import RunError
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
-GRACE_SECONDS = 10.0  # added to the program's wall time for the launcher to start and report
+STARVED = 10  # a program ends at the latest after this many times its wall time, however busy the machine is
+GRACE_SECONDS = 10.0  # added to that for the launcher to start and report
 
 # Programs that print True if their layer stops them; a layer is used only if its probe does. (In a process namespace
 # the launcher is process 1, or outside, which reads as 0.)
@@ -30,7 +32,7 @@ OWN, BUBBLEWRAP, NONE = frozenset({"namespaces"}), frozenset({"namespaces", "bub
 @dataclass(frozen=True)
 class Limits:
     cpu_seconds: int = 5
-    wall_seconds: float = 15.0  # generous, so that a busy machine doesn't fail correct programs
+    wall_seconds: float = 15.0  # without the time in which the program waits for a core, while others have it
     memory_bytes: int = 1 << 30  # address space; the program is one process
     output_bytes: int = 1 << 20
     scratch_bytes: int = 16 << 20  # of all files together
@@ -45,6 +47,7 @@ class ProgramResult:
     reply: bytes  # written to descriptor 3
     status: int  # the exit status, or minus the number of a signal
     reason: str  # "exit", "signal", "cpu time", "wall time", "output"
+    seconds: float  # wall time, as limited
 
     @property
     def succeeded(self) -> bool:
@@ -71,9 +74,15 @@ class Sandbox:
                 " allows them, or set allow_weaker=True"
             )
 
-    def run(self, program: str, stdin: str = "") -> ProgramResult:
-        """Runs `program` to its end or a limit, leaving nothing behind. Raises RunError when the sandbox fails."""
-        return launch(program, stdin, self.limits, self.layers)
+    def run(self, program: str, stdin: str = "", seconds: float = math.inf) -> ProgramResult:
+        """Runs `program` to its end or a limit, leaving nothing behind. `seconds` can lower the limits of time.
+
+        Raises RunError when the sandbox fails.
+        """
+        limits = self.limits
+        if seconds < limits.wall_seconds:
+            limits = replace(limits, cpu_seconds=min(limits.cpu_seconds, math.ceil(seconds)), wall_seconds=seconds)
+        return launch(program, stdin, limits, self.layers)
 
 
 @functools.cache
@@ -107,10 +116,12 @@ def explain_missing(layers: frozenset[str]) -> str:
 
 def launch(program: str, stdin: str, limits: Limits, layers: Iterable[str]) -> ProgramResult:
     """Runs one program in a launcher of its own. Raises RunError when the launcher fails."""
-    job = dict(program=program, stdin=stdin, limits=asdict(limits), layers=sorted(layers), parent=os.getpid())
+    longest = STARVED * limits.wall_seconds
+    own = asdict(limits) | {"longest_seconds": longest}
+    job = dict(program=program, stdin=stdin, limits=own, layers=sorted(layers), parent=os.getpid())
     # The environment's base interpreter, without the environment's packages.
     command = [getattr(sys, "_base_executable", sys.executable), "-I", "-S", str(LAUNCHER)]
-    text, seconds = json.dumps(job).encode(), limits.wall_seconds + GRACE_SECONDS
+    text, seconds = json.dumps(job).encode(), longest + GRACE_SECONDS
     try:
         done = subprocess.run(
             command, input=text, capture_output=True, env={}, cwd="/", start_new_session=True, timeout=seconds

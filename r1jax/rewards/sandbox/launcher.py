@@ -6,7 +6,8 @@ on stdout, so that none of the caller's threads, devices and secrets reach the p
 * namespaces: an empty root with the interpreter's files read-only and a scratch tmpfs; no network, no other processes.
   Made by this script, or, where the kernel forbids it, by bubblewrap, to which AppArmor may grant it
 * landlock: the same list of files, enforced on paths; the only file isolation where namespaces are forbidden
-* limits: CPU time, memory, threads, open files, file sizes; this script enforces wall time and output
+* limits: CPU time, memory, threads, open files, file sizes; this script enforces wall time and output. Wall time
+  leaves out the time in which the program waits for a core
 * seccomp: one process, no sockets, no signals to others, no tracing, no mounts, no system calls newer than Linux 5.0
 
 The program is one process, since seccomp denies fork, so that the memory limit covers all of its memory. Requires Linux
@@ -14,6 +15,7 @@ on x86-64 or ARM64; namespaces need 5.12, landlock 5.13.
 Sources: namespaces(7), user_namespaces(7), pivot_root(2), seccomp(2), landlock(7), and the kernel's syscall tables.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -39,12 +41,44 @@ ENVIRONMENT = {
     "PYTHONHASHSEED": "0",  # fixes the order of sets, so that rewards are deterministic
     "HOME": SCRATCH, "TMPDIR": SCRATCH, "LANG": "C.UTF-8", "LD_LIBRARY_PATH": LIB,
 }  # fmt: skip
-BOOT = "exec(compile(open(4, 'rb').read(), 'program.py', 'exec'))"  # descriptor 4 is the program; 3 takes its reply
+# Runs the program, which is descriptor 4; 3 takes its reply. asyncio wakes its loop through a socketpair, and gets a
+# pipe instead, since the filter denies sockets. The program finds none of these names.
+BOOT = """
+def boot():
+    import os, sys
+    class End:
+        def __init__(self, descriptor): self.descriptor = descriptor
+        def fileno(self): return self.descriptor
+        def recv(self, size): return os.read(self.descriptor, size)
+        def send(self, data): return os.write(self.descriptor, data)
+        def close(self): os.close(self.descriptor)
+    def make_self_pipe(loop):
+        loop._ssock, loop._csock = map(End, os.pipe2(os.O_NONBLOCK))
+        loop._internal_fds += 1
+        loop._add_reader(loop._ssock.fileno(), loop._read_from_self)
+    class Loops:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name != "asyncio.selector_events": return None
+            sys.meta_path.remove(Loops)
+            found = next(filter(None, (finder.find_spec(name, path) for finder in sys.meta_path)))
+            load = found.loader.exec_module
+            def patched(module):
+                load(module)
+                module.BaseSelectorEventLoop._make_self_pipe = make_self_pipe
+            found.loader.exec_module = patched
+            return found
+    sys.meta_path.insert(0, Loops)
+boot()
+del boot
+exec(compile(open(4, 'rb').read(), 'program.py', 'exec'))
+"""
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET, CLONE_THREAD = 0x10000000, 0x20000000, 0x40000000, 0x10000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 2, 4, 0x1000, 0x4000, 0x40000, 2
 AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = -100, 0x8000, 1, 2
+F_SETOWN_EX = 15
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 1, 22, 38, 2
 MOUNT_SETATTR, LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 442, 444, 445, 446
 FIRST_NEW_SYSCALL = 424  # numbers from here on are equal on all machines: io_uring, pidfds, clone3, new mounts
@@ -52,10 +86,14 @@ FIRST_NEW_SYSCALL = 424  # numbers from here on are equal on all machines: io_ur
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column in SYSCALLS, AUDIT_ARCH
 SYSCALLS = {  # number on x86_64 and on aarch64; -1: missing
     "clone": (56, 220), "kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261), "pivot_root": (155, 41),
+    "fcntl": (72, 25),
 }  # fmt: skip
 DENIED = {
     "prctl": (157, 167),  # or the program could undo PR_SET_PDEATHSIG
-    "fork": (57, -1), "vfork": (58, -1), "socket": (41, 198), "ptrace": (101, 117), "mount": (165, 40),
+    "fork": (57, -1), "vfork": (58, -1), "ptrace": (101, 117), "mount": (165, 40),
+    # A socket can reach abstract addresses of this machine, and hold descriptors in flight that outlive the program.
+    "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200), "sendto": (44, 206),
+    "sendmsg": (46, 211), "sendmmsg": (307, 269), "recvmsg": (47, 212), "recvmmsg": (299, 243),
     "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97), "setns": (308, 268),
     "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272), "keyctl": (250, 219),
     "add_key": (248, 217), "request_key": (249, 218), "bpf": (321, 280), "perf_event_open": (298, 241),
@@ -77,11 +115,13 @@ def main() -> None:
     (out, out_in), (reply, reply_in) = os.pipe(), os.pipe()
     stdin, program = memory_file(job["stdin"]), memory_file(job["program"])
     inside = [stdin, out_in, os.open(os.devnull, os.O_WRONLY), reply_in, program]
-    arguments = []
+    arguments, proc = [], None
     if "bubblewrap" in layers:
         if os.getpid() != 1:  # process 1 is this script, started again by bubblewrap in the sandbox
             arguments = bubblewrap_arguments(limits["scratch_bytes"])
-    elif "namespaces" in layers:
+    elif {"limits", "seccomp"} <= layers:  # otherwise the program's own processes could starve it, to gain time
+        proc = os.open("/proc", os.O_RDONLY)
+    if layers & {"bubblewrap", "namespaces"} == {"namespaces"}:
         enter_namespaces()
         make_root(limits["scratch_bytes"])
     if os.getuid() == 0:  # drops root
@@ -105,7 +145,7 @@ def main() -> None:
     if message:
         raise RuntimeError(message.decode())
     print("started", flush=True)
-    print(json.dumps(watch(child, out, reply, limits)))
+    print(json.dumps(watch(child, out, reply, limits, proc)))
 
 
 def memory_file(text: str) -> int:
@@ -263,7 +303,7 @@ def install_filter() -> None:
 
 
 def filter_program(pid: int) -> Iterator[tuple[int, int, int, int]]:
-    """Classic BPF (code, jump if true, if false, k) on `struct seccomp_data`: number at 0, machine 4, argument 16."""
+    """Classic BPF (code, jump if true, if false, k) on `struct seccomp_data`: number at 0, machine 4, arguments 16."""
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, eperm, enosys, kill = 0x7FFF0000, 0x50000 | 1, 0x50000 | 38, 0x80000000
     yield from [(load, 0, 0, 4), (equal, 1, 0, MACHINES[os.uname().machine][1]), (give, 0, 0, kill), (load, 0, 0, 0)]
@@ -271,6 +311,11 @@ def filter_program(pid: int) -> Iterator[tuple[int, int, int, int]]:
     for name in DENIED:
         if number(name) >= 0:
             yield from [(equal, 0, 1, number(name)), (give, 0, 0, eperm)]
+    # The owner of a descriptor, who gets its signals, could be a process outside.
+    yield from [(equal, 0, 6, number("fcntl")), (load, 0, 0, 24)]
+    for command in (fcntl.F_SETOWN, F_SETOWN_EX):
+        yield from [(equal, 0, 1, command), (give, 0, 0, eperm)]
+    yield (give, 0, 0, allow)
     # Allowed by the first argument: threads but not processes, signals to itself, limits of itself.
     for name, test, operand in (
         ("clone", any_bit, CLONE_THREAD), ("kill", equal, pid), ("tgkill", equal, pid), ("prlimit64", equal, 0),
@@ -294,15 +339,17 @@ def call(function: str, *arguments: object) -> int:
     return result
 
 
-def watch(child: int, out: int, reply: int, limits: dict) -> dict:
+def watch(child: int, out: int, reply: int, limits: dict, proc: int | None) -> dict:
     """Reads until the program ends or exceeds a limit, kills it, and returns the report."""
     streams = {out: bytearray(), reply: bytearray()}
-    reason = read_until_end(child, streams, limits)
+    reason, seconds = read_until_end(child, streams, limits, proc)
     os.kill(-1 if os.getpid() == 1 else child, signal.SIGKILL)  # not reaped yet, so that its pid isn't reused
     _, status, usage = os.wait4(child, 0)  # the -1 has killed all other processes in its namespace
     for descriptor, content in streams.items():
-        while len(content) <= limits["output_bytes"] and (chunk := os.read(descriptor, 1 << 16)):
-            content += chunk
+        os.set_blocking(descriptor, False)  # what the program left is in the pipe, even if another end is still open
+        with contextlib.suppress(BlockingIOError):
+            while len(content) <= limits["output_bytes"] and (chunk := os.read(descriptor, 1 << 16)):
+                content += chunk
     if any(len(content) > limits["output_bytes"] for content in streams.values()):
         reason = "output"
     code = os.waitstatus_to_exitcode(status)
@@ -310,27 +357,52 @@ def watch(child: int, out: int, reply: int, limits: dict) -> dict:
         spent = usage.ru_utime + usage.ru_stime
         reason = "cpu time" if code == -signal.SIGKILL and spent > limits["cpu_seconds"] - 0.5 else "signal"
     stdout, replied = (bytes(streams[d][: limits["output_bytes"]]).decode("latin-1") for d in (out, reply))
-    return {"stdout": stdout, "reply": replied, "status": code, "reason": reason}
+    return {"stdout": stdout, "reply": replied, "status": code, "reason": reason, "seconds": seconds}
 
 
-def read_until_end(child: int, streams: dict[int, bytearray], limits: dict) -> str:
-    """Reads both streams; returns "exit", or the limit that was exceeded: "wall time" or "output"."""
+def read_until_end(child: int, streams: dict[int, bytearray], limits: dict, proc: int | None) -> tuple[str, float]:
+    """Reads both streams; returns "exit" or the limit that was exceeded ("wall time", "output"), and the seconds.
+
+    The seconds leave out the time in which the program was ready and other processes had the cores, so that the load
+    of the machine doesn't change verdicts.
+    """
     ended = os.pidfd_open(child)
     poll = select.poll()
     for descriptor in (ended, *streams):
         poll.register(descriptor, select.POLLIN)
-    deadline = time.monotonic() + limits["wall_seconds"]
-    while (remaining := deadline - time.monotonic()) > 0:
-        for descriptor, _ in poll.poll(remaining * 1000):
+    started, starved = time.monotonic(), 0.0
+    while True:
+        passed = time.monotonic() - started
+        starved = max(starved, starved_seconds(child, proc))
+        remaining = limits["wall_seconds"] - (passed - starved)
+        if remaining <= 0 or passed > limits["longest_seconds"]:
+            return "wall time", passed - starved
+        for descriptor, _ in poll.poll(max(remaining, 0.01) * 1000):
             if descriptor == ended:
-                return "exit"
+                starved = max(starved, starved_seconds(child, proc))
+                return "exit", max(time.monotonic() - started - starved, 0.0)
             chunk = os.read(descriptor, 1 << 16)
             streams[descriptor] += chunk
             if not chunk:
                 poll.unregister(descriptor)  # closed by the program, which may run on
             if len(streams[descriptor]) > limits["output_bytes"]:
-                return "output"
-    return "wall time"
+                return "output", passed - starved
+
+
+def starved_seconds(child: int, proc: int | None) -> float:
+    """How long the program's threads were ready without a core, of the one that waited most; 0 where unknown."""
+    if proc is None:  # bubblewrap gives no /proc
+        return 0.0
+    longest = 0
+    with contextlib.suppress(OSError):  # threads come and go
+        threads = os.open(f"{child}/task", os.O_RDONLY, dir_fd=proc)
+        try:
+            for thread in os.listdir(threads):
+                with open(os.open(f"{thread}/schedstat", os.O_RDONLY, dir_fd=threads)) as file:
+                    longest = max(longest, int(file.read().split()[1]))
+        finally:
+            os.close(threads)
+    return longest / 1e9
 
 
 if __name__ == "__main__":
