@@ -50,7 +50,7 @@ class RejectionConfig(_DrawConfig):
       shard_prompts: problems of a shard, the unit of resuming and of dividing the work over hosts.
       keep: responses to a problem, at most.
       choose: which of more are kept: the "first" drawn, or the "shortest".
-      language: least share of words in the problem's language, in the thinking.
+      language: least share of words in the problem's language; that of long texts with names and code is seldom 1.
       longest: most tokens; None is max_new_tokens.
       repetition: largest share of 4-grams that occurred before; 1 is off.
       paragraph_words: most words of a paragraph.
@@ -60,7 +60,7 @@ class RejectionConfig(_DrawConfig):
     shard_prompts: int = 256
     keep: int = 4
     choose: str = "first"
-    language: float = 1.0
+    language: float = 0.95
     longest: int | None = None
     repetition: float = 1.0
     paragraph_words: int = 400

@@ -1,6 +1,7 @@
 """Routed experts on one device; parallel/expert_parallel.py has them sharded. No token is ever dropped.
 
-`p` holds the three matrices of each expert; ids [T, K] and gate values [T, K] come from the router (moe.py).
+`p` holds the three matrices of each of E experts; ids [T, K] and gate values [T, K] come from the router (moe.py).
+Padding has the id E, which is no expert's.
 """
 
 import functools
@@ -123,13 +124,14 @@ grouped_matmul.defvjp(lambda *inputs: (grouped_matmul(*inputs), inputs), _groupe
 
 def moe_grouped(p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array) -> Array:
     """Each token on its chosen experts only: sort by expert, three ragged matmuls, unsort."""
-    T, K = ids_TK.shape
+    (T, K), E = ids_TK.shape, p["gate_EDF"].shape[0]
     order_G = jnp.argsort(ids_TK.reshape(-1), stable=True)
-    row_TK = jnp.argsort(order_G).reshape(T, K)
-    rows_GD = dispatch(x_TD, order_G // K, row_TK)
+    row_TK = jnp.where(ids_TK < E, jnp.argsort(order_G).reshape(T, K), -1)
+    token_G = jnp.where(ids_TK.reshape(-1)[order_G] < E, order_G // K, -1)
+    rows_GD = dispatch(x_TD, token_G, row_TK)
     gates_G1 = gates_TK.reshape(-1, 1)[order_G]
-    out_GD = grouped_swiglu(p, rows_GD, gates_G1, count(ids_TK, p["gate_EDF"].shape[0]))
-    return combine(out_GD, order_G // K, row_TK)
+    out_GD = grouped_swiglu(p, rows_GD, gates_G1, count(ids_TK, E))
+    return combine(out_GD, token_G, row_TK)
 
 
 # Tokens to rows and back. Each is the transpose of the other and a gather: JAX's own transpose would be a scatter.

@@ -53,18 +53,21 @@ def moe(
     replay_BTK: Array | None = None,
     ops: ShardedOps = ONE_DEVICE,
 ) -> tuple[Array, dict[str, Array]]:
-    """Routed experts plus shared ones, if any, [B, T, D], and statistics of the router; segment 0 is not counted.
+    """Routed experts plus shared ones, if any, [B, T, D], and statistics of the router.
+
+    Segment 0 is padding: it is not counted, and goes to no expert; all of it would go to the same few.
 
     Statistics: `load_E`, the number of tokens that chose each expert; `balance`, the balance loss summed over segments;
     `ids_BTK`, each token's experts, which `replay_BTK` prescribes where it is not -1.
     """
     scores_BTE = affinities(p, x_BTD, c)
     ids_BTK, gates_BTK = choose_experts(scores_BTE, bias_E, c, replay_BTK)
-    out_BTD = ops.experts(p, x_BTD, ids_BTK, gates_BTK, c)
+    is_token_BT1 = segment_ids_BT[..., None] > 0
+    out_BTD = ops.experts(p, x_BTD, jnp.where(is_token_BT1, ids_BTK, c.n_routed_experts), gates_BTK, c)
     if "shared" in p:
         out_BTD += ops.residual(feed_forward(p["shared"], ops.matmul_input(x_BTD)))
 
-    chosen_BTE = jax.nn.one_hot(ids_BTK, c.n_routed_experts).sum(axis=-2) * (segment_ids_BT > 0)[..., None]
+    chosen_BTE = jax.nn.one_hot(ids_BTK, c.n_routed_experts).sum(axis=-2) * is_token_BT1
     balance = balance_loss(scores_BTE, chosen_BTE, segment_ids_BT, c)
     return out_BTD, {"load_E": chosen_BTE.sum(axis=(0, 1)), "balance": balance, "ids_BTK": ids_BTK}
 

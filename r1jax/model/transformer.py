@@ -88,7 +88,7 @@ def _block(p: Params, routing: tuple, x_BTD: Array, counted_BT: Array, attend, c
     """One layer: [B, T, D], the router's statistics, and what `attend(weights, x)` returns beside its output.
 
     `routing`: the router bias [E], None in a dense layer, and prescribed expert ids [B, T, K] or None. `counted_BT`:
-    segment ids, for the router's statistics alone.
+    segment ids, for the router alone.
     """
     p = dequantize(p, c.dtype)  # here, so that only one layer at a time is dequantized
     bias_E, replay_BTK = routing
@@ -222,6 +222,7 @@ def forward_cached(
     contexts: Sequence[tuple[dict[str, Any], Array]],
     config: ModelConfig,
     ops: ShardedOps = ONE_DEVICE,
+    is_token_BT: Array | None = None,
 ) -> tuple[Array, dict[str, Any], Array | None]:
     """Runs T new tokens of each sequence over a cache: prefill, decoding and verification of drafts.
 
@@ -230,12 +231,13 @@ def forward_cached(
       tokens_BT, positions_BT: int32; each token also attends to those before it among the T.
       contexts: pairs of a cache (`init_cache`), which is only read, and a mask that broadcasts to [B, T, S], of its
         first S places; or one pair with a list of `BlockedCache`s for each unstacked stack.
+      is_token_BT: the others are padding, which no expert runs; None: all are.
 
     Returns:
       hidden [B, T, D] after the final norm; the cache of the new tokens, S = T, or the `BlockedCache`s with them; and
       their experts, [B, T, L, K], or None in a model without experts.
     """
-    segment_ids_BT = jnp.ones(tokens_BT.shape, jnp.int32)
+    segment_ids_BT = jnp.ones(tokens_BT.shape, jnp.int32) if is_token_BT is None else is_token_BT.astype(jnp.int32)
 
     def layer(name, x_BTD, weights):
         p, bias_E, i = weights
@@ -271,6 +273,7 @@ def forward_mtp_cached(
     contexts: Sequence[tuple[dict[str, Any], Array]],
     config: ModelConfig,
     ops: ShardedOps = ONE_DEVICE,
+    is_token_BT: Array | None = None,
 ) -> tuple[Array, dict[str, Any]]:
     """`forward_cached` of the first MTP module, which predicts token i + 2 at position i.
 
@@ -283,7 +286,10 @@ def forward_mtp_cached(
         attend_cached, positions_BT=inputs.positions_BT, contexts=pairs, layer=0, c=config, ops=ops
     )
     x_BTD = ops.residual(mtp_input(p, inputs.hidden_BTD, embed(params, inputs.tokens_BT, config, ops), config))
-    routing, segment_ids_BT = (router_bias["mtp"][0], None), jnp.ones(inputs.tokens_BT.shape, jnp.int32)
+    routing = (router_bias["mtp"][0], None)
+    segment_ids_BT = (
+        jnp.ones(inputs.tokens_BT.shape, jnp.int32) if is_token_BT is None else is_token_BT.astype(jnp.int32)
+    )
     x_BTD, _, new = _block(p["block"], routing, x_BTD, segment_ids_BT, attend, config, ops)
     return rms_norm(x_BTD, p["norm_D"], config.rms_norm_eps), {"mtp": [new] if is_blocked(pairs) else new[None]}
 

@@ -321,7 +321,10 @@ class BySource:
 
     @property
     def failures(self) -> Counter[str]:
-        return sum((Counter(reward.failures) for reward in self.rewards), Counter())
+        total: Counter[str] = Counter()
+        for reward in self.rewards:
+            total.update(reward.failures)  # keeps kinds that have not occurred, where a sum drops them
+        return total
 
     def answer(self, sample: Sample) -> str | None:
         return next((reward.answer(sample) for reward in self.rewards if reward.applies(sample)), None)

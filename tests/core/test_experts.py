@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec
 
 from r1jax.config import MeshConfig
 from r1jax.model.experts import LayerOf, layer_matmul, matmul_in_place, moe_dense, moe_grouped, weights_gradient
+from r1jax.model.moe import moe
+from r1jax.model.ops import ShardedOps
 from r1jax.parallel import expert_parallel
 from r1jax.parallel.expert_parallel import exchange, moe_all_gather, moe_all_to_all, moe_expert_parallel
 from r1jax.parallel.layout import make_layout
@@ -27,10 +29,15 @@ def weights():
 
 
 def routed(T: int, kind: str):
-    """Rows, ids and gate values of T tokens, routed evenly, at random, or all to the same experts."""
+    """Rows, ids and gate values of T tokens, routed evenly, at random, or all to the same experts.
+
+    "padded": of 16 tokens 15 are padding, as in a short batch.
+    """
     rng = np.random.default_rng(T)
     if kind == "even":
         ids = np.arange(T * K).reshape(T, K) % E
+    elif kind == "padded":
+        ids = np.where(np.arange(T)[:, None] % 16 == 3, np.arange(T * K).reshape(T, K) % E, E)
     elif kind == "chance":
         ids = np.stack([rng.permutation(E)[:K] for _ in range(T)])
     else:
@@ -63,7 +70,7 @@ ALL_TO_ALL = functools.partial(moe_all_to_all, axes=("expert",), sync_axes=("dat
 ALL_GATHER = functools.partial(moe_all_gather, axes=("expert",))
 
 
-@pytest.mark.parametrize("kind", ["even", "chance", "one"])
+@pytest.mark.parametrize("kind", ["even", "chance", "padded", "one"])
 @pytest.mark.parametrize(
     ("n", "function"), [(2, ALL_TO_ALL), (4, ALL_TO_ALL), (8, ALL_TO_ALL), (2, ALL_GATHER), (8, ALL_GATHER), (1, None)]
 )
@@ -76,6 +83,25 @@ def test_sharded_experts_equal_the_dense_ones(monkeypatch, n, function, kind):
     found = with_gradients(over_devices(n, function) if function else moe_grouped, *inputs)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, **ROUNDING)
+
+
+def test_padding_goes_to_no_expert(model, policy):
+    """In training, prefill and decoding; its experts would be the same few, and their device's exchange would fill."""
+    params, router_bias = policy
+    seen = []
+
+    def experts(p, x_BTD, ids_BTK, gates_BTK, c):
+        seen.append(ids_BTK)
+        return jnp.zeros_like(x_BTD)
+
+    c, x_BTD = model, jax.random.normal(jax.random.key(0), (2, 6, model.hidden_size))
+    segment_ids_BT = jnp.asarray([[1, 1, 2, 2, 2, 0], [1, 0, 0, 0, 0, 0]])
+    p = jax.tree.map(lambda w: w[0], params["moe"]["feed_forward"])
+    _, statistics = moe(p, router_bias["moe"][0], x_BTD, segment_ids_BT, c, ops=ShardedOps(experts=experts))
+    (ids_BTK,) = seen
+    np.testing.assert_array_equal((ids_BTK < c.n_routed_experts).all(-1), segment_ids_BT > 0)
+    np.testing.assert_array_equal((ids_BTK == c.n_routed_experts).all(-1), segment_ids_BT == 0)
+    assert statistics["load_E"].sum() == 6 * c.num_experts_per_tok
 
 
 def test_exchange_equals_ragged_all_to_all_by_hand():
