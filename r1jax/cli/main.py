@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from r1jax.cli import chat, evaluate, experiments, export_hf, generate, import_hf, report, run
 from r1jax.errors import Preempted, RunError, UsageError
@@ -55,8 +56,15 @@ def explain(error: BaseException) -> tuple[int, str]:
     return 1, f"{type(error).__name__}: {str(error)[:500]} (--debug shows the traceback)"
 
 
+class Parser(argparse.ArgumentParser):
+    """Its errors are one line, as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} ({self.prog} --help shows the usage)\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="r1jax", description="The DeepSeek-R1 recipe in JAX.")
+    parser = Parser(prog="r1jax", description="The DeepSeek-R1 recipe in JAX.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, help: str, command) -> argparse.ArgumentParser:

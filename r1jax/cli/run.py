@@ -87,6 +87,8 @@ def keep_traceback(workdir: epath.Path) -> Iterator[None]:
 def leave_nothing(workdir: epath.Path) -> Iterator[None]:
     """When a start is refused, removes what it wrote to `workdir`, unless a stage got somewhere."""
     existed = workdir.exists()
+    if existed and not workdir.is_dir():
+        raise UsageError(f"--workdir {workdir} is a file, expected a directory")
     before = {child.name for child in workdir.iterdir()} if existed else set()
     record = (workdir / "run.json").read_text() if "run.json" in before else None
     try:

@@ -151,6 +151,8 @@ class RLConfig:
                 require_positive(self, name)
         require_positive(self.sampling, "temperature", why=": RL needs the log-probabilities of what was drawn")
         needed, samples = self.prompts_per_step * self.max_generation_batches, self.prompts_per_step * self.group_size
+        if self.group_size == 1:
+            raise ValueError("group_size is 1, expected 2 or more: an advantage compares the responses to a prompt")
         if self.num_prompts < needed:
             raise ValueError(
                 f"num_prompts is {self.num_prompts}, expected at least prompts_per_step * max_generation_batches"

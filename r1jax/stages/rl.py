@@ -18,7 +18,7 @@ from etils import epath
 from r1jax.checkpoint.store import CheckpointStore, make_metadata
 from r1jax.config import ModelConfig, RLConfig
 from r1jax.data.feeds import problem_batches
-from r1jax.errors import Preempted, RunError, UsageError
+from r1jax.errors import Preempted, RunError
 from r1jax.objectives.grpo import LossFunction, LossSpec, grpo_loss
 from r1jax.objectives.metrics import Metrics, merge_metrics
 from r1jax.objectives.optimizer import learning_rate, updated_model
@@ -112,12 +112,7 @@ def open_stage(
     rewards: Mapping[str, Reward],
     functions: Sequence[Callable],
 ) -> None:
-    """Writes or checks the stage's config, which names the functions that a fork brings.
-
-    Raises UsageError for groups of one sample, whose advantage is always 0 unless a fork computes it.
-    """
-    if config.group_size == 1 and broadcast_advantages in functions:
-        raise UsageError("RLConfig.group_size is 1, expected 2 or more: an advantage compares a prompt's samples")
+    """Writes or checks the stage's config, which names the functions that a fork brings."""
     settings: dict[str, Any] = {name: reward.settings for name, reward in rewards.items()}
     own = [name_of(f) for f in functions if f not in (broadcast_advantages, grpo_loss)]
     extra: dict[str, Any] = {"functions": own} if own else {}

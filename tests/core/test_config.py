@@ -74,6 +74,7 @@ def test_direct_construction_is_untouched_by_gin():
         ("LossConfig.aggregation = [tokens]", "'tokens'"),
         ("RLConfig.minibatches_per_rollout = 700", "minibatches_per_rollout"),
         ("RLConfig.num_prompts = 3", "num_prompts"),
+        ("RLConfig.group_size = 1", "rl/RLConfig: group_size"),
         ("RLConfig.row_tokens = 0", "row_tokens"),
         ("RLConfig.max_staleness = 1", "LossConfig.importance"),
         ("RLConfig.max_staleness = 2", "max_staleness"),

@@ -20,12 +20,11 @@ from r1jax.rewards.grading import Grading, grade_groups, has_signal, require_ver
 from r1jax.rewards.mathematics import MathVerifier
 from r1jax.rewards.rules import Reward, by_source
 from r1jax.rewards.workers import Workers
-from r1jax.rollout.advantages import broadcast_advantages, compute_advantages
+from r1jax.rollout.advantages import compute_advantages
 from r1jax.runs.run import lock
-from r1jax.stages.rl import RLLog, open_stage
+from r1jax.stages.rl import RLLog
 from r1jax.telemetry.progress import Progress
 from r1jax.types import Problem, Sample
-from tests.shared.configs import rl_config
 from tests.shared.loss_batches import pack, preset
 from tests.shared.samples import make_sample
 
@@ -159,12 +158,6 @@ def test_a_workdir_is_locked_while_its_process_lives(tmp_path):
             other.kill()  # a crash leaves no lock behind
     lock(directory)
     lock(directory)  # the same process may open a run again
-
-
-def test_one_sample_a_prompt_is_refused_unless_a_fork_computes_the_advantage():
-    config = rl_config(group_size=1)
-    with pytest.raises(UsageError, match="group_size"):
-        open_stage(None, config, {}, {}, (broadcast_advantages, grpo_loss))  # type: ignore[arg-type]
 
 
 def test_steps_without_a_signal_are_said_once(capsys):
