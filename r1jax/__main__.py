@@ -4,4 +4,5 @@ import sys
 
 from r1jax.cli.main import main
 
-sys.exit(main())
+if __name__ == "__main__":  # processes that are spawned import this file
+    sys.exit(main())

@@ -1,7 +1,9 @@
 """Episodes of several turns: what the policy is trained on is what was drawn and appended, id by id."""
 
 import dataclasses
+import itertools
 import json
+import os
 import threading
 import time
 import zlib
@@ -20,6 +22,8 @@ from r1jax.config import EngineConfig, MeshConfig
 from r1jax.data.demonstrations import encode
 from r1jax.data.published_tokenizer import PublishedTokenizer, load_tokenizer
 from r1jax.data.tasks import TASKS
+from r1jax.data.toy.episodes import HigherLower, games
+from r1jax.environments.processes import InProcesses
 from r1jax.model.spec import init_params
 from r1jax.model.transformer import forward
 from r1jax.objectives.logprobs import hidden_logprobs
@@ -359,6 +363,43 @@ def test_the_turn_advantage_is_that_of_each_turns_own_return():
                 at = sample.turns[turn]
                 np.testing.assert_allclose(advantage[at.start : at.stop], value - mean, rtol=1e-6)
     assert all((a[:2] == 0).all() for a in found)  # the prompt
+
+
+class Suicidal:
+    """Ends its process the first time that it is asked, if `problem.answer` names a file that does not exist."""
+
+    def reset(self, problem: Problem, seed: int) -> None:
+        self.path = Path(problem.answer)
+
+    def step(self, turn: str) -> Step:
+        if turn == "loop":
+            while True:
+                pass
+        if not self.path.exists():
+            self.path.touch()
+            os._exit(1)
+        return Step(turn)
+
+
+def test_environments_in_processes_answer_as_in_threads(tmp_path):
+    """Turns are played again wherever they are asked; a process that dies is replaced; a loop is interrupted."""
+    drawn = list(itertools.islice(games("train", 0), 3))
+    make = InProcesses(HigherLower, 2)
+    here, there = ([environment() for _ in drawn] for environment in (HigherLower, make))
+    for game, *both in zip(drawn, here, there, strict=True):
+        for environment in both:
+            environment.reset(game, 1)
+    for turn in ("32", "16", "nonsense"):
+        assert [one.step(turn) for one in there] == [one.step(turn) for one in here]
+    make.pool.shutdown()
+
+    make = InProcesses(Suicidal, 1, seconds=1)
+    hurt = make()
+    hurt.reset(Problem(0, "", str(tmp_path / "died"), ""), 0)
+    assert hurt.step("on") == Step("on") and (tmp_path / "died").exists()
+    with pytest.raises(TimeoutError):
+        hurt.step("loop")
+    make.pool.shutdown()
 
 
 def test_a_chunk_without_room_for_new_tokens_is_refused():
