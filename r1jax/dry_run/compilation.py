@@ -18,7 +18,7 @@ from r1jax.errors import UsageError
 from r1jax.parallel.chips import Chip, chip_of
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import resident_memory, stage_memory
-from r1jax.runs.run import stages
+from r1jax.runs.checks import stages
 
 CACHE = Path(".cache", "r1jax", "topology")  # below the home directory
 

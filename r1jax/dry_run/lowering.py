@@ -7,7 +7,7 @@ from typing import Any
 from r1jax.dry_run.stage_programs import Program, stage_programs
 from r1jax.errors import UsageError
 from r1jax.parallel.layout import Layout
-from r1jax.runs.run import stages
+from r1jax.runs.checks import stages
 from r1jax.telemetry.progress import Progress
 
 

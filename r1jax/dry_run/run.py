@@ -11,7 +11,7 @@ from r1jax.dry_run.lowering import lower_stages
 from r1jax.dry_run.topology import topology_devices
 from r1jax.errors import RunError
 from r1jax.parallel.layout import make_layout
-from r1jax.runs.run import check_stages
+from r1jax.runs.checks import check_stages
 from r1jax.telemetry.progress import Progress
 
 

@@ -16,7 +16,7 @@ from r1jax.dry_run.lowering import Lowering
 from r1jax.model.spec import count_active_params, count_params
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import GIB, at_once, device_memory, stage_memory
-from r1jax.runs.run import stages
+from r1jax.runs.checks import stages
 
 # The settings that make a program smaller, besides a mesh that divides it further.
 TRAINING = (

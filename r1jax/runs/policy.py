@@ -15,7 +15,7 @@ from r1jax.errors import UsageError
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.programs import abstract_weights, weights_shardings
 from r1jax.paths import absolute
-from r1jax.runs.run import differences
+from r1jax.runs.changes import differences
 from r1jax.types import Environments, Weights
 
 

@@ -10,7 +10,6 @@ import dataclasses
 import fcntl
 import itertools
 import json
-import math
 import platform
 import subprocess
 import sys
@@ -27,23 +26,16 @@ from etils import epath
 from r1jax.config import (
     FinishedRunConfig,
     ModelConfig,
-    PretrainConfig,
-    RewardModelConfig,
     RLConfig,
-    RolloutStageConfig,
-    SFTConfig,
-    StageConfig,
 )
 from r1jax.data.tasks import Task
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel import hosts
 from r1jax.parallel.layout import Layout
-from r1jax.parallel.memory import at_once, require_memory, stage_memory
-from r1jax.parallel.programs import on_platform
 from r1jax.paths import absolute, in_bucket
-from r1jax.rollout.engine import require_possible
+from r1jax.runs.changes import differences, drop_mutable_fields, effect_on_learning_rate, extended_from, with_steps
+from r1jax.runs.checks import check_sizes, check_stages
 from r1jax.runs.code import PROMPT, record_code, sources_of
-from r1jax.runs.extension import effect_on_learning_rate, extended_from, with_steps
 from r1jax.runs.lineage import FORMAT, MARK, content_hash, read_mark, require_current_format, sha256, stage_directories
 from r1jax.sampling.draw import position_key
 from r1jax.telemetry.files import read_json, write_atomically
@@ -347,29 +339,6 @@ def session(seed: int) -> dict:
     }
 
 
-def row_length(config: Any) -> tuple[str, int] | None:
-    """The field of a stage's config that says how long its rows are, and their length."""
-    if isinstance(config, PretrainConfig | SFTConfig):
-        return f"{type(config).__name__}.sequence_length", config.sequence_length
-    if isinstance(config, RewardModelConfig):
-        return "RewardModelConfig.max_tokens", config.max_tokens
-    if isinstance(config, RLConfig):
-        return "RLConfig.row_tokens", max(config.row_tokens or 0, config.sampling.max_tokens)
-    return None
-
-
-def check_sizes(layout: Layout, model: ModelConfig | None, *configs: Any) -> None:
-    """Raises UsageError for a batch or row that does not divide over the mesh, or a sequence too long for the model."""
-    for config in configs:
-        if isinstance(config, PretrainConfig | SFTConfig):
-            layout.require_batch(f"{type(config).__name__}.batch_size", config.batch_size)
-        if row := row_length(config):
-            layout.require_row(*row)
-            most = model.max_position_embeddings if model else math.inf
-            if row[1] > most and not isinstance(config, RLConfig):  # a row of RL holds several samples
-                raise UsageError(f"{row[0]} is {row[1]}, expected at most ModelConfig.max_position_embeddings ({most})")
-
-
 def write_index(stage: epath.Path, files: Mapping[str, int]) -> str:
     """Writes `index.json`, which lists a stage's files and their numbers of records; returns its content hash."""
 
@@ -388,62 +357,3 @@ def finished_stage(config: FinishedRunConfig, name: str) -> epath.Path:
     if not (stage / MARK).exists():
         raise UsageError(f"{stage} is not a complete stage: set FinishedRunConfig.path to a finished run's --workdir")
     return stage
-
-
-# Fields that change only the speed and memory of a step: rollouts give the same tokens, and updates differ by rounding
-# at most. A stage that ran out of memory may be resumed with other values.
-MUTABLE_ENGINE_FIELDS = (
-    "slots", "steps_per_round", "prefill_rows", "prefill_chunk", "append_rows", "append_chunk", "environment_threads",
-    "environment_seconds", "speculative", "mesh",
-)  # fmt: skip
-MUTABLE_UPDATE_FIELDS = ("row_tokens", "microbatch_rows", "offload")
-MUTABLE_MODEL_FIELDS = ("remat",)
-
-
-def drop_mutable_fields(stage_config: dict) -> dict:
-    """A stage's `config.json` without the fields that may change between sessions and without its inputs' paths."""
-
-    def drop(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        value = {name: v for name, v in value.items() if name not in MUTABLE_MODEL_FIELDS}
-        if "engine" not in value:
-            return value
-        engine = {name: v for name, v in value["engine"].items() if name not in MUTABLE_ENGINE_FIELDS}
-        return {name: v for name, v in value.items() if name not in MUTABLE_UPDATE_FIELDS} | {"engine": engine}
-
-    inputs = {name: {"content": entry["content"]} for name, entry in stage_config.get("inputs", {}).items()}
-    return {key: drop(value) for key, value in stage_config.items()} | {"inputs": inputs}
-
-
-def check_stages(layout: Layout, config: Any, *, memory: bool = True) -> None:
-    """Raises UsageError when a stage of an experiment does not fit the mesh, the model or the devices' memory."""
-    for name, stage in stages(config).items():
-        try:
-            check_sizes(layout, config.model, stage)
-            shares = isinstance(stage, RLConfig) and stage.share_prompts and layout.devices(layout.rules.tokens) > 1
-            if shares and on_platform(layout, config.model).attention == "splash":
-                raise UsageError(
-                    "RLConfig.share_prompts is True and MeshConfig.context above 1: the attention of samples that share"
-                    " a prompt takes place in rows of their own, which are not divided. Set RLConfig.share_prompts ="
-                    " False, MeshConfig.context = 1, or ModelConfig.attention = 'chunked'"
-                )
-            if isinstance(stage, RolloutStageConfig):
-                require_possible(config.model, stage.engine, stage.sampling)
-            if memory:
-                require_memory(layout, at_once(stage_memory(layout, config.model, stage)))
-        except UsageError as error:
-            raise UsageError(f"{name}: {error}") from error
-
-
-def stages(config: Any) -> dict[str, StageConfig]:
-    """The configs of an experiment's stages that use the devices, by field name."""
-    return {name: stage for name, stage in vars(config).items() if isinstance(stage, StageConfig)}
-
-
-def differences(found: Any, wanted: Any, path: str = "") -> list[str]:
-    """Where two JSON values differ, as `name: FOUND there, WANTED now`."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = sorted(found.keys() | wanted.keys())
-        return [d for key in keys for d in differences(found.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if found == wanted else [f"{path}: {found} there, {wanted} now"]

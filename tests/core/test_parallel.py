@@ -13,7 +13,7 @@ from r1jax.model.spec import ParamSpec
 from r1jax.objectives.language_model import LossTerms
 from r1jax.parallel import programs
 from r1jax.parallel.layout import Layout, Rules, make_layout, rollout_layout
-from r1jax.runs.run import check_sizes
+from r1jax.runs.checks import check_sizes
 from r1jax.types import TokenBatch
 from tests.shared.configs import rl_config
 from tests.shared.engines import placed, sample

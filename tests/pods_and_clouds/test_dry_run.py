@@ -34,8 +34,9 @@ from r1jax.parallel import programs, reward_programs, rollout_programs, transfer
 from r1jax.parallel.layout import make_layout
 from r1jax.parallel.memory import stage_memory
 from r1jax.rewards.rules import Reward
+from r1jax.runs.checks import check_stages, stages
 from r1jax.runs.learned_reward import LearnedReward
-from r1jax.runs.run import Experiment, check_stages, open_run, stages
+from r1jax.runs.run import Experiment, open_run
 from r1jax.stages.evaluate import evaluate
 from r1jax.stages.preferences import preferences
 from r1jax.stages.pretrain import pretrain

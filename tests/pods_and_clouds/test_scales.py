@@ -18,7 +18,7 @@ from r1jax.config import MeshConfig
 from r1jax.errors import UsageError
 from r1jax.model.spec import param_specs
 from r1jax.parallel.layout import AXES, ROLLOUT_RULES, Layout, Rules
-from r1jax.runs.run import check_stages
+from r1jax.runs.checks import check_stages
 from tests.conftest import ROOT
 from tests.shared.scales import DEVICES, FILES, scale_config
 

@@ -15,8 +15,8 @@ from r1jax.config import OptimizerConfig
 from r1jax.errors import UsageError
 from r1jax.rewards.mathematics import MathVerifier
 from r1jax.rewards.rules import accuracy_reward, by_source
+from r1jax.runs.changes import effect_on_learning_rate
 from r1jax.runs.code import EXPERIMENTS, meaning, module_sources, record_code, sources_of
-from r1jax.runs.extension import effect_on_learning_rate
 from tests.shared.checkpoints import require_same_bits
 from tests.shared.configs import rl_config
 from tests.shared.small_run import FORK, r1jax, settings

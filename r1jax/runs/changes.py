@@ -1,0 +1,67 @@
+"""What of a stage's config may change between sessions, and what that does.
+
+Fields of speed and memory may. With a larger `RLConfig.steps` a stage of RL goes on, though it may have been complete.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from r1jax.config import RLConfig
+from r1jax.objectives.optimizer import learning_rate
+
+# Fields that change only the speed and memory of a step: rollouts give the same tokens, and updates differ by rounding
+# at most. A stage that ran out of memory may be resumed with other values.
+MUTABLE_ENGINE_FIELDS = (
+    "slots", "steps_per_round", "prefill_rows", "prefill_chunk", "append_rows", "append_chunk", "environment_threads",
+    "environment_seconds", "speculative", "mesh",
+)  # fmt: skip
+MUTABLE_UPDATE_FIELDS = ("row_tokens", "microbatch_rows", "offload")
+MUTABLE_MODEL_FIELDS = ("remat",)
+
+
+def drop_mutable_fields(stage_config: dict) -> dict:
+    """A stage's `config.json` without the fields that may change between sessions and without its inputs' paths."""
+
+    def drop(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        value = {name: v for name, v in value.items() if name not in MUTABLE_MODEL_FIELDS}
+        if "engine" not in value:
+            return value
+        engine = {name: v for name, v in value["engine"].items() if name not in MUTABLE_ENGINE_FIELDS}
+        return {name: v for name, v in value.items() if name not in MUTABLE_UPDATE_FIELDS} | {"engine": engine}
+
+    inputs = {name: {"content": entry["content"]} for name, entry in stage_config.get("inputs", {}).items()}
+    return {key: drop(value) for key, value in stage_config.items()} | {"inputs": inputs}
+
+
+def differences(found: Any, wanted: Any, path: str = "") -> list[str]:
+    """Where two JSON values differ, as `name: FOUND there, WANTED now`."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = sorted(found.keys() | wanted.keys())
+        return [d for key in keys for d in differences(found.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if found == wanted else [f"{path}: {found} there, {wanted} now"]
+
+
+def extended_from(made_with: Mapping[str, Any], wanted: Mapping[str, Any]) -> int | None:
+    """The steps of the stage's `config.json` where these are fewer than `wanted`, whatever else differs, else None."""
+    then, now = (record.get("rl", {}).get("steps") for record in (made_with, wanted))
+    return then if then and now and then < now else None
+
+
+def with_steps(record: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    return {**record, "rl": record["rl"] | {"steps": steps}}
+
+
+def effect_on_learning_rate(config: RLConfig, then: int) -> str:
+    """What a longer schedule does to the learning rate of the next step."""
+    updates, optimizer = config.updates_per_rollout, config.optimizer
+    last = learning_rate(optimizer, then * updates - 1, then * updates)
+    planned = learning_rate(optimizer, then * updates - 1, config.steps * updates)
+    following = learning_rate(optimizer, then * updates, config.steps * updates)
+    if last == planned:
+        return f"the learning rate goes on at {following:.3g}"
+    return (
+        f"the learning rate's schedule is stretched: planned for {then} steps it was {last:.3g} in step {then},"
+        f" and goes on at {following:.3g}; a run of {config.steps} steps from the start would differ"
+    )
