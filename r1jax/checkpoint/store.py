@@ -15,8 +15,7 @@ from etils import epath
 
 from r1jax.config import ModelConfig, PromptConfig, RopeScalingConfig
 from r1jax.errors import RunError, UsageError, cause_of
-from r1jax.paths import absolute
-from r1jax.telemetry.files import read_json
+from r1jax.paths import absolute, read_json
 from r1jax.types import Params
 
 CHUNKS = ocp.SaveArgs(chunk_byte_size=1 << 26)  # small chunks bound the memory of an export, which reads part by part

@@ -18,8 +18,7 @@ from etils import epath
 from r1jax.data.sources import Source, fingerprint
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel.hosts import broadcast_from_main, is_main_process
-from r1jax.paths import in_bucket
-from r1jax.telemetry.files import read_json
+from r1jax.paths import in_bucket, read_json
 from r1jax.types import Problem, TokenBatch
 
 NO_THREADS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # records are tiny: threads double their cost

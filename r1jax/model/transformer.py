@@ -20,7 +20,7 @@ from r1jax.model.ops import ONE_DEVICE, ShardedOps
 from r1jax.model.quantize import dequantize, is_quantized
 from r1jax.model.softmax_attention import ATTENDED
 from r1jax.model.spec import stack_layers
-from r1jax.types import Array, Params, TokenBatch
+from r1jax.types import Array, Params, TokenBatch, Weights
 
 MASKED_LOGIT = -1e30  # finite, so that 0 * MASKED_LOGIT in an entropy is 0; with -inf it would be NaN
 
@@ -215,29 +215,28 @@ def mtp_input(p: Params, hidden_BTD: Array, embedded_BTD: Array, c: ModelConfig)
 
 
 def forward_cached(
-    params: Params,
-    router_bias: dict,
+    weights: Weights,
     tokens_BT: Array,
     positions_BT: Array,
     contexts: Sequence[tuple[dict[str, Any], Array]],
     config: ModelConfig,
     ops: ShardedOps = ONE_DEVICE,
-    is_token_BT: Array | None = None,
+    is_token_BT: Array | bool = True,
 ) -> tuple[Array, dict[str, Any], Array | None]:
     """Runs T new tokens of each sequence over a cache: prefill, decoding and verification of drafts.
 
     Args:
-      params: in the dtype of the activations (`cast`), or quantized; stacks may be `unstack`ed.
+      weights: in the dtype of the activations (`cast`), or quantized; stacks may be `unstack`ed.
       tokens_BT, positions_BT: int32; each token also attends to those before it among the T.
       contexts: pairs of a cache (`init_cache`), which is only read, and a mask that broadcasts to [B, T, S], of its
         first S places; or one pair with a list of `BlockedCache`s for each unstacked stack.
-      is_token_BT: the others are padding, which no expert runs; None: all are.
+      is_token_BT: the others are padding, which no expert runs.
 
     Returns:
       hidden [B, T, D] after the final norm; the cache of the new tokens, S = T, or the `BlockedCache`s with them; and
       their experts, [B, T, L, K], or None in a model without experts.
     """
-    segment_ids_BT = jnp.ones(tokens_BT.shape, jnp.int32) if is_token_BT is None else is_token_BT.astype(jnp.int32)
+    (params, router_bias), counted_BT = weights, jnp.broadcast_to(jnp.asarray(is_token_BT, jnp.int32), tokens_BT.shape)
 
     def layer(name, x_BTD, weights):
         p, bias_E, i = weights
@@ -245,7 +244,7 @@ def forward_cached(
             p = p | {"feed_forward": p["feed_forward"] | expert_layers(params[name]["feed_forward"], i)}
         p, pairs = ops.gather_weights(name, p), [(of_layer(cache[name], i), mask_BTS) for cache, mask_BTS in contexts]
         attend = functools.partial(attend_cached, positions_BT=positions_BT, contexts=pairs, layer=i, c=config, ops=ops)
-        x_BTD, statistics, new = _block(p, (bias_E, None), x_BTD, segment_ids_BT, attend, config, ops)
+        x_BTD, statistics, new = _block(p, (bias_E, None), x_BTD, counted_BT, attend, config, ops)
         return x_BTD, (new, statistics and statistics["ids_BTK"])
 
     x_BTD, new, routes_BTLK = embed(params, tokens_BT, config, ops), {}, None
@@ -267,30 +266,27 @@ class MTPInputs:
 
 
 def forward_mtp_cached(
-    params: Params,
-    router_bias: dict,
+    weights: Weights,
     inputs: MTPInputs,
     contexts: Sequence[tuple[dict[str, Any], Array]],
     config: ModelConfig,
     ops: ShardedOps = ONE_DEVICE,
-    is_token_BT: Array | None = None,
+    is_token_BT: Array | bool = True,
 ) -> tuple[Array, dict[str, Any]]:
     """`forward_cached` of the first MTP module, which predicts token i + 2 at position i.
 
     Returns:
       hidden [B, T, D] after the module's norm, and {"mtp": …}, L = 1, of what `attend_cached` returns.
     """
+    params, router_bias = weights
     p = ops.gather_weights("mtp", jax.tree.map(lambda w: w[0], params["mtp"]))
     pairs = [(of_layer(cache["mtp"], 0), mask_BTS) for cache, mask_BTS in contexts]
     attend = functools.partial(
         attend_cached, positions_BT=inputs.positions_BT, contexts=pairs, layer=0, c=config, ops=ops
     )
     x_BTD = ops.residual(mtp_input(p, inputs.hidden_BTD, embed(params, inputs.tokens_BT, config, ops), config))
-    routing = (router_bias["mtp"][0], None)
-    segment_ids_BT = (
-        jnp.ones(inputs.tokens_BT.shape, jnp.int32) if is_token_BT is None else is_token_BT.astype(jnp.int32)
-    )
-    x_BTD, _, new = _block(p["block"], routing, x_BTD, segment_ids_BT, attend, config, ops)
+    counted_BT = jnp.broadcast_to(jnp.asarray(is_token_BT, jnp.int32), inputs.tokens_BT.shape)
+    x_BTD, _, new = _block(p["block"], (router_bias["mtp"][0], None), x_BTD, counted_BT, attend, config, ops)
     return rms_norm(x_BTD, p["norm_D"], config.rms_norm_eps), {"mtp": [new] if is_blocked(pairs) else new[None]}
 
 

@@ -9,14 +9,14 @@ from etils import epath
 from markupsafe import Markup
 
 from r1jax.errors import UsageError
-from r1jax.paths import absolute
+from r1jax.paths import absolute, read_json
 from r1jax.report.curves import PANEL, Panel, panel, picture
 from r1jax.report.evaluation import PLOT
 from r1jax.report.figures import Figures, better, figure_name, find_moves, format_figure, number, table
 from r1jax.report.graph import HEIGHT, WIDTH, Graph, lay_out
 from r1jax.runs import lineage
 from r1jax.runs.lineage import Input, StageRecord
-from r1jax.telemetry.files import read_json, write_atomically
+from r1jax.telemetry.files import write_atomically
 from r1jax.telemetry.metrics import read_metrics
 
 KINDS = {

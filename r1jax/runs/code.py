@@ -17,7 +17,8 @@ from typing import Any
 
 from etils import epath
 
-from r1jax.telemetry.files import read_json, write_atomically
+from r1jax.paths import read_json
+from r1jax.telemetry.files import write_atomically
 
 PACKAGE = Path(__file__).resolve().parents[1]
 EXPERIMENTS = PACKAGE.parent / "experiments"

@@ -10,8 +10,7 @@ from typing import Any
 from etils import epath
 
 from r1jax.errors import RunError, UsageError
-from r1jax.paths import in_bucket
-from r1jax.telemetry.files import read_json
+from r1jax.paths import in_bucket, read_json
 from r1jax.telemetry.metrics import read_metrics
 
 FORMAT = 2  # the version of a run directory's files, which `run.json` names as "format"

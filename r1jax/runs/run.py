@@ -32,13 +32,13 @@ from r1jax.data.tasks import Task
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel import hosts
 from r1jax.parallel.layout import Layout
-from r1jax.paths import absolute, in_bucket
+from r1jax.paths import absolute, in_bucket, read_json
 from r1jax.runs.changes import differences, drop_mutable_fields, effect_on_learning_rate, extended_from, with_steps
 from r1jax.runs.checks import check_sizes, check_stages
 from r1jax.runs.code import PROMPT, record_code, sources_of
 from r1jax.runs.lineage import FORMAT, MARK, content_hash, read_mark, require_current_format, sha256, stage_directories
 from r1jax.sampling.draw import position_key
-from r1jax.telemetry.files import read_json, write_atomically
+from r1jax.telemetry.files import write_atomically
 from r1jax.telemetry.progress import Progress
 
 VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "gin-config")

@@ -47,10 +47,10 @@ def append(sampler: Sampler, slots: Slots, new: Appended, s: DrawSettings, *, wi
     contexts = [(read_rows(slots.cache, new.slot_A, width, c), before_A1W)]
     is_token_AC = jnp.arange(C) < new.length_A[:, None]
     run = functools.partial(forward_cached, config=c, ops=sampler.ops, is_token_BT=is_token_AC)
-    hidden_ACD, latents, routes = run(*sampler.weights, new.tokens_AC, places_AC, contexts)
+    hidden_ACD, latents, routes = run(sampler.weights, new.tokens_AC, places_AC, contexts)
     if sampler.engine.speculative:  # the last place is run again, with the token that is drawn here, by the next step
         inputs = MTPInputs(hidden_ACD, jnp.roll(new.tokens_AC, -1, axis=1), places_AC)
-        latents |= forward_mtp_cached(*sampler.weights, inputs, contexts, c, sampler.ops, is_token_AC)[1]
+        latents |= forward_mtp_cached(sampler.weights, inputs, contexts, c, sampler.ops, is_token_AC)[1]
     row_A = jnp.where(new.length_A > 0, new.slot_A, S)  # behind the end, where nothing is written
     latents, places_AC = stored(latents, sampler.engine), jnp.where(is_token_AC, places_AC, BEHIND)
     cache = write_rows(slots.cache, latents, row_A, places_AC)

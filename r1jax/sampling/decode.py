@@ -114,11 +114,11 @@ def prefill(sampler: Sampler, tokens_BP: Array, length_B: Array, id_B: Array) ->
         contexts = [(latents, before)] if padded > chunk else []
         is_token_BT = positions_BT < length_B[:, None]
         run = functools.partial(forward_cached, config=c, ops=sampler.ops, is_token_BT=is_token_BT)
-        hidden_BTD, new, routes = run(*sampler.weights, tokens_BT, positions_BT, contexts)
+        hidden_BTD, new, routes = run(sampler.weights, tokens_BT, positions_BT, contexts)
         if sampler.engine.speculative:
             next_BT = jax.lax.dynamic_slice_in_dim(tokens_BP, start + 1, chunk, axis=1)
             inputs = MTPInputs(hidden_BTD, next_BT, positions_BT)
-            new |= forward_mtp_cached(*sampler.weights, inputs, contexts, c, sampler.ops, is_token_BT)[1]
+            new |= forward_mtp_cached(sampler.weights, inputs, contexts, c, sampler.ops, is_token_BT)[1]
         latents = jax.tree.map(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, start, axis=2), latents, new)
         at_B = jnp.clip(length_B - 1 - start, 0, chunk - 1)
         is_here_B1 = ((length_B - 1) // chunk == start // chunk)[:, None]
@@ -251,7 +251,7 @@ def decode_round(
         contexts = contexts if state.tail else written_contexts(state, positions_ST)
         is_token_ST = jnp.broadcast_to(~state.slots.done_S[:, None], tokens_ST.shape)
         run = functools.partial(forward_cached, config=sampler.model, ops=sampler.ops, is_token_BT=is_token_ST)
-        hidden_STD, new, routes_STLK = run(*sampler.weights, tokens_ST, positions_ST, contexts)
+        hidden_STD, new, routes_STLK = run(sampler.weights, tokens_ST, positions_ST, contexts)
         state = keep(state, new, state.step * T)
         if state.out.routes_SNLK is not None:
             at = (0, state.step * T, 0, 0)
@@ -323,7 +323,7 @@ def propose(sampler: Sampler, state: Round, cache: tuple[dict, Array], s: DrawSe
     contexts = contexts if state.tail else written_contexts(state, positions_ST)
     inputs = MTPInputs(drafts.hidden_STD, drafts.next_ST, positions_ST)
     is_token_ST = jnp.broadcast_to(~slots.done_S[:, None], positions_ST.shape)
-    hidden_STD, new = forward_mtp_cached(*sampler.weights, inputs, contexts, sampler.model, sampler.ops, is_token_ST)
+    hidden_STD, new = forward_mtp_cached(sampler.weights, inputs, contexts, sampler.model, sampler.ops, is_token_ST)
     last_SD = jnp.take_along_axis(hidden_STD, jnp.maximum(accepted_S1 - 1, 0)[..., None], axis=1)[:, 0]
     draft_S = draw(next_logits(sampler, last_SD), slots.key_S, slots.count_S + 1, s, sampler.truncation).token_S
     drafted_SN = jax.lax.dynamic_update_slice(state.drafted_SN, drafts.accepted_ST, (0, at))

@@ -17,13 +17,14 @@ from r1jax.data.feeds import distinct_problems, write_array_record
 from r1jax.data.tasks import Task
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel.hosts import broadcast_from_main
+from r1jax.paths import read_json
 from r1jax.rewards.filters import choose, make_filters
 from r1jax.rewards.grading import grade_groups
 from r1jax.rewards.rules import Reward, learned_inputs
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.runs.policy import load_policy
 from r1jax.runs.run import Stage, content_hash, write_index
-from r1jax.telemetry.files import read_json, write_atomically
+from r1jax.telemetry.files import write_atomically
 from r1jax.types import Sample
 
 Shots = Sequence[tuple[str, str]]  # few-shot examples: (question, response)

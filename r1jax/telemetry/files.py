@@ -1,9 +1,7 @@
-"""Reads, atomic writes and appends, local or in a bucket. Only the main process writes."""
+"""Atomic writes and appends, local or in a bucket. Only the main process writes."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import fsspec
 from etils import epath
@@ -11,14 +9,6 @@ from etils import epath
 from r1jax.errors import RunError, cause_of
 from r1jax.parallel.hosts import is_main_process
 from r1jax.paths import in_bucket
-
-
-def read_json(path: epath.Path) -> Any:
-    """The value in a file of a run. Raises RunError, which names the file, when it can't be read."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} can't be read: {error}") from error
 
 
 @contextmanager

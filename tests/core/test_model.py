@@ -15,7 +15,7 @@ from r1jax.model.spec import ParamSpec, count_active_params, count_params, init_
 from r1jax.model.transformer import cast, forward, forward_cached, forward_mtp, init_cache, logits
 from r1jax.objectives.language_model import LossTerms, busiest_expert, language_model_loss
 from r1jax.objectives.optimizer import make_optimizer
-from r1jax.types import Batch, TokenBatch
+from r1jax.types import Batch, TokenBatch, Weights
 
 # float32 sums of some hundred terms in another order.
 ROUNDING = dict(rtol=2e-4, atol=2e-5)
@@ -98,7 +98,7 @@ def assert_cached_equals_whole_sequences(c, policy, T=9):
 
     def part(first, last, contexts):
         piece = (batch.tokens_BT[:, first:last], batch.positions_BT[:, first:last])
-        return run(cast(params, c), bias, *piece, contexts, config=c)[:2]
+        return run(Weights(cast(params, c), bias), *piece, contexts, config=c)[:2]
 
     for k in range(1, T):
         hidden, prompt = part(0, k, [])
@@ -116,7 +116,7 @@ def assert_cached_equals_whole_sequences(c, policy, T=9):
 
 def test_latent_cache_holds_latent_and_rotary_numbers_only(model, policy):
     batch = plain_batch(random_tokens((2, 5)))
-    _, latents, _ = forward_cached(*policy, batch.tokens_BT, batch.positions_BT, [], model)
+    _, latents, _ = forward_cached(Weights(*policy), batch.tokens_BT, batch.positions_BT, [], model)
     numbers = model.kv_lora_rank + model.qk_rope_head_dim
     assert {name: x.shape for name, x in latents.items()} == {"dense": (1, 2, 5, numbers), "moe": (1, 2, 5, numbers)}
     empty = init_cache(model, 2, 5)
@@ -126,7 +126,7 @@ def test_latent_cache_holds_latent_and_rotary_numbers_only(model, policy):
 def test_the_cache_of_grouped_query_attention(dense_model, dense_policy):
     """The cache has the Y heads of keys and values only."""
     batch = plain_batch(random_tokens((2, 5)))
-    _, latents, _ = forward_cached(*dense_policy, batch.tokens_BT, batch.positions_BT, [], dense_model)
+    _, latents, _ = forward_cached(Weights(*dense_policy), batch.tokens_BT, batch.positions_BT, [], dense_model)
     assert jax.tree.map(jnp.shape, latents) == {"dense": {"keys": (2, 2, 5, 16), "values": (2, 2, 5, 16)}}
     empty = init_cache(dense_model, 2, 5)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), empty) == jax.tree.map(lambda x: (x.shape, x.dtype), latents)

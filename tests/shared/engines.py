@@ -79,7 +79,7 @@ def teacher_forced(model: ModelConfig, policy, prompts: Prompts, generation: Gen
 
 def forward_routes(model, policy, groups):
     """The experts that one pass over each sample chooses, by the model itself."""
-    run = jax.jit(lambda t, p: forward_cached(*policy, t, p, [], model)[2])
+    run = jax.jit(lambda t, p: forward_cached(Weights(*policy), t, p, [], model)[2])
     for group in groups:
         for sample in group:
             row = np.asarray([sample.tokens])
