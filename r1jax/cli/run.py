@@ -83,31 +83,6 @@ def keep_traceback(workdir: epath.Path) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def leave_nothing(workdir: epath.Path) -> Iterator[None]:
-    """When a start is refused, removes what it wrote to `workdir`, unless a stage got somewhere."""
-    existed = workdir.exists()
-    if existed and not workdir.is_dir():
-        raise UsageError(f"--workdir {workdir} is a file, expected a directory")
-    before = {child.name for child in workdir.iterdir()} if existed else set()
-    record = (workdir / "run.json").read_text() if "run.json" in before else None
-    try:
-        yield
-    except UsageError:
-        from r1jax.parallel.hosts import is_main_process
-
-        new = [child for child in workdir.iterdir() if child.name not in before] if workdir.exists() else []
-        results = ("complete.json", "checkpoints/*", "part-*", "[0-9]*")  # the last: of archive/
-        if is_main_process() and not any(list(child.glob(pattern)) for child in new for pattern in results):
-            for child in new:
-                child.rmtree() if child.is_dir() else child.unlink()
-            if record is not None and (workdir / "run.json").read_text() != record:
-                (workdir / "run.json").write_text(record)
-            if not existed and workdir.exists():
-                workdir.rmdir()
-        raise
-
-
 def run_experiment(args: argparse.Namespace, module, config) -> None:
     """Runs or resumes the experiment in `--workdir`; the main process then writes the report."""
     from r1jax.parallel import hosts
@@ -115,6 +90,7 @@ def run_experiment(args: argparse.Namespace, module, config) -> None:
     from r1jax.report.report import write_report
     from r1jax.runs.code import module_sources
     from r1jax.runs.run import Experiment, open_run
+    from r1jax.runs.workdir import undo
     from r1jax.telemetry.progress import Progress
 
     layout = make_layout(config.mesh)
@@ -123,9 +99,13 @@ def run_experiment(args: argparse.Namespace, module, config) -> None:
         note = vars(module).get("REPORT_NOTE", "")
         experiment = Experiment(Path(args.experiment).stem, summary(module.__doc__), note, module_sources(module))
         options = {"rerun_from": args.rerun_from, "accept_code": args.accept_code}
-        with leave_nothing(absolute(args.workdir)):
+        try:
             run = open_run(args.workdir, experiment, config, layout, progress, **options)
             with keep_traceback(run.workdir):
                 module.run(run, config)
+        except UsageError:
+            if hosts.is_main_process():
+                undo(absolute(args.workdir))
+            raise
         if hosts.is_main_process():
             progress.say(f"report: {write_report(run.workdir)}")

@@ -111,13 +111,22 @@ def require_public(name: Any) -> None:
         raise jinja2.exceptions.SecurityError(f"unsafe attribute {name!r} of a namespace")
 
 
+frozen: datetime | None = None
+
+
+def freeze_date(time: str) -> None:
+    """Templates show this date, in ISO 8601, from now on: a run that is resumed on another day asks as before."""
+    global frozen
+    frozen = datetime.fromisoformat(time)
+
+
 def make_environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationExtension, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = lambda form: (frozen or datetime.now()).strftime(form)
     environment.globals["namespace"] = Namespace
     return environment
 

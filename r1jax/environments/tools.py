@@ -38,6 +38,8 @@ class ToolEnvironment:
     by_name: dict[str, Tool] = field(init=False)
 
     def __post_init__(self) -> None:
+        for tool in self.tools:
+            parameters(tool)  # raises for one without types
         self.by_name = {name_of(tool): tool for tool in self.tools}
 
     def reset(self, problem: Problem, seed: int) -> None:
@@ -58,13 +60,13 @@ class ToolEnvironment:
             if name not in self.by_name:
                 raise UsageError(f"there is no tool {name[:40]!r}, expected one of {', '.join(self.by_name)}")
             tool = self.by_name[name]
-            return str(tool(**convert(tool, arguments)))
+            return str(tool(**convert(tool, arguments))) or "(no output)"
         except Exception as error:  # a tool may raise anything; the policy reads why
             return self.error.replace("{}", (" ".join(str(error).split()) or type(error).__name__)[:300])
 
     def find_calls(self, turn: str) -> Iterator[tuple[str, dict[str, Any]] | str]:
         """Each call's name and arguments, or what is wrong with it."""
-        if bare := BARE_CALL.fullmatch(turn):
+        if (bare := BARE_CALL.fullmatch(turn)) and '"name"' in bare[1]:  # other JSON is an answer
             yield read_json(bare[1])
             return
         for text in JSON_CALL.findall(turn):

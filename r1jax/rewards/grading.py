@@ -11,6 +11,8 @@ from r1jax.rewards.rules import Reward, failure_counts, grade, totals, ungraded,
 from r1jax.types import ROUNDING, Sample
 
 MOST_UNVERIFIED = 0.1  # of the samples of a step
+MOST_FAILED = 0.5  # of the samples of a step, whose environments failed; a policy may cause some of them
+ENVIRONMENT_FAILURES = ("timeout", "environment_error")
 
 Groups = Sequence[Sequence[Sample]]  # the samples of each prompt
 
@@ -91,6 +93,15 @@ def require_verified(rewards: Mapping[str, Reward], groups: Groups) -> None:
             f"verifiers failed on {sum(failed)} of {len(failed)} samples, and on right answers too: {counts}."
             " Check that their processes can start, and that golds can be read"
         )
+
+
+def require_environments(groups: Groups) -> None:
+    """Raises RunError when most samples ended because their environment failed: something is broken."""
+    samples = list(chain(*groups))
+    failed = [sample for sample in samples if sample.finish_reason in ENVIRONMENT_FAILURES]
+    if len(failed) > MOST_FAILED * len(samples):
+        first = failed[0].turns[-1].observation
+        raise RunError(f"environments failed in {len(failed)} of {len(samples)} samples; the first: {first}")
 
 
 def has_signal(samples: Sequence[Sample]) -> bool:

@@ -2,11 +2,12 @@
 
 import contextlib
 import ctypes
+import math
 import queue
 import threading
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,7 +18,8 @@ from r1jax.parallel.hosts import gather_values, owns
 from r1jax.types import Environment, Environments, Sample
 
 POLL = 0.05  # seconds between two looks at how long environments have taken
-LONGEST_TOKEN = 256  # characters; text that is longer than as many for each token that fits is not tokenized
+CLOSING = 1.0  # seconds that closing an environment may hold up the engine
+LONGEST_TOKEN = 256  # most characters of a token: text that can't fit is not tokenized
 MOST_TEXT = 10_000  # characters that are kept of a text that nobody reads on
 
 Place = tuple[int, int]  # the sample's group and index
@@ -103,17 +105,19 @@ class Episodes:
     def answer(self, place: Place, job: _Job) -> Answer:
         if place not in self.made:
             environment, sample = self.environments.make(), job.sample
+            self.made[place] = environment
             position = f"{self.seed} {sample.problem.id} {sample.index}"
             environment.reset(sample.problem, zlib.crc32(position.encode()))
-            self.made[place] = environment
         step = self.made[place].step(job.sample.turns[-1].text)
         reward, said = None if step.reward is None else float(step.reward), step.observation
+        if reward is not None and not math.isfinite(reward):
+            raise ValueError(f"the reward is {reward}, expected a finite number")
         text = said if isinstance(said, str) else ""
         if step.done:
             return Answer(text[:MOST_TEXT], reward=reward, reason="stop")
         if len(text) > LONGEST_TOKEN * job.room:
             return Answer(text[:MOST_TEXT], reward=reward, reason="length")
-        ids = self.environments.encode(text) if text or said == "" else [int(i) for i in said]
+        ids = self.environments.encode(text) if isinstance(said, str) else [int(i) for i in said]
         if not ids or not 0 <= min(ids) <= max(ids) < self.vocab_size:
             raise ValueError(f"the observation is {said!r:.200}, expected text or ids from 0 to {self.vocab_size - 1}")
         return Answer(text, ids, reward, "" if len(ids) <= job.room else "length")
@@ -135,7 +139,6 @@ class Episodes:
         for place, job in list(self.jobs.items()):
             text = f"no answer within EngineConfig.environment_seconds ({most:g})"
             if job.began and now - job.began > most and self.close(place, job, Answer(text, reason="timeout")):
-                self.made.pop(place, None)
                 assert job.thread and job.thread.ident
                 ident, raised = ctypes.c_ulong(job.thread.ident), ctypes.py_object(_GivenUp)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, raised)
@@ -166,8 +169,14 @@ class Episodes:
             found.append((place, asdict(answer)))
 
     def end(self, sample: Sample) -> None:
-        """Closes and forgets the environment of a sample that is complete."""
+        """Closes and forgets the environment of a sample that is complete; a slow one goes on in its thread."""
         close = getattr(self.made.pop((sample.group, sample.index), None), "close", None)
         if close is not None:
-            with contextlib.suppress(Exception):  # the sample has all that it needs
-                close()
+            thread = threading.Thread(target=quietly, args=(close,), daemon=True)
+            thread.start()
+            thread.join(CLOSING)
+
+
+def quietly(close: Callable[[], None]) -> None:
+    with contextlib.suppress(Exception):  # the sample has all that it needs
+        close()

@@ -44,7 +44,7 @@ def differences(found: Any, wanted: Any, path: str = "") -> list[str]:
 
 
 def extended_from(made_with: Mapping[str, Any], wanted: Mapping[str, Any]) -> int | None:
-    """The steps of the stage's `config.json` where these are fewer than `wanted`, whatever else differs, else None."""
+    """The recorded steps of RL if there are fewer than wanted, else None."""
     then, now = (record.get("rl", {}).get("steps") for record in (made_with, wanted))
     return then if then and now and then < now else None
 
@@ -53,15 +53,15 @@ def with_steps(record: Mapping[str, Any], steps: int) -> dict[str, Any]:
     return {**record, "rl": record["rl"] | {"steps": steps}}
 
 
-def effect_on_learning_rate(config: RLConfig, then: int) -> str:
-    """What a longer schedule does to the learning rate of the next step."""
+def effect_of_more_steps(config: RLConfig, then: int) -> str:
+    """What a longer schedule does to the learning rate, and what else differs from a run of all steps."""
     updates, optimizer = config.updates_per_rollout, config.optimizer
     last = learning_rate(optimizer, then * updates - 1, then * updates)
     planned = learning_rate(optimizer, then * updates - 1, config.steps * updates)
-    following = learning_rate(optimizer, then * updates, config.steps * updates)
-    if last == planned:
-        return f"the learning rate goes on at {following:.3g}"
-    return (
-        f"the learning rate's schedule is stretched: planned for {then} steps it was {last:.3g} in step {then},"
-        f" and goes on at {following:.3g}; a run of {config.steps} steps from the start would differ"
-    )
+    effect = f"the learning rate goes on at {learning_rate(optimizer, then * updates, config.steps * updates):.3g}"
+    if last != planned:
+        effect = (
+            f"the learning rate's schedule is stretched: at step {then} it is {planned:.3g} instead of {last:.3g},"
+            f" and a run of {config.steps} steps from the start would differ"
+        )
+    return effect + (f"; step {then + 1} is drawn by the latest policy" if config.max_staleness else "")

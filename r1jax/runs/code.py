@@ -10,7 +10,9 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,29 +28,53 @@ PROMPT = "prompt"  # the name of the prompt's source, which is text
 
 
 def module_sources(module: ModuleType) -> dict[str, str]:
-    """The source of a module, and of those in its directory or in experiments/ that it imports, by path.
+    """The source of a module, and of those below its directory or experiments/ that it imports, by path.
 
-    Of this package only rewards are followed to what they import.
+    Of this package only rewards are followed to what they import: all of it makes a verdict.
     """
-    found: dict[str, str] = {}
+    first, found = file_of(module), dict[str, str]()
+    roots = [] if first is None else [first.parent, EXPERIMENTS]
+    if first and first.is_relative_to(PACKAGE):
+        roots = [first.parent] if first.parent.name == "rewards" else []
     left = [module]
     for module in left:  # `left` grows in the loop
         path = file_of(module)
-        if path is None or name_of_file(path) in found:
+        if path is None or (name := name_of_file(path, roots)) in found:
             continue
-        found[name_of_file(path)] = path.read_text()
-        follows = not path.is_relative_to(PACKAGE) or path.parent.name == "rewards"  # a verdict is made by all of it
-        for value in vars(module).values() if follows else ():
-            name = getattr(value, "__module__", None) or ""
-            other = value if isinstance(value, ModuleType) else sys.modules.get(name)
-            if other and (there := file_of(other)) and there.parent in (path.parent, EXPERIMENTS):
-                left.append(other)
+        found[name] = read(path)
+        left += [other for other in imported(module, found[name]) if is_own(file_of(other), roots)]
     return found
+
+
+def imported(module: ModuleType, source: str) -> Iterator[ModuleType]:
+    """The modules that import statements anywhere in the source name, as far as they are loaded."""
+    for node in ast.walk(ast.parse(source)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom):
+            relative = "." * node.level + (node.module or "")
+            start = resolve_name(relative, module.__package__) if node.level else relative
+            names = [start, *(f"{start}.{name}" for name in names)]
+        yield from (sys.modules[name] for name in names if name in sys.modules)
+
+
+def is_own(path: Path | None, roots: Sequence[Path]) -> bool:
+    """Whether a file is of the experiment, or of rewards, and not of an installed package."""
+    if path is None or "site-packages" in path.parts:
+        return False
+    if path.is_relative_to(PACKAGE):
+        return path.parent in roots
+    return any(path.is_relative_to(root) for root in roots)
+
+
+@cache
+def read(path: Path) -> str:
+    """As it was at first, when it was imported; it may be edited while the run goes on."""
+    return path.read_text()
 
 
 def sources_of(value: Any) -> dict[str, str]:
     """The sources of a function, or of an object that is called or asked, with those of the functions it holds."""
-    value = getattr(value, "func", value)  # a functools.partial
+    value = getattr(value, "func", None) or getattr(value, "make", value)  # of a functools.partial, of InProcesses
     inner = [getattr(reward, "function", reward) for reward in getattr(value, "rewards", ())]  # of `by_source`
     name = getattr(value, "__module__", None) or type(value).__module__
     found = module_sources(sys.modules[name]) if name in sys.modules else {}
@@ -65,10 +91,12 @@ def file_of(module: Any) -> Path | None:
     return Path(name).resolve() if name and name.endswith(".py") else None
 
 
-def name_of_file(path: Path) -> str:
-    """Its path in this project, or its name alone elsewhere, so that a run can be moved to another machine."""
-    root = EXPERIMENTS.parent
-    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
+def name_of_file(path: Path, roots: Sequence[Path]) -> str:
+    """Its path in this project, or below one of the roots, so that a run can be moved to another machine."""
+    for root in (EXPERIMENTS.parent, *roots):
+        if path.is_relative_to(root):
+            return str(path.relative_to(root))
+    return path.name
 
 
 def meaning(name: str, source: str) -> str:
@@ -81,7 +109,7 @@ def meaning(name: str, source: str) -> str:
         return source
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            del node.body[: ast.get_docstring(node) is not None]
+            node.body = node.body[1:] if ast.get_docstring(node) is not None else node.body
     return ast.dump(tree)
 
 

@@ -7,7 +7,6 @@ stage's output, so that the files of a run record its lineage (runs/lineage.py).
 """
 
 import dataclasses
-import fcntl
 import itertools
 import json
 import platform
@@ -18,7 +17,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 from etils import epath
@@ -28,19 +27,23 @@ from r1jax.config import (
     ModelConfig,
     RLConfig,
 )
+from r1jax.data.chat_template import freeze_date
 from r1jax.data.tasks import Task
-from r1jax.errors import RunError, UsageError
+from r1jax.errors import RunError, UsageError, cause_of
 from r1jax.parallel import hosts
 from r1jax.parallel.layout import Layout
-from r1jax.paths import absolute, in_bucket, read_json
-from r1jax.runs.changes import differences, drop_mutable_fields, effect_on_learning_rate, extended_from, with_steps
+from r1jax.paths import absolute, read_json
+from r1jax.runs.changes import differences, drop_mutable_fields, effect_of_more_steps, extended_from, with_steps
 from r1jax.runs.checks import check_sizes, check_stages
 from r1jax.runs.code import PROMPT, record_code, sources_of
 from r1jax.runs.lineage import FORMAT, MARK, content_hash, read_mark, require_current_format, sha256, stage_directories
+from r1jax.runs.workdir import keep, lock
 from r1jax.sampling.draw import position_key
 from r1jax.telemetry.files import write_atomically
 from r1jax.telemetry.progress import Progress
 
+DRAWING = ("rl", "evaluate", "rejection", "preferences")  # kinds of stages
+ASKING = (*DRAWING, "sft", "reward_model")  # in the task's prompt
 VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "gin-config")
 
 
@@ -118,41 +121,45 @@ class Stage:
                     f"{self.directory} was made with another config: {'; '.join(changed)}. Set the same numbers,"
                     f" another --workdir, or --from {self.name} to rerun the stage and everything downstream"
                 )
-            self.check_code(code)
+            self.check_code(kind, code)
             if steps is not None:
                 self.extend(configs["rl"], steps, text)
         else:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self.check_code(code)
             write_atomically(path, text)
+            self.check_code(kind, code)
         if not (self.directory / MARK).exists():
             sessions = read_json(self.sessions_path) if self.sessions_path.exists() else []
             write_atomically(self.sessions_path, json.dumps([*sessions, self.run.session | {"began": now()}], indent=1))
 
-    def check_code(self, code: Sequence[Any]) -> None:
+    def check_code(self, kind: str, code: Sequence[Any]) -> None:
         """Records the code that the stage is made with. Raises UsageError when it was made with other code."""
-        sources = dict(self.run.sources)
-        for value in code:
+        sources, task = dict(self.run.sources), self.run.task
+        environments = [task.environments.make] if task and task.environments and kind in DRAWING else []
+        for value in (*code, *environments):
             sources |= sources_of(value)
-        if code and self.run.task:
-            sources[PROMPT] = self.run.task.prompt("{question}")
+        if task and kind in ASKING:
+            sources[PROMPT] = str(task.prompt("{question}"))
         changed = "; ".join(record_code(self.run.workdir, self.directory, sources, self.run.accept_code))
         if changed and not self.run.accept_code:
             raise UsageError(
                 f"{self.directory} was made with other code: {changed}. Sources are in {self.run.workdir / 'code'}."
                 f" Set --accept_code to go on with the new code and keep what was made, another --workdir, or --from"
-                f" {self.name} to rerun the stage and everything downstream"
+                f" {self.name} to rerun the stage and everything downstream (with --accept_code for stages before it)"
             )
         if changed:
             self.run.progress.say(f"{self.name}: accepted other code than before: {changed}")
 
     def extend(self, config: RLConfig, then: int, text: str) -> None:
         """Makes a stage of RL, complete or not, one of more steps. Stages downstream are archived, to be rerun."""
+        steps = [int(child.name) for child in self.checkpoints.glob("*") if child.name.isdigit()]
+        if (self.directory / MARK).exists() and then not in steps:
+            raise UsageError(f"{self.directory} can't have more steps: its checkpoint of step {then} is gone")
         moved = archive(self.run.workdir, self.name, stays=True)
         (self.directory / MARK).unlink(missing_ok=True)  # before the config, which says no more than what is there
         write_atomically(self.directory / "config.json", text)
         rerun = f"; archived, to be rerun: {', '.join(moved)}" if moved else ""
-        effect = effect_on_learning_rate(config, then)
+        effect = effect_of_more_steps(config, then)
         self.run.progress.say(f"{self.name}: extended from {then} to {config.steps} steps; {effect}{rerun}")
 
     @property
@@ -258,21 +265,26 @@ def open_run(
     directory = absolute(workdir)
 
     arguments = (directory, experiment, config.run.seed, progress, rerun_from)
-    this_session = hosts.broadcast_from_main("the run's directory", lambda: open_directory(*arguments))
+    this_session, first = hosts.broadcast_from_main("the run's directory", lambda: open_directory(*arguments))
     if not (directory / "run.json").exists():  # written by process 0
         raise RunError(f"process {jax.process_index()} does not see {directory}: set a --workdir that all hosts share")
+    freeze_date(first)
     run = Run(directory, config.run.seed, layout, progress, config.model, session=this_session)
     return dataclasses.replace(run, sources=experiment.sources, accept_code=accept_code)
 
 
 def open_directory(
     directory: epath.Path, experiment: Experiment, seed: int, progress: Progress, rerun_from: str | None
-) -> dict[str, Any]:
-    """The file access of `open_run`, on process 0: adds this session's record to `run.json` and returns it."""
+) -> tuple[dict[str, Any], str]:
+    """The file access of `open_run`, on process 0: adds this session's record to `run.json`.
+
+    Returns it, and the time at which the run was first started.
+    """
     path = directory / "run.json"
     described = {"experiment": experiment.name, "summary": experiment.summary, "note": experiment.note}
     record: dict[str, Any] = {"format": FORMAT, **described, "sessions": []}
     try:
+        lock(directory)
         if path.exists():
             record = read_json(path)
             require_current_format(record, directory)
@@ -281,37 +293,17 @@ def open_directory(
                     f"{directory} holds a run of experiment '{record['experiment']}', not of '{experiment.name}':"
                     " set another --workdir"
                 )
-        elif directory.exists() and any(child.name != ".lock" for child in directory.iterdir()):
+        elif any(child.name != ".lock" and child.suffix != ".partial" for child in directory.iterdir()):
             raise UsageError(f"{directory} is not empty and holds no run: set another --workdir")
         if rerun_from is not None:
-            downstream(directory, rerun_from)  # raises before anything is written
-        directory.mkdir(parents=True, exist_ok=True)
-        lock(directory)
+            moved = archive(directory, rerun_from)
+            progress.say(f"rerun: {', '.join(moved)}")
+            keep(directory)
         record["sessions"].append(session(seed))
         write_atomically(path, json.dumps(record, indent=1))
-        if rerun_from is not None:
-            progress.say(f"rerun: {', '.join(archive(directory, rerun_from))}")
     except OSError as error:
-        raise RunError(f"can't write to {directory}: {error}") from error
-    return record["sessions"][-1]
-
-
-LOCKS: dict[str, TextIO] = {}  # by directory; held until this process ends, however it ends
-
-
-def lock(directory: epath.Path) -> None:
-    """Takes the directory for this process. Raises UsageError while another one is at work in it.
-
-    A directory in a bucket can't be locked.
-    """
-    if in_bucket(directory) or str(directory) in LOCKS:
-        return
-    file = open(directory / ".lock", "w")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UsageError(f"another process is at work in {directory}: wait for it, or set another --workdir") from error
-    LOCKS[str(directory)] = file
+        raise RunError(f"can't write to {directory}: {cause_of(error)}") from error
+    return record["sessions"][-1], record["sessions"][0]["started"]
 
 
 def now() -> str:

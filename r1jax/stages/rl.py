@@ -27,7 +27,7 @@ from r1jax.parallel.hosts import broadcast_from_main, stop_if_preempted
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import GIB, memory_in_use
 from r1jax.parallel.transfers import on_device, on_host, snapshot
-from r1jax.rewards.grading import Grading, has_signal, require_verified, score_group
+from r1jax.rewards.grading import Grading, has_signal, require_environments, require_verified, score_group
 from r1jax.rewards.rules import Reward, learned_inputs
 from r1jax.rollout.advantages import AdvantageFunction, broadcast_advantages, compute_advantages
 from r1jax.rollout.async_rollout import AsyncRollout
@@ -120,12 +120,13 @@ def open_stage(
         extra["environment"] = name_of(stage.task.environments.make)
     inputs = {**inputs, **learned_inputs(rewards)}
     code = [*functions, *(reward.function for reward in rewards.values())]
-    code += [stage.task.environments.make] if stage.task.environments else []
     stage.open("rl", inputs, code=code, rl=config, model=stage.model, task=stage.task.name, rewards=settings, **extra)
 
 
-def name_of(function: Callable) -> str:
-    return getattr(function, "__qualname__", repr(function))
+def name_of(function: Any) -> str:
+    """The name of a function or class, or of that which a partial or another object stands for."""
+    inner = getattr(function, "func", None) or getattr(function, "make", None)
+    return name_of(inner) if inner else getattr(function, "__qualname__", type(function).__qualname__)
 
 
 def announce(stage: Stage, rewards: Mapping[str, Reward]) -> None:
@@ -163,6 +164,7 @@ class Rollout:
         for samples in self.drawn:
             score_group(grading.rewards, samples, mask_truncated=config.loss.mask_truncated)
         require_verified(grading.rewards, self.drawn)
+        require_environments(self.drawn)
         kept = [g for g in self.drawn if config.max_generation_batches == 1 or has_signal(g)]
         self.groups = kept[: config.prompts_per_step]
 

@@ -4,19 +4,22 @@ import functools
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
 
 import pytest
 from etils import epath
 
 from experiments import r1_zero
-from r1jax.cli.run import leave_nothing
 from r1jax.config import OptimizerConfig
+from r1jax.data.toy.episodes import HigherLower
+from r1jax.environments.processes import InProcesses
 from r1jax.errors import UsageError
 from r1jax.rewards.mathematics import MathVerifier
 from r1jax.rewards.rules import accuracy_reward, by_source
-from r1jax.runs.changes import effect_on_learning_rate
+from r1jax.runs.changes import effect_of_more_steps
 from r1jax.runs.code import EXPERIMENTS, meaning, module_sources, record_code, sources_of
+from r1jax.runs.workdir import HELD, lock, undo
 from tests.shared.checkpoints import require_same_bits
 from tests.shared.configs import rl_config
 from tests.shared.small_run import FORK, r1jax, settings
@@ -35,15 +38,23 @@ def module(path, text: str, name: str = "a_fork"):
 def own(tmp_path, monkeypatch):
     """A fork with a helper beside it."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "a_helper.py").write_text("def half(x):\n    return x / 2\n")
-    text = "from a_helper import half\n\ndef reward(sample):\n    return half(len(sample.text))\n"
+    (tmp_path / "a_package").mkdir()
+    (tmp_path / "a_package" / "__init__.py").write_text("from .numbers import HALF\n")
+    (tmp_path / "a_package" / "numbers.py").write_text("HALF = 0.5\n")
+    (tmp_path / "a_helper.py").write_text("WEIGHT = 2\n")
+    text = "from a_helper import WEIGHT\ndef reward(sample):\n    from a_package import HALF\n    return HALF\n"
     yield module(tmp_path / "fork.py", text)
-    for name in ("a_helper", "a_fork"):
+    for name in ("a_helper", "a_fork", "a_package", "a_package.numbers"):
         sys.modules.pop(name, None)
+
+
+OWN = {"fork.py", "a_helper.py", "a_package/__init__.py", "a_package/numbers.py"}
 
 
 def test_sources_of_an_experiment_are_its_file_and_what_it_imports(own):
     assert module_sources(own).keys() == {"fork.py", "a_helper.py"}
+    own.reward(None)  # imports the package
+    assert module_sources(own).keys() == OWN
     found = module_sources(r1_zero)
     assert {"experiments/r1_zero.py", "experiments/_toy.py", "experiments/_files.py"} <= found.keys()
     assert all(name.startswith("experiments/") for name in found)
@@ -51,8 +62,10 @@ def test_sources_of_an_experiment_are_its_file_and_what_it_imports(own):
 
 
 def test_sources_of_rewards_are_the_code_of_their_verdicts(own):
-    assert sources_of(own.reward).keys() == {"fork.py", "a_helper.py"}
-    assert sources_of(functools.partial(own.reward)).keys() == {"fork.py", "a_helper.py"}
+    own.reward(None)
+    assert sources_of(own.reward).keys() == OWN
+    assert sources_of(functools.partial(own.reward)).keys() == OWN
+    assert sources_of(InProcesses(HigherLower, 1)).keys() == {"r1jax/data/toy/episodes.py"}
     assert "r1jax/rewards/rules.py" in sources_of(accuracy_reward)
     assert {"r1jax/rewards/mathematics.py", "r1jax/rewards/workers.py"} <= sources_of(MathVerifier).keys()
     mixed = by_source({"a": own.reward, "b": accuracy_reward}, 1.0)
@@ -140,37 +153,53 @@ def test_a_finished_run_notices_changed_code_and_goes_on_for_more_steps(finished
 
 def test_what_a_longer_schedule_does_is_said():
     constant = rl_config(steps=20, optimizer=OptimizerConfig(learning_rate=1e-3))
-    assert "goes on at 0.001" in effect_on_learning_rate(constant, 10)
+    assert "goes on at 0.001" in effect_of_more_steps(constant, 10)
     decays = rl_config(steps=20, optimizer=OptimizerConfig(learning_rate=1e-3, final_fraction=0.1))
-    assert "stretched" in effect_on_learning_rate(decays, 10)
+    assert "stretched" in effect_of_more_steps(decays, 10)
 
 
-def start(directory: epath.Path, *stages: str, complete: bool = False) -> None:
-    """A start that is refused after it has begun `stages`."""
-    with leave_nothing(directory):
-        directory.mkdir(exist_ok=True)
-        (directory / "run.json").write_text("this session")
-        for stage in stages:
-            (directory / stage).mkdir()
-            (directory / stage / "config.json").write_text("{}")
-            if complete:
-                (directory / stage / "complete.json").write_text("{}")
-        raise UsageError("no")
+def start(directory: epath.Path, *files: str) -> None:
+    """A start that is refused after it has written `files`."""
+    lock(directory)
+    (directory / "run.json").write_text("this session")
+    for file in files:
+        (directory / file).parent.mkdir(exist_ok=True)
+        (directory / file).write_text("{}")
+    undo(directory)
+    HELD.pop(str(directory)).file.close()
 
 
 def test_a_refused_start_leaves_nothing(tmp_path):
     new, empty, old = (epath.Path(tmp_path) / name for name in ("new", "empty", "old"))
     empty.mkdir()
     for directory in (new, empty):
-        with pytest.raises(UsageError):
-            start(directory, "base")
+        start(directory, "base/config.json", "data/rows")
     assert not new.exists() and not list(empty.iterdir())
     old.mkdir()
     (old / "run.json").write_text("the session before")
-    with pytest.raises(UsageError):
-        start(old, "base")
+    start(old, "base/config.json")
     assert [p.name for p in old.iterdir()] == ["run.json"]
     assert (old / "run.json").read_text() == "the session before"
+    for result in ("complete.json", "metrics.jsonl"):  # work is never removed, though it ends with an error
+        start(new, "base/config.json", f"base/{result}")
+        assert (new / "base" / result).exists() and (new / "run.json").exists()
+        new.rmtree()
+
+
+def test_a_start_without_the_lock_undoes_nothing(tmp_path):
+    """It lies with the process that has it."""
+    code = (
+        "import sys; from etils import epath; from r1jax.runs.workdir import lock;"
+        "lock(epath.Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
+    )
+    directory = epath.Path(tmp_path / "run")
+    other = subprocess.Popen([sys.executable, "-c", code, str(directory)], stdin=-1, stdout=-1, text=True)
+    assert other.stdout.readline() == "locked\n"
+    (directory / "pretrain").mkdir()
     with pytest.raises(UsageError):
-        start(new, "base", complete=True)
-    assert (new / "base" / "complete.json").exists() and (new / "run.json").exists()  # work is never removed
+        lock(directory)
+    undo(directory)
+    assert (directory / "pretrain").exists() and (directory / ".lock").exists()
+    other.communicate()
+    lock(directory)
+    HELD.pop(str(directory)).file.close()

