@@ -63,6 +63,31 @@ def write_missing(wanted: Sequence[Records], paths: Sequence[epath.Path], seed: 
             raise RunError(f"the seqio tasks could not be written to {folder}:\n{made.stderr.strip()[-2000:]}")
 
 
+def write_problems(problems: Iterable[Problem], name: str, folder: epath.Path) -> epath.Path:
+    """Writes problems that this process makes as an ArrayRecord, unless `folder` has it; its name hashes them.
+
+    Their ids become their places. Raises UsageError for anything but problems.
+    """
+    rows = []
+    for place, problem in enumerate(problems):
+        fields = vars(problem) | {"id": ""} if isinstance(problem, Problem) else {"": None}
+        if not all(isinstance(text, str) for text in fields.values()):
+            raise UsageError(
+                f"{name}: number {place} is {str(problem)[:100]}, expected a Problem whose fields are text"
+            )
+        rows.append(asdict(problem) | {"id": place})
+    contents = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    path = folder / f"{name}-{contents}.array_record"
+
+    def write() -> None:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_array_record(path, rows)
+
+    broadcast_from_main("records", write)
+    return path
+
+
 def record_files(path: epath.Path) -> list[str]:
     """Local paths of one ArrayRecord, or of all that the `index.json` of a stage's directory lists."""
     if not path.is_dir():

@@ -20,7 +20,7 @@ from r1jax.model.ops import ONE_DEVICE, ShardedOps
 from r1jax.model.quantize import dequantize, is_quantized
 from r1jax.model.softmax_attention import ATTENDED
 from r1jax.model.spec import stack_layers
-from r1jax.types import Array, Params, TokenBatch
+from r1jax.types import Array, Params, TokenBatch, Weights
 
 MASKED_LOGIT = -1e30  # finite, so that 0 * MASKED_LOGIT in an entropy is 0; with -inf it would be NaN
 
@@ -156,6 +156,13 @@ def logits(params: Params, hidden_BTD: Array, tokens: int | None = None) -> Arra
     head_DV = (params[name] if name == "head_DV" else params[name].T).astype(hidden_BTD.dtype)
     logits_BTV = jnp.matmul(hidden_BTD, head_DV, preferred_element_type=jnp.float32)
     return logits_BTV if tokens is None else jnp.where(jnp.arange(head_DV.shape[-1]) < tokens, logits_BTV, MASKED_LOGIT)
+
+
+def sequence_logits(weights: Weights, batch: TokenBatch, config: ModelConfig, ops: ShardedOps = ONE_DEVICE) -> Array:
+    """The logits of the token after each token of whole sequences, float32 [B, T, V]."""
+    name, hidden = head_name(weights.params), forward(*weights, batch, config, ops=ops)
+    head = {name: ops.gather_weights(name, weights.params[name])}
+    return ops.logits(logits(head, ops.matmul_input(hidden.hidden_BTD), config.tokenizer_size))
 
 
 def shift_targets(batch: TokenBatch, offset: int) -> tuple[Array, Array]:
