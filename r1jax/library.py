@@ -24,7 +24,7 @@ from r1jax.config import (
     RunConfig,
     SamplingConfig,
 )
-from r1jax.data.feeds import write_problems
+from r1jax.data.feeds import numbered, write_problems
 from r1jax.data.tasks import Task, text_task
 from r1jax.errors import UsageError
 from r1jax.objectives.grpo import LossFunction, LossSpec, grpo_loss
@@ -286,10 +286,8 @@ def train(
         raise UsageError("the policy has no checkpoint, which training starts from: give one that `load` returned")
     own = {name: settings.pop(name) for name in ("advantage", "loss") if callable(settings.get(name))}
     seed, task, layout, path = settings.pop("seed", 0), policy.task or own_task(policy), policy.layout, policy.path
-    asked = [problem_of(i, problem) for i, problem in enumerate(problems)]
+    asked = numbered((problem_of(i, problem) for i, problem in enumerate(problems)), "problems")
     prompts = [task.tokenizer.encode(task.prompt(problem.question)) for problem in asked]
-    if not asked:
-        raise UsageError("problems is empty: give one or more")
     config = make_rl_config(training_defaults(policy, prompts, settings) | settings)
     described: Any = SimpleNamespace(run=RunConfig(seed), model=policy.model, rl=config)
     run = open_run(str(workdir), Experiment("train"), described, layout, Progress()).with_task(task)

@@ -196,7 +196,7 @@ def test_bad_input_is_one_clear_error(loaded, groups, tmp_path):
         lambda: r1jax.logprobs(loaded, groups[0], max_new_tokens=1): "max_new_tokens",
         lambda: r1jax.grpo(loaded, [[replace(s, valid=False) for s in groups[0]]]): "invalid",
         lambda: r1jax.grpo(loaded, groups, loss=no_metrics): "no_metrics",
-        lambda: r1jax.train(loaded, [], worth, tmp_path / "w"): "problems is empty",
+        lambda: r1jax.train(loaded, [], worth, tmp_path / "w"): "problems: there are none",
         lambda: r1jax.train(loaded, ["3"], worth, tmp_path / "w", stepz=3): "stepz",
         lambda: r1jax.train(replace(loaded, path=None), ["3"], worth, tmp_path / "w"): "no checkpoint",
     }.items():
