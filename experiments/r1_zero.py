@@ -29,7 +29,7 @@ from r1jax.config import (
 )
 from r1jax.errors import UsageError
 from r1jax.rewards.rules import Reward
-from r1jax.runs.policy import base_model
+from r1jax.runs.policy import base_model, base_task
 from r1jax.runs.run import Run
 from r1jax.stages.evaluate import evaluate
 from r1jax.stages.rl import rl
@@ -49,7 +49,8 @@ class Config:
     """Every number of the experiment. The name of a field is its scope in gin.
 
     The base is pretrained on the demo's corpus, or, where `base` is set, imported: then problems come from files or
-    from generators, or both, and `prompt` says how they are asked.
+    from generators, or both, and `prompt` says how they are asked. A `base` that a stage of the demo made, in another
+    run, takes the place of pretraining.
     """
 
     run: RunConfig
@@ -68,11 +69,18 @@ class Config:
     def __post_init__(self) -> None:
         """Raises UsageError where data are not set, or not read."""
         files, generators = ("train", "held_out"), ("generated",)
-        if self.base is None:
-            self.require(("pretrain", "architecture"), files + generators)
+        if self.is_demo:
+            self.require(("pretrain", "architecture") if self.base is None else (), files + generators)
         else:
             has_files = self.generated is None or any(getattr(self, file) for file in files)
             self.require(files if has_files else generators, ("pretrain",))
+
+    @cached_property
+    def is_demo(self) -> bool:
+        """Whether the problems are the demo's. Raises UsageError when nothing else is set, and there is no base."""
+        if self.base is None or any((self.train, self.held_out, self.generated)):
+            return self.base is None
+        return base_task(self.base) == TASK.name
 
     @cached_property
     def model(self) -> ModelConfig:
@@ -116,7 +124,7 @@ class TaskConfig:
 
 def make_inputs(run: Run, config: Config, stack: ExitStack) -> Inputs:
     """The processes of verifiers end with `stack`."""
-    if config.base is None:
+    if config.is_demo:
         return _toy.zero_inputs(run, config)
     return _files.zero_inputs(run, config, stack)
 

@@ -136,6 +136,12 @@ def base_model(base: BaseConfig, model: ModelConfig | None = None) -> ModelConfi
         raise UsageError(f"BaseConfig: {error}") from error
 
 
+def base_task(base: BaseConfig) -> str | None:
+    """The name of the task that the checkpoint in `base` was trained on. Raises UsageError when there is none."""
+    store, step = checkpoint.find_checkpoint(absolute(base.path))
+    return checkpoint.read_metadata(store, step)[1]
+
+
 def find_task(stage: epath.Path, name: str | None, template: PromptConfig) -> tuple[Task | None, Tokenizer | None]:
     """The task of a checkpoint and its tokenizer, which for a published model lies beside the checkpoint."""
     directory = stage / "tokenizer"

@@ -175,13 +175,15 @@ SMALLER = settings(**{"RLConfig.steps": 2, "EvaluateConfig.num_prompts": 4, "Eva
 
 
 @pytest.mark.parametrize("name", ["brevity.py", "best_of_group.py"])
-def test_a_documented_reward_and_advantage(name, tmp_path):
+def test_a_documented_reward_and_advantage_on_the_base_of_another_run(name, tmp_path, finished):
     (tmp_path / name).write_text(FILES[name])
-    done = r1jax("run", str(tmp_path / name), "--workdir", str(tmp_path / "run"), *SMALLER, cwd=tmp_path)
+    base = ("--set", f"BaseConfig.path={finished / 'pretrain'}")
+    done = r1jax("run", str(tmp_path / name), "--workdir", str(tmp_path / "run"), *SMALLER, *base, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = read_metrics(epath.Path(tmp_path / "run" / "rl" / "metrics.jsonl"))
     config = json.loads((tmp_path / "run" / "rl" / "config.json").read_text())
-    assert len(rows) == 2
+    assert len(rows) == 2 and not (tmp_path / "run" / "pretrain").exists()
+    assert config["inputs"]["base"]["path"] == str(finished / "pretrain")
     if name == "brevity.py":
         assert all(row["brevity"] == pytest.approx(1 - row["response_tokens"] / 44) for row in rows)
         assert config["rewards"]["brevity"]["weight"] == 0.1 and rows[0]["grad_norm"] > 0
