@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from r1jax.cli.devices import find_devices
 from r1jax.config import (
     EngineConfig,
     LossConfig,
@@ -76,6 +77,7 @@ def load(source: str | epath.Path, *, prompt: PromptConfig | None = None, mesh: 
       UsageError: there is no such checkpoint or model, or it has no tokenizer or chat template that `prompt` needs.
       RunError: the checkpoint can't be read.
     """
+    find_devices()
     layout = make_layout(MeshConfig(data=1), devices=jax.local_devices()[:1]) if mesh is None else make_layout(mesh)
     policy = load_policy(imported(source, Progress()) if is_published(source) else absolute(source), layout)
     return policy if prompt is None else replace(policy, task=own_task(policy, prompt))

@@ -4,7 +4,7 @@ import inspect
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 from etils import epath
 
 import r1jax
+from r1jax import config
 from r1jax.config import LossConfig
 from r1jax.data.feeds import write_problems
 from r1jax.data.tasks import TASKS
@@ -70,11 +71,14 @@ print(*(name for name in r1jax.__all__ if name not in dir(r1jax)))
 def test_public_names_are_documented():
     """Each argument of a function has a word in its docstring, each field of a config one in its own."""
     assert len(r1jax.__all__) == len(set(r1jax.__all__))
-    for name in r1jax.__all__:
-        value = getattr(r1jax, name)
+    public = {name: getattr(r1jax, name) for name in r1jax.__all__}
+    for name, value in (vars(config) | public).items():
         text = inspect.getdoc(value) or ""
-        assert text, name
-        if inspect.isfunction(value):
+        assert text or name not in public, name
+        if inspect.isclass(value) and is_dataclass(value):
+            missing = [field.name for field in fields(value) if not re.search(rf"\b{field.name}\b", text)]
+            assert not missing, (name, missing)
+        if inspect.isfunction(value) and name in public:
             missing = [word for word in inspect.signature(value).parameters if not re.search(rf"\b{word}\b", text)]
             assert not missing, (name, missing)
             assert "Returns" in text and "Raises" in text, name
@@ -128,10 +132,10 @@ def test_samples_are_the_engines_whatever_is_drawn_beside_them(loaded, groups):
 def test_loss_and_gradient_are_those_of_rls_programs(loaded, groups, loss):
     value, gradient, metrics = r1jax.grpo(loaded, groups, loss, **DRAW)
     numbers = dict(steps=1, prompts_per_step=2, group_size=4, minibatches_per_rollout=1, num_prompts=2, loss=loss)
-    config = make_rl_config(numbers | DRAW | {"learning_rate": 1.0, "max_prompt_tokens": 24})
-    trainer = Trainer(loaded.layout, loaded.model, config)
+    settings = make_rl_config(numbers | DRAW | {"learning_rate": 1.0, "max_prompt_tokens": 24})
+    trainer = Trainer(loaded.layout, loaded.model, settings)
     state = trainer.start(loaded.path)
-    samples = compute_advantages(groups, loss, config.sampling)
+    samples = compute_advantages(groups, loss, settings.sampling)
     [minibatch], _ = trainer.add_logprobs(state, [samples])
     total = trainer.gradients(state.train.weights, minibatch, lambda: None)
     expected = policy_gradients(total.sums, total.weight, total.mtp_weight)
@@ -151,7 +155,7 @@ def test_training_is_the_stage_of_an_experiment(loaded, experiment_config, one_d
     trained = r1jax.train(loaded, problems, varied, tmp_path / "ours", **settings)
     assert trained.path == epath.Path(tmp_path / "ours" / "rl")
 
-    config = make_rl_config(
+    schedule = make_rl_config(
         {name: x for name, x in settings.items() if name != "seed"}
         | {"max_prompt_tokens": max(len(loaded.ask(p.question)) for p in problems), "num_prompts": 4}
         | {"minibatches_per_rollout": 1, "microbatch_rows": 8}
@@ -159,7 +163,7 @@ def test_training_is_the_stage_of_an_experiment(loaded, experiment_config, one_d
     opened = open_run(str(tmp_path / "theirs"), Experiment("other"), experiment_config, one_device, Progress())
     run = replace(opened, model=loaded.model, task=TASKS["running_sum"], seed=3)
     records = write_problems(problems, "problems", run.workdir / "data")
-    directory = rl(run.stage("rl"), config, loaded.path, records, {"score": Reward(varied, 1.0)})
+    directory = rl(run.stage("rl"), schedule, loaded.path, records, {"score": Reward(varied, 1.0)})
     ours, theirs = (contents(stage / "checkpoints" / "2") for stage in (trained.path, directory))
     assert ours.keys() == theirs.keys()
     for name in ours:
