@@ -145,6 +145,20 @@ def test_loss_and_gradient_are_those_of_rls_programs(loaded, groups, loss):
     assert max(abs(x).max() for x in jax.tree.leaves(gradient)) > 1e-3
 
 
+def test_a_sharded_policy_is_the_same(saved_policy, loaded, groups):
+    """Over eight devices, none of which has all of the policy, and with fewer prompts than devices."""
+    sharded = r1jax.load(saved_policy, mesh=r1jax.MeshConfig(data=2, fsdp=4))
+    assert len(jax.tree.leaves(sharded.weights.params)[0].devices()) == 8
+    for ours, one in zip(r1jax.logits(sharded, QUESTIONS), r1jax.logits(loaded, QUESTIONS), strict=True):
+        np.testing.assert_allclose(ours, one, atol=1e-4)
+    again = r1jax.sample(sharded, QUESTIONS, n=4, **DRAW)
+    assert [[s.tokens for s in group] for group in again] == [[s.tokens for s in group] for group in groups]
+    value, gradient, _ = r1jax.grpo(sharded, groups, **DRAW)
+    expected, of_one, _ = r1jax.grpo(loaded, groups, **DRAW)
+    assert value == pytest.approx(expected, abs=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), gradient, of_one)
+
+
 def test_training_is_the_stage_of_an_experiment(loaded, experiment_config, one_device, tmp_path):
     problems = [Problem(n, q, "", "en") for n, q in enumerate(f"compute {n} #a - {m}" for n in (3, 4) for m in (1, 2))]
 
@@ -224,6 +238,7 @@ def test_the_documented_examples_run(title, published, tmp_path, monkeypatch, ca
     monkeypatch.setenv("HOME", str(published.parent / "home"))  # converted once for all
     monkeypatch.chdir(tmp_path)
     exec(compile(code.replace(HUB, repr(str(published))), title, "exec"), {"__name__": "__main__"})
+    assert len(list((published.parent / "home" / ".cache" / "r1jax" / "models").iterdir())) == 1
     if title == "Training":
         assert (tmp_path / "runs" / "products" / "rl" / "complete.json").exists()
     else:
