@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from etils import epath
 
-from experiments._inputs import Inputs
+from experiments._inputs import Inputs, Problems
 from r1jax.config import JsonlConfig, SamplingConfig
-from r1jax.data.feeds import Records, ensure_records
+from r1jax.data.feeds import Records, ensure_records, numbered, write_problems
 from r1jax.data.jsonl import read_problems
 from r1jax.data.sources import Source, alternate
 from r1jax.data.tasks import Task, text_task
@@ -55,6 +56,20 @@ def zero_inputs(run: Run, config: Any, stack: ExitStack) -> Inputs:
     trained = Records(TASK, "train", config.rl.num_prompts, sources(config, config.train))
     [problems] = ensure_records([trained], run.seed, run.workdir / "data")
     return Inputs(task, lambda run: directory, problems, asked, make_rules(config, stack))
+
+
+def task_inputs(run: Run, config: Any, problems: Problems, rewards: Mapping[str, Reward]) -> Inputs:
+    """Those of a fork's own task: `config` is a `r1_zero.TaskConfig`."""
+    directory = absolute(config.base.path)
+    task = text_task(TASK, directory / "tokenizer", problems, config.prompt)
+    asked, trained = (
+        numbered(islice(problems(split, run.seed), count), f"the task's {split} problems")
+        for split, count in (("test", config.evaluate.num_prompts), ("train", config.rl.num_prompts))
+    )
+    require_room(task, asked, config.evaluate.sampling)
+    require_room(task, trained, config.rl.sampling)
+    records = write_problems(trained, TASK, run.workdir / "data")
+    return Inputs(task, lambda run: directory, records, asked, lambda _: dict(rewards))
 
 
 def require_room(task: Task, problems: Sequence[Problem], sampling: SamplingConfig) -> None:

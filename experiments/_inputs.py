@@ -1,6 +1,6 @@
 """What the recipes of `r1_zero.py` and `r1.py` work on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from etils import epath
@@ -9,6 +9,8 @@ from r1jax.data.tasks import Task
 from r1jax.rewards.rules import Reward
 from r1jax.runs.run import Run
 from r1jax.types import Problem
+
+Problems = Callable[[str, int], Iterator[Problem]]  # (split, seed) -> the problems of "train" or "test"
 
 
 @dataclass(frozen=True)

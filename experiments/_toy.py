@@ -13,6 +13,7 @@ from r1jax.data.preferences import summary
 from r1jax.data.sources import Source
 from r1jax.data.tasks import TASKS
 from r1jax.data.toy import chat
+from r1jax.paths import absolute
 from r1jax.rewards.rules import Reward, accuracy_reward, format_reward, language_consistency_reward, language_mix_reward
 from r1jax.runs.run import Run
 from r1jax.stages.preferences import preferences
@@ -27,21 +28,18 @@ ALL_SCENARIOS = (Source("running_sum"), Source("chat"))
 
 def zero_inputs(run: Run, config: Any) -> Inputs:
     """R1-Zero's: `config` is a `r1_zero.Config`."""
-    corpus, problems = ensure_records(
-        [
-            Records(TASK.corpus, "train", config.pretrain.documents),
-            Records(TASK.prompts, "train", config.rl.num_prompts),
-        ],
-        run.seed,
-        run.workdir / "data",
-    )
-    return Inputs(
-        TASK,
-        lambda run: pretrain(run.stage("pretrain"), config.pretrain, corpus),
-        problems,
-        TASK.held_out(config.evaluate.num_prompts, run.seed),
-        lambda language: zero_rules(config.rewards),
-    )
+    wanted = [Records(TASK.prompts, "train", config.rl.num_prompts)]
+    if config.base is None:
+        wanted.append(Records(TASK.corpus, "train", config.pretrain.documents))
+    problems, *corpus = ensure_records(wanted, run.seed, run.workdir / "data")
+
+    def base(run: Run) -> epath.Path:
+        if config.base is not None:
+            return absolute(config.base.path)
+        return pretrain(run.stage("pretrain"), config.pretrain, *corpus)
+
+    held_out = TASK.held_out(config.evaluate.num_prompts, run.seed)
+    return Inputs(TASK, base, problems, held_out, lambda language: zero_rules(config.rewards))
 
 
 def zero_rules(config: RewardConfig) -> dict[str, Reward]:

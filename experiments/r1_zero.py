@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from experiments import _files, _toy
-from experiments._inputs import Inputs
+from experiments._inputs import Inputs, Problems
 from experiments._toy import TASK
 from r1jax.config import (
     BaseConfig,
@@ -29,12 +29,12 @@ from r1jax.config import (
 )
 from r1jax.errors import UsageError
 from r1jax.rewards.rules import Reward
-from r1jax.runs.policy import base_model
+from r1jax.runs.policy import base_model, base_task
 from r1jax.runs.run import Run
 from r1jax.stages.evaluate import evaluate
 from r1jax.stages.rl import rl
 
-__all__ = ["GIN_FILES", "REPORT_NOTE", "TASK", "Config", "run"]
+__all__ = ["GIN_FILES", "REPORT_NOTE", "TASK", "Config", "TaskConfig", "run", "run_task"]
 
 GIN_FILES = ("model/tiny.gin", "algorithm/grpo.gin", "scale/cpu.gin", "scale/token_mean.gin")
 REPORT_NOTE = (
@@ -49,7 +49,8 @@ class Config:
     """Every number of the experiment. The name of a field is its scope in gin.
 
     The base is pretrained on the demo's corpus, or, where `base` is set, imported: then problems come from files or
-    from generators, or both, and `prompt` says how they are asked.
+    from generators, or both, and `prompt` says how they are asked. A `base` that a stage of the demo made, in another
+    run, takes the place of pretraining.
     """
 
     run: RunConfig
@@ -68,11 +69,18 @@ class Config:
     def __post_init__(self) -> None:
         """Raises UsageError where data are not set, or not read."""
         files, generators = ("train", "held_out"), ("generated",)
-        if self.base is None:
-            self.require(("pretrain", "architecture"), files + generators)
+        if self.is_demo:
+            self.require(("pretrain", "architecture") if self.base is None else (), files + generators)
         else:
             has_files = self.generated is None or any(getattr(self, file) for file in files)
             self.require(files if has_files else generators, ("pretrain",))
+
+    @cached_property
+    def is_demo(self) -> bool:
+        """Whether the problems are the demo's. Raises UsageError when nothing else is set, and there is no base."""
+        if self.base is None or any((self.train, self.held_out, self.generated)):
+            return self.base is None
+        return base_task(self.base) == TASK.name
 
     @cached_property
     def model(self) -> ModelConfig:
@@ -91,9 +99,32 @@ class Config:
                 raise UsageError(f"{why}: {change} the gin bindings of Config.{field}")
 
 
+@dataclass(frozen=True)
+class TaskConfig:
+    """The numbers of a fork that brings its own problems and rewards (`run_task`).
+
+    Attributes:
+      base: an imported checkpoint, or a stage of a finished run that began with one.
+      prompt: how its problems are asked, "chat" by the checkpoint's own template.
+      run, mesh, rl, evaluate: see their classes.
+    """
+
+    run: RunConfig
+    mesh: MeshConfig
+    base: BaseConfig
+    prompt: PromptConfig
+    rl: RLConfig
+    evaluate: EvaluateConfig
+
+    @cached_property
+    def model(self) -> ModelConfig:
+        """Raises UsageError when there is no base."""
+        return base_model(self.base)
+
+
 def make_inputs(run: Run, config: Config, stack: ExitStack) -> Inputs:
     """The processes of verifiers end with `stack`."""
-    if config.base is None:
+    if config.is_demo:
         return _toy.zero_inputs(run, config)
     return _files.zero_inputs(run, config, stack)
 
@@ -102,8 +133,27 @@ def run(run: Run, config: Config, extra: Mapping[str, Reward] | None = None, **f
     """A fork adds rewards with `extra`; `functions` are its own `advantage` and `loss` (stages/rl.py)."""
     with ExitStack() as stack:
         inputs = make_inputs(run, config, stack)
-        run, rewards = run.with_task(inputs.task), inputs.rules(0.0) | dict(extra or {})
-        base = inputs.base(run)
-        evaluate(run.stage("evaluate_base"), config.evaluate, base, rewards, inputs.held_out)
-        r1_zero = rl(run.stage("rl"), config.rl, base, inputs.problems, rewards, **functions)
-        evaluate(run.stage("evaluate_r1_zero"), config.evaluate, r1_zero, rewards, inputs.held_out)
+        run_stages(run, config, inputs, inputs.rules(0.0) | dict(extra or {}), **functions)
+
+
+def run_task(
+    run: Run, config: TaskConfig, problems: Problems, rewards: Mapping[str, Reward], **functions: Callable
+) -> None:
+    """R1-Zero on the task of a fork, whose problems and rewards are its own.
+
+    `problems(split, seed)` yields the `Problem`s of "train" or "test", which should have none in common, with different
+    ids; there may be no end of them. A reward named "accuracy" is what evaluations go by. `functions` are as in `run`.
+    Raises UsageError for anything but problems, and for a prompt that is too long.
+    """
+    run_stages(run, config, _files.task_inputs(run, config, problems, rewards), rewards, **functions)
+
+
+def run_stages(
+    run: Run, config: Config | TaskConfig, inputs: Inputs, rewards: Mapping[str, Reward], **functions: Callable
+) -> None:
+    """The base is evaluated, trained and evaluated again."""
+    run = run.with_task(inputs.task)
+    base = inputs.base(run)
+    evaluate(run.stage("evaluate_base"), config.evaluate, base, rewards, inputs.held_out)
+    r1_zero = rl(run.stage("rl"), config.rl, base, inputs.problems, rewards, **functions)
+    evaluate(run.stage("evaluate_r1_zero"), config.evaluate, r1_zero, rewards, inputs.held_out)

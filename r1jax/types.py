@@ -18,13 +18,21 @@ ROUNDING = 1e-6  # rewards that differ by no more are equal: the rounding of a m
 
 @dataclass(frozen=True)
 class Problem:
-    """A question with a verifiable answer."""
+    """A question with a verifiable answer.
 
-    id: int  # its position in the records that it was read with; keys the sampler's randomness
+    Attributes:
+      id: its position in the records that it was read with; keys the sampler's randomness.
+      question: its text, without a prompt's template.
+      answer: what verifiers compare with; "" where none is needed.
+      language: that the question is asked in, such as "en".
+      source: the task that it is from; rewards are chosen by it.
+    """
+
+    id: int
     question: str
     answer: str
-    language: str  # that the question is asked in
-    source: str = ""  # the task that it is from; rewards are chosen by it
+    language: str
+    source: str = ""
 
 
 @dataclass

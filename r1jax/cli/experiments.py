@@ -5,6 +5,7 @@ import ast
 import difflib
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -65,9 +66,19 @@ def summary(docstring: str | None) -> str:
     return (docstring or "").strip().partition("\n")[0]
 
 
-def gin_path(name: str) -> str:
-    """The path of a gin file: as given, or below gin_configs/. Raises UsageError where neither exists."""
-    for path in (Path(name), ROOT / "gin_configs" / name):
+def gin_path(name: str, *folders: Path) -> str:
+    """The path of a gin file: in one of `folders`, as given, or below gin_configs/.
+
+    Raises UsageError where there is none.
+    """
+    for path in (*(folder / name for folder in folders), Path(name), ROOT / "gin_configs" / name):
         if path.is_file():
             return str(path)
-    raise UsageError(f"no gin file '{name}', neither in this directory nor below gin_configs/")
+    beside = "".join(f", in {folder}" for folder in folders)
+    raise UsageError(f"no gin file '{name}', neither in this directory{beside} nor below gin_configs/")
+
+
+def gin_paths(module: ModuleType, given: Sequence[str] | None) -> list[str]:
+    """The gin files of an experiment: those `given`, else its own, which may stand beside its file."""
+    beside = Path(module.__file__ or "").parent
+    return [gin_path(name) for name in given or ()] or [gin_path(name, beside) for name in module.GIN_FILES]

@@ -2,10 +2,15 @@
 
 import argparse
 import json
+import sys
+from typing import TYPE_CHECKING
 
 from r1jax.cli import arguments
 from r1jax.cli.devices import load_checkpoint
 from r1jax.errors import UsageError
+
+if TYPE_CHECKING:  # imports JAX
+    from r1jax.runs.policy import Policy
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument("--prompt", metavar="TEXT", help="a question; the template of the task or tokenizer wraps it")
     prompt.add_argument("--prompt_ids", metavar="5,17,3", help="token ids, used without a template")
     add = parser.add_argument
-    add("--max_tokens", type=arguments.positive_int, default=44, metavar="N", help="longest answer (default 44)")
+    add("--raw", action="store_true", help="continue the text of --prompt, without a template")
+    longest = "longest answer (default: all that the model's positions leave)"
+    add("--max_tokens", type=arguments.positive_int, metavar="N", help=longest)
     add("--temperature", type=arguments.non_negative, default=0.0, metavar="T", help="0, the default, is greedy")
     add("--top_k", type=arguments.non_negative_int, default=0, metavar="K", help="0, the default, is off")
     add("--top_p", type=arguments.positive_fraction, default=1.0, metavar="P", help="1, the default, is off")
@@ -43,23 +50,44 @@ def main(args: argparse.Namespace) -> None:
     from r1jax.runs.policy import load_environments
     from r1jax.telemetry.metrics import turns_row
 
+    if args.raw and args.prompt is None:
+        raise UsageError("--raw is for --prompt: --prompt_ids has no template")
     layout, policy = load_checkpoint(args.checkpoint)
-    ids = policy.ask(args.prompt) if args.prompt is not None else parse_ids(args.prompt_ids, policy.model.vocab_size)
-    if not ids:
-        raise UsageError("the prompt is empty: give some text with --prompt")
+    ids = read_prompt(args, policy)
+    room = policy.model.max_position_embeddings - len(ids)
+    if room < 1:
+        raise UsageError(
+            f"the prompt has {len(ids)} tokens, which leaves no room in the model's {room + len(ids)} positions"
+        )
     config = EngineConfig(slots=1, steps_per_round=8, prefill_rows=1, speculative=args.speculative)
     limits = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p")}
     stop_ids = () if args.ignore_eos else policy.end_ids
     sampling = SamplingConfig(
-        len(ids), args.max_tokens, **limits, stop=tuple(args.stop), stop_ids=stop_ids, max_turns=args.max_turns
+        len(ids), args.max_tokens or room, **limits, stop=tuple(args.stop), stop_ids=stop_ids, max_turns=args.max_turns
     )
     environments = load_environments(args.environment, policy)
-    engine = RolloutEngine(layout, policy.model, policy.tokenizer, config, sampling, 1, environments=environments)
+    try:
+        engine = RolloutEngine(layout, policy.model, policy.tokenizer, config, sampling, 1, environments=environments)
+    except UsageError as error:
+        raise UsageError(f"{error}; --max_tokens is {sampling.max_new_tokens}") from error
     responder = Responder(engine, policy, None if args.json else Console(), args.seed)
     sample = responder.answer(ids, ignore_eos=args.ignore_eos)
     if args.json:
         fields = {"text": sample.text, "ids": sample.response_tokens, "logprobs": sample.response_logprobs}
         print(json.dumps(fields | {"finish_reason": sample.finish_reason} | turns_row(sample)))
+    elif sample.finish_reason == "length":
+        why = "--max_tokens" if args.max_tokens else "all that the model's positions leave"
+        print(f"r1jax: the answer was cut off after {len(sample.response_tokens)} tokens ({why})", file=sys.stderr)
+
+
+def read_prompt(args: argparse.Namespace, policy: "Policy") -> list[int]:
+    """The prompt's token ids. Raises UsageError for an empty one, and for what has no ids."""
+    if args.prompt is None:
+        return parse_ids(args.prompt_ids, policy.model.vocab_size)
+    ids = policy.encode(args.prompt) if args.raw else policy.ask(args.prompt)
+    if not ids:
+        raise UsageError("the prompt is empty: give some text with --prompt")
+    return ids
 
 
 def parse_ids(text: str, vocab_size: int) -> list[int]:

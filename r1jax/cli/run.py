@@ -11,7 +11,7 @@ from etils import epath
 
 from r1jax.cli.arguments import non_negative_int, positive_int
 from r1jax.cli.devices import find_devices, start_jax
-from r1jax.cli.experiments import gin_path, load_experiment, summary
+from r1jax.cli.experiments import gin_paths, load_experiment, summary
 from r1jax.errors import Preempted, UsageError
 from r1jax.paths import absolute
 
@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
             args.coordinator, args.processes, args.process_id, heartbeat_timeout=float(args.heartbeat_timeout)
         )
     module = load_experiment(args.experiment)
-    config = read_config(module.Config, [gin_path(file) for file in args.gin or module.GIN_FILES], args.set)
+    config = read_config(module.Config, gin_paths(module, args.gin), args.set)
     if not args.topology:
         find_devices()
     if args.dry_run:

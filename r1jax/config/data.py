@@ -8,11 +8,17 @@ from r1jax.config.checks import require_choice, require_positive, require_types
 
 @dataclass(frozen=True)
 class DemonstrationsConfig:
-    """A file of demonstrations, a JSON object a line."""
+    """A file of demonstrations, a JSON object a line.
+
+    Attributes:
+      path: the file.
+      question, summary: their columns.
+      reasoning: its column; None: responses are the summary alone, without tags.
+    """
 
     path: str
-    question: str = "question"  # the columns
-    reasoning: str | None = "reasoning"  # None: responses are the summary alone, without tags
+    question: str = "question"
+    reasoning: str | None = "reasoning"
     summary: str = "summary"
 
     def __post_init__(self) -> None:
@@ -21,14 +27,21 @@ class DemonstrationsConfig:
 
 @dataclass(frozen=True)
 class PreferenceFileConfig:
-    """A file of preferences, a JSON object a line: pairs of responses, or single responses that are safe or not."""
+    """A file of preferences, a JSON object a line: pairs of responses, or single responses that are safe or not.
+
+    Attributes:
+      path: the file.
+      question: its column.
+      chosen, rejected: the columns of pairs.
+      response, safe: the columns of single responses; safe is true or false.
+    """
 
     path: str
-    question: str = "question"  # the columns
-    chosen: str = "chosen"  # this and the next: of pairs
+    question: str = "question"
+    chosen: str = "chosen"
     rejected: str = "rejected"
-    response: str = "response"  # this and the next: of single responses
-    safe: str = "safe"  # true or false
+    response: str = "response"
+    safe: str = "safe"
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -36,9 +49,13 @@ class PreferenceFileConfig:
 
 @dataclass(frozen=True)
 class FinishedRunConfig:
-    """Another run, whose stages are inputs."""
+    """Another run, whose stages are inputs.
 
-    path: str  # its workdir
+    Attributes:
+      path: its workdir.
+    """
+
+    path: str
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -46,7 +63,11 @@ class FinishedRunConfig:
 
 @dataclass(frozen=True)
 class ExamplesConfig:
-    """How much is made of data that a generator writes."""
+    """How much is made of data that a generator writes.
+
+    Attributes:
+      examples: their number.
+    """
 
     examples: int
 
@@ -57,12 +78,20 @@ class ExamplesConfig:
 
 @dataclass(frozen=True)
 class JsonlConfig:
-    """A file of problems, a JSON object a line; `gin_configs/data/` has the columns of published ones."""
+    """A file of problems, a JSON object a line; `gin_configs/data/` has the columns of published ones.
+
+    Attributes:
+      path: the file.
+      question: the column of the question.
+      answer: the column that has the answer.
+      answer_form: "plain": the whole column; "hashes": what follows its last ####; "boxed": in its last \\boxed{}.
+      language: that the questions are asked in.
+    """
 
     path: str
-    question: str = "question"  # the column of the question
-    answer: str = "answer"  # the column that has the answer
-    answer_form: str = "plain"  # the whole column; "hashes": what follows its last ####; "boxed": in its last \boxed{}
+    question: str = "question"
+    answer: str = "answer"
+    answer_form: str = "plain"
     language: str = "en"
 
     def __post_init__(self) -> None:

@@ -15,16 +15,24 @@ EXPERTS = (
 
 @dataclass(frozen=True)
 class RopeScalingConfig:
-    """YaRN (arXiv 2309.00071) as DeepSeek has it, or Llama 3.1's; names as in `rope_scaling` of config.json."""
+    """YaRN (arXiv 2309.00071) as DeepSeek has it, or Llama 3.1's; names as in `rope_scaling` of config.json.
 
-    factor: float = 1.0  # of the context's length; 1: plain rotary embedding, and nothing below matters
+    Attributes:
+      factor: of the context's length; 1: plain rotary embedding, and nothing below matters.
+      original_max_position_embeddings: the context's length before.
+      beta_fast, beta_slow, mscale, mscale_all_dim: YaRN's.
+      rope_type: "yarn" or "llama3".
+      low_freq_factor, high_freq_factor: Llama's.
+    """
+
+    factor: float = 1.0
     original_max_position_embeddings: int = 4096
-    beta_fast: float = 32.0  # this and the next three are YaRN's
+    beta_fast: float = 32.0
     beta_slow: float = 1.0
     mscale: float = 1.0
     mscale_all_dim: float = 0.0
-    rope_type: str = "yarn"  # or "llama3"
-    low_freq_factor: float = 1.0  # this and the next are Llama's
+    rope_type: str = "yarn"
+    low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
 
     def __post_init__(self) -> None:
@@ -43,50 +51,82 @@ class ModelConfig:
     """A DeepSeek-V2 or V3 style model, or one with grouped-query attention (Qwen2.5, Qwen3, Qwen3-MoE, Llama 3).
 
     Names are those of the published config.json. A number that only one kind of model has is 0 where it is not set.
+
+    Attributes:
+      vocab_size, hidden_size, num_hidden_layers, num_attention_heads: of every model.
+      first_k_dense_replace: leading layers with a dense feed-forward; the others have experts.
+      intermediate_size: width of the dense feed-forward.
+      kv_lora_rank: of latent attention; None: grouped-query attention.
+      num_nextn_predict_layers: multi-token-prediction modules.
+      q_lora_rank: latent attention's; None: queries are projected in one step.
+      qk_nope_head_dim, qk_rope_head_dim, v_head_dim: latent attention's.
+      num_key_value_heads: grouped-query attention's; each serves num_attention_heads / num_key_value_heads heads.
+      head_dim: grouped-query attention's.
+      attention_bias: of queries, keys and values (Qwen2.5).
+      qk_norm: RMSNorm of each head's queries and keys (Qwen3).
+      moe_intermediate_size: width of one expert.
+      n_routed_experts: experts that the router chooses from.
+      n_shared_experts: experts that every token has; 0: none (Qwen3-MoE).
+      num_experts_per_tok: experts that the router chooses.
+      n_group: router groups (V3, section 2.1.2: node-limited routing).
+      topk_group: groups that a token may choose its experts from.
+      norm_topk_prob: the weights of the chosen experts are scaled to the sum 1.
+      routed_scaling_factor: multiplies them.
+      rope_scaling: see RopeScalingConfig.
+      scoring_func: affinity of a token to an expert: "sigmoid" (V3) or "softmax" (V2).
+      topk_method: "noaux_tc" (V3), "group_limited_greedy" (V2) or "greedy" (V2-Lite, Qwen3-MoE); see model/moe.py.
+      tie_word_embeddings: the head is the embedding.
+      scalar_head: a reward model: a score for a whole sequence, and no logits.
+      tokenizer_size: ids from here on are padding, which is never drawn; None: there is none.
+      max_position_embeddings: longest sequence that the model may be given.
+      rms_norm_eps, rope_theta: of all norms, of rotary embeddings.
+      initializer_range: deviation of fresh weights; None: 1 / sqrt(fan-in), and embeddings of unit variance.
+      param_dtype: of stored weights; the optimizer's are float32 (OptimizerConfig.master_weights).
+      dtype: of activations, and of weights where they are used.
+      experts: "grouped" (ragged_dot) or "dense" (every expert on every token: few, small experts).
+      attention: "auto" chooses by platform; or one of the implementations in model/softmax_attention.py.
+      remat: what layers keep for the backward pass: "none" keeps all, "attention" its output, "full" nothing.
     """
 
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
-    first_k_dense_replace: int  # leading layers with a dense feed-forward; the others have experts
-    intermediate_size: int  # width of the dense feed-forward
+    first_k_dense_replace: int
+    intermediate_size: int
     num_attention_heads: int
-    kv_lora_rank: int | None  # of latent attention; None: grouped-query attention
-    num_nextn_predict_layers: int  # multi-token-prediction modules
-    # Latent attention's.
-    q_lora_rank: int | None = 0  # None: queries are projected in one step
+    kv_lora_rank: int | None
+    num_nextn_predict_layers: int
+    q_lora_rank: int | None = 0
     qk_nope_head_dim: int = 0
     qk_rope_head_dim: int = 0
     v_head_dim: int = 0
-    # Grouped-query attention's.
-    num_key_value_heads: int = 0  # each serves num_attention_heads / num_key_value_heads heads of queries
+    num_key_value_heads: int = 0
     head_dim: int = 0
-    attention_bias: bool = False  # of queries, keys and values (Qwen2.5)
-    qk_norm: bool = False  # RMSNorm of each head's queries and keys (Qwen3)
-    # Of models with experts.
-    moe_intermediate_size: int = 0  # width of one expert
+    attention_bias: bool = False
+    qk_norm: bool = False
+    moe_intermediate_size: int = 0
     n_routed_experts: int = 0
-    n_shared_experts: int = 0  # which every token has; 0: none (Qwen3-MoE)
+    n_shared_experts: int = 0
     num_experts_per_tok: int = 0
-    n_group: int = 0  # router groups (V3, section 2.1.2: node-limited routing)
-    topk_group: int = 0  # groups that a token may choose its experts from
+    n_group: int = 0
+    topk_group: int = 0
     norm_topk_prob: bool | None = None
     routed_scaling_factor: float = 0.0
     rope_scaling: RopeScalingConfig = RopeScalingConfig()
-    scoring_func: str = "sigmoid"  # affinity of a token to an expert: V3; "softmax": V2
-    topk_method: str = "noaux_tc"  # see model/moe.py: V3; "group_limited_greedy": V2; "greedy": V2-Lite, Qwen3-MoE
+    scoring_func: str = "sigmoid"
+    topk_method: str = "noaux_tc"
     tie_word_embeddings: bool = False
-    scalar_head: bool = False  # a reward model: a score for a whole sequence, and no logits
-    tokenizer_size: int | None = None  # ids from here on are padding, which is never drawn; None: there is none
-    max_position_embeddings: int = 4096  # longest sequence that the model may be given
+    scalar_head: bool = False
+    tokenizer_size: int | None = None
+    max_position_embeddings: int = 4096
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
-    initializer_range: float | None = 0.006  # None: 1 / sqrt(fan-in), and embeddings of unit variance
-    param_dtype: str = "float32"  # of stored weights; the optimizer's are float32 (OptimizerConfig.master_weights)
-    dtype: str = "float32"  # of activations, and of weights where they are used
-    experts: str = "grouped"  # "grouped" (ragged_dot) or "dense" (every expert on every token: few, small experts)
-    attention: str = "auto"  # by platform; or one of the implementations in model/softmax_attention.py
-    remat: str = "none"  # what layers keep for the backward pass: all; their "attention"'s output; nothing: "full"
+    initializer_range: float | None = 0.006
+    param_dtype: str = "float32"
+    dtype: str = "float32"
+    experts: str = "grouped"
+    attention: str = "auto"
+    remat: str = "none"
 
     @property
     def qk_head_dim(self) -> int:
@@ -174,10 +214,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """A checkpoint that a run starts from, as `import-hf` makes it. Its model is as it says itself."""
+    """A checkpoint that a run starts from, as `import-hf` makes it. Its model is as it says itself.
+
+    Attributes:
+      path: the checkpoint, or the stage of a finished run.
+      param_dtype, dtype, experts, remat: how the run computes and stores the model, as in ModelConfig; None: as the
+        checkpoint does.
+    """
 
     path: str
-    # How the run computes and stores the model; None: as the checkpoint does (ModelConfig has the same names).
     param_dtype: str | None = None
     dtype: str | None = None
     experts: str | None = None

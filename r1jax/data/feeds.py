@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import fsspec
 import grain
@@ -60,6 +60,37 @@ def write_missing(wanted: Sequence[Records], paths: Sequence[epath.Path], seed: 
         made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if made.returncode:
             raise RunError(f"the seqio tasks could not be written to {folder}:\n{made.stderr.strip()[-2000:]}")
+
+
+def numbered(problems: Iterable[Problem], name: str) -> list[Problem]:
+    """The problems of this process's own making, with their places as ids.
+
+    Raises UsageError for anything but problems of text, and for none.
+    """
+    found = []
+    for place, problem in enumerate(problems):
+        fields = vars(problem) | {"id": ""} if isinstance(problem, Problem) else {"": None}
+        if not all(isinstance(text, str) for text in fields.values()):
+            raise UsageError(f"{name}: number {place} is {str(problem)[:100]}, expected a Problem of text")
+        found.append(replace(problem, id=place))
+    if not found:
+        raise UsageError(f"{name}: there are none, expected one or more")
+    return found
+
+
+def write_problems(problems: Iterable[Problem], name: str, folder: epath.Path) -> epath.Path:
+    """Writes problems as an ArrayRecord, unless `folder` has it; its name hashes them. Raises as `numbered`."""
+    rows = [asdict(problem) for problem in numbered(problems, name)]
+    contents = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    path = folder / f"{name}-{contents}.array_record"
+
+    def write() -> None:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_array_record(path, rows)
+
+    broadcast_from_main("records", write)
+    return path
 
 
 def record_files(path: epath.Path) -> list[str]:

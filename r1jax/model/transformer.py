@@ -158,6 +158,13 @@ def logits(params: Params, hidden_BTD: Array, tokens: int | None = None) -> Arra
     return logits_BTV if tokens is None else jnp.where(jnp.arange(head_DV.shape[-1]) < tokens, logits_BTV, MASKED_LOGIT)
 
 
+def sequence_logits(weights: Weights, batch: TokenBatch, config: ModelConfig, ops: ShardedOps = ONE_DEVICE) -> Array:
+    """The logits of the token after each token of whole sequences, float32 [B, T, V]."""
+    name, hidden = head_name(weights.params), forward(*weights, batch, config, ops=ops)
+    head = {name: ops.gather_weights(name, weights.params[name])}
+    return ops.logits(logits(head, ops.matmul_input(hidden.hidden_BTD), config.tokenizer_size))
+
+
 def shift_targets(batch: TokenBatch, offset: int) -> tuple[Array, Array]:
     """The token `offset` positions later, [B, T], and whether there is one, bool [B, T].
 

@@ -15,6 +15,7 @@ import optax
 from r1jax.config import ModelConfig, OptimizerConfig
 from r1jax.model.softmax_attention import choose_attention
 from r1jax.model.spec import init_params, init_router_bias
+from r1jax.model.transformer import sequence_logits
 from r1jax.objectives.grpo import LossSpec, rl_loss, with_old_logprobs
 from r1jax.objectives.language_model import LossTerms, language_model_loss
 from r1jax.objectives.logprobs import sample_logprobs
@@ -90,6 +91,13 @@ def make_language_model_step(layout: Layout, model: ModelConfig, config: Optimiz
 
     shardings = train_state_shardings(layout, model, config)
     return jax.jit(language_model_step, donate_argnums=0, out_shardings=(shardings, layout.replicated()))
+
+
+@functools.cache
+def make_logits(layout: Layout, model: ModelConfig):
+    """(Weights, TokenBatch) -> logits of the next tokens, float32 [B, T, V]."""
+    model = on_platform(layout, model)
+    return jax.jit(functools.partial(sequence_logits, config=model, ops=make_sharded_ops(layout, model)))
 
 
 @functools.cache

@@ -26,12 +26,19 @@ class Grader(Protocol):
 
 @dataclass(frozen=True)
 class Reward:
-    """A term of the total reward. With weight 0 it is only logged."""
+    """A term of the total reward.
+
+    Attributes:
+      function: (Sample) -> float, or None where it does not apply; or a verifier, which grades many at once.
+      weight: of its value in the total; with 0 it is only logged.
+      sources: grades samples of these sources; None: of all.
+      normalise: scales each group's values to mean 0 and deviation 1 before weighting.
+    """
 
     function: RewardFunction | Grader
     weight: float
-    sources: tuple[str, ...] | None = None  # grades samples of these sources; None: of all
-    normalise: bool = False  # scales each group's values to mean 0 and deviation 1 before weighting
+    sources: tuple[str, ...] | None = None
+    normalise: bool = False
 
     def grade(self, samples: Sequence[Sample]) -> list[float | None]:
         """Unweighted values; None for samples of other sources, and where the function returns None."""

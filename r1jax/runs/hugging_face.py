@@ -3,6 +3,7 @@
 The source is checked completely before anything is written. The destination appears by a rename, once it is complete.
 """
 
+import hashlib
 import json
 import math
 import tempfile
@@ -32,13 +33,15 @@ from r1jax.data.published_tokenizer import (
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import RunError, UsageError
 from r1jax.model.spec import count_params
-from r1jax.runs.hub import find_source
+from r1jax.paths import absolute
+from r1jax.runs.hub import HUB_ID, find_source
 from r1jax.runs.lineage import MARK, content_hash
 from r1jax.runs.policy import find_task
 from r1jax.telemetry.files import write_atomically
 from r1jax.telemetry.progress import Progress
 
 SHARD_BYTES = 5_000_000_000  # size of an exported file, and what an export holds in memory
+MODELS = "~/.cache/r1jax/models"  # what `imported` converts
 READ_CACHE_BYTES = 1 << 30  # an Orbax chunk holds many tensors: cached, so that it is read once
 
 
@@ -72,6 +75,30 @@ def open_source(path: epath.Path, scratch: epath.Path) -> Source:
     for name, text in {"config.json": json.dumps(config), **tokenizer_files(metadata, path)}.items():
         (scratch / name).write_text(text)
     return Source(path, scratch, tensors)
+
+
+def is_published(source: epath.Path | str) -> bool:
+    """Whether `source` is a published model: a directory, a .gguf file, or the id of one on the Hugging Face Hub."""
+    path = absolute(source)
+    if not path.exists():
+        return HUB_ID.fullmatch(str(source)) is not None
+    return path.suffix == ".gguf" or ((path / "config.json").exists() and not (path / "checkpoints").exists())
+
+
+def imported(source: epath.Path | str, progress: Progress) -> epath.Path:
+    """The checkpoint of a published model, which is converted once for each state of its files.
+
+    Raises UsageError as `import_hf`.
+    """
+    path = find_source(source, None, mtp=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        opened = open_source(path, epath.Path(scratch))
+        model = from_published(read_json(opened.directory / "config.json"), mtp=True)
+        state = hashlib.sha256(json.dumps([str(path), fingerprint(model, opened.files)]).encode()).hexdigest()[:16]
+        dest = epath.Path(MODELS).expanduser() / f"{'--'.join(epath.Path(source).parts[-2:])}-{state}"
+        if not dest.exists():
+            convert(opened, dest, mtp=True, progress=progress)
+    return dest
 
 
 def import_hf(

@@ -21,17 +21,44 @@ from r1jax.types import Environments, Weights
 
 @dataclass(frozen=True)
 class Policy:
+    """A model, its weights on the devices of `layout`, and how it is asked.
+
+    Attributes:
+      model: the architecture, and how it is computed.
+      tokenizer: None: the policy was imported without one.
+      task: how questions become prompts; None: the policy was imported, or its task is not registered.
+      weights: the parameters, and the router's biases.
+      layout: the devices, and how arrays are sharded over them.
+      end_ids: end tokens of a policy without tokenizer, as its source's configs name them.
+      path: the checkpoint that it was loaded from; None: it was made in memory.
+    """
+
     model: ModelConfig
-    tokenizer: Tokenizer | None  # None: the policy was imported without one
-    task: Task | None  # None: the policy was imported, or its task is not registered
+    tokenizer: Tokenizer | None
+    task: Task | None
     weights: Weights
-    end_ids: tuple[int, ...] = ()  # end tokens of a policy without tokenizer, as its source's configs name them
+    layout: Layout
+    end_ids: tuple[int, ...] = ()
+    path: epath.Path | None = None
 
     def ask(self, question: str) -> list[int]:
         """The token ids of a prompt with `question`. Raises UsageError when the policy has no tokenizer."""
+        tokenizer = self.require_tokenizer()
+        return tokenizer.encode(self.task.prompt(question)) if self.task else tokenizer.prompt(question)
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of plain text behind the tokenizer's begin tokens, without a template.
+
+        Raises UsageError when the policy has no tokenizer.
+        """
+        tokenizer = self.require_tokenizer()
+        begin = tokenizer.begin_ids if isinstance(tokenizer, PublishedTokenizer) else []
+        return [*begin, *tokenizer.encode(text)]
+
+    def require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise UsageError("the checkpoint has no tokenizer: give ids (--prompt_ids)")
-        return self.tokenizer.encode(self.task.prompt(question)) if self.task else self.tokenizer.prompt(question)
+            raise UsageError("the checkpoint has no tokenizer: give token ids (--prompt_ids)")
+        return self.tokenizer
 
     def converse(self, messages: list[dict[str, str]]) -> list[int]:
         """The token ids of a conversation; of its last message alone unless the policy `keeps_turns`."""
@@ -92,7 +119,7 @@ def load_policy(path: epath.Path, layout: Layout, model: ModelConfig | None = No
     task, tokenizer = find_task(store.directory.parent, task_name, checkpoint.read_template(store, step))
     configs = store.directory.parent / "tokenizer"
     end_ids = config_end_ids(configs, model.vocab_size) if tokenizer is None else ()
-    return Policy(model, tokenizer, task, Weights(**item), end_ids)
+    return Policy(model, tokenizer, task, Weights(**item), layout, end_ids, path)
 
 
 def base_model(base: BaseConfig, model: ModelConfig | None = None) -> ModelConfig:
@@ -107,6 +134,12 @@ def base_model(base: BaseConfig, model: ModelConfig | None = None) -> ModelConfi
         return replace(model, **{name: value for name, value in asdict(base).items() if value and name != "path"})
     except (UsageError, ValueError) as error:
         raise UsageError(f"BaseConfig: {error}") from error
+
+
+def base_task(base: BaseConfig) -> str | None:
+    """The name of the task that the checkpoint in `base` was trained on. Raises UsageError when there is none."""
+    store, step = checkpoint.find_checkpoint(absolute(base.path))
+    return checkpoint.read_metadata(store, step)[1]
 
 
 def find_task(stage: epath.Path, name: str | None, template: PromptConfig) -> tuple[Task | None, Tokenizer | None]:

@@ -40,7 +40,7 @@ from r1jax.telemetry.files import write_atomically
 from r1jax.telemetry.metrics import MetricsWriter, RowWriter, sample_row
 from r1jax.telemetry.progress import Progress, Stopwatch
 from r1jax.telemetry.statistics import spread, summarize
-from r1jax.types import Batch, RLState, Sample, Weights
+from r1jax.types import Batch, Gradients, RLState, Sample, Weights
 
 
 def rl(
@@ -267,12 +267,7 @@ class Trainer:
         config, metrics = self.config, dict[str, Any]()
         updates_before = (step - 1) * config.updates_per_rollout
         for i, minibatch in enumerate(list(packed) * config.epochs_per_rollout):
-            total = None
-            for batch in minibatch:
-                gradients = self.gradients_program(state.train.weights, batch, self.temperature)
-                total = gradients if total is None else programs.add_gradients(total, gradients)
-                del gradients  # the devices hold two trees of them at most
-                between()
+            total = self.gradients(state.train.weights, minibatch, between)
             rate = learning_rate(config.optimizer, updates_before + i, config.steps * config.updates_per_rollout)
             train = replace(state.train, opt_state=on_device(state.train.opt_state))
             train, update_metrics = self.update_program(train, total, np.float32(rate))
@@ -282,6 +277,17 @@ class Trainer:
             state = offload(state, config)
             del train, total  # or the sum of gradients, and what was offloaded, would stay on the devices
         return state, jax.block_until_ready(metrics)  # the log reads them next; waiting is part of the update's time
+
+    def gradients(self, weights: Weights, minibatch: Sequence[Batch], between: Callable[[], None]) -> Gradients:
+        """Those of the sum of the loss over a minibatch, added up over its microbatches; `between` runs after each."""
+        total: Gradients | None = None
+        for batch in minibatch:
+            gradients = self.gradients_program(weights, batch, self.temperature)
+            total = gradients if total is None else programs.add_gradients(total, gradients)
+            del gradients  # the devices hold two trees of them at most
+            between()
+        assert total is not None  # `pack_microbatches` makes one at least
+        return total
 
     def refresh_reference(self, state: RLState, step: int) -> RLState:
         """Every `reference_refresh_updates` updates the reference becomes the latest policy (R1 supplement)."""

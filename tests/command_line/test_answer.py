@@ -67,7 +67,7 @@ TEMPLATE = "{% for m in messages %}{{ m.role[0] }} {{ m.content }} {% endfor %}a
 
 
 @pytest.fixture
-def talker(tmp_path, model, policy) -> Policy:
+def talker(tmp_path, model, policy, one_device) -> Policy:
     """A policy with a published tokenizer of 208 words, and a chat template."""
     words = {word: i for i, word in enumerate(["<eos>", "u", "a", *(f"w{i}" for i in range(205))])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
@@ -75,7 +75,7 @@ def talker(tmp_path, model, policy) -> Policy:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     config = {"eos_token": "<eos>", "chat_template": TEMPLATE}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    return Policy(model, load_tokenizer(epath.Path(tmp_path)), None, Weights(*policy))
+    return Policy(model, load_tokenizer(epath.Path(tmp_path)), None, Weights(*policy), one_device)
 
 
 def talk(layout, policy, *questions: str, context=64, max_tokens=8) -> str:
@@ -127,7 +127,7 @@ def test_chat_refuses_what_it_cannot_do(finished, capsys, tmp_path, monkeypatch)
     status, _, err = command(capsys, "chat", str(finished / "rl"), "--max_tokens", "5000")
     assert (status, "--max_tokens" in err) == (2, True)
     load = "r1jax.runs.policy.load_policy"
-    policy = Policy(None, None, None, None)
+    policy = Policy(None, None, None, None, None)
     monkeypatch.setattr(load, lambda path, layout: policy)
     status, _, err = command(capsys, "chat", str(tmp_path))
     assert (status, "tokenizer" in err) == (2, True)

@@ -1,9 +1,12 @@
 """What a person sees: exit status, one clear line, nothing lost."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from r1jax.data.tasks import TASKS
+from tests.shared.checkpoints import save_policy
 from tests.shared.command_line import command
 from tests.shared.small_run import r1jax, settings
 
@@ -161,10 +164,32 @@ def test_generate(finished):
     assert ids.returncode == 0, ids.stderr
 
 
+def test_generate_continues_plain_text_as_far_as_the_model_goes(tmp_path, model, policy, capsys):
+    """By default to the model's last position, and a cut is said on stderr; the template wraps nothing with --raw."""
+    checkpoint = str(
+        save_policy(tmp_path / "pretrain", replace(model, max_position_embeddings=40), policy, "running_sum")
+    )
+    text = TASKS["running_sum"].prompt("compute 3 #a - 1")
+    ids = ",".join(map(str, TASKS["running_sum"].tokenizer.encode(text)))
+    same = (["--prompt", "compute 3 #a - 1"], ["--prompt", text, "--raw"], ["--prompt_ids", ids])
+    outputs = [command(capsys, "generate", checkpoint, *prompt, "--json", "--max_tokens", "5") for prompt in same]
+    assert outputs[0][0] == 0 and outputs[0] == outputs[1] == outputs[2]
+    assert not outputs[0][2]  # JSON has the finish reason
+
+    status, out, err = command(capsys, "generate", checkpoint, "--prompt_ids", "1,7,9", "--ignore_eos")
+    assert (status, len(out.split())) == (0, 37)
+    assert "cut off after 37 tokens (all that the model's positions leave)" in err
+    status, out, err = command(capsys, "generate", checkpoint, *same[2], "--ignore_eos", "--max_tokens", "4")
+    assert status == 0 and "cut off after 4 tokens (--max_tokens)" in err
+    status, _, err = command(capsys, "generate", checkpoint, "--prompt_ids", ",".join(["7"] * 40))
+    assert status == 2 and "no room" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["--prompt", "what is love"], "'what'"),
+        (["--prompt_ids", "1,7", "--raw"], "--raw"),
         (["--prompt", "3", "--max_tokens", "0"], "--max_tokens"),
         (["--prompt_ids", "1,x"], "--prompt_ids"),
         (["--prompt_ids", "1,999"], "--prompt_ids"),

@@ -14,7 +14,7 @@ FLOORS = {
     "rollout": 3, "data": 3, "rewards": 3, "checkpoint": 3, "telemetry": 3,
     "runs": 4, "dry_run": 4, "report": 4, "environments": 4,
     "stages": 5,
-    "cli": 6, "__main__": 6, "__init__": 6, "experiments": 6,
+    "cli": 6, "library": 6, "__main__": 6, "__init__": 6, "experiments": 6,
 }  # fmt: skip
 FILES = sorted([*ROOT.glob("r1jax/**/*.py"), *ROOT.glob("experiments/*.py")])
 TESTS = sorted(ROOT.glob("tests/**/*.py"))

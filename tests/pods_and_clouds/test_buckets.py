@@ -72,4 +72,7 @@ def test_a_run_in_a_bucket_is_killed_and_ends_in_the_bits_of_one_on_disk(bucket,
     assert not any(".partial" in key or key.endswith(".new") for key in bucket.objects)
     assert main(["report", "gs://bucket/runs/one"]) == 0
     assert "report: gs://bucket/runs/one/report.html" in capsys.readouterr().out
-    assert r1jax("generate", "gs://bucket/runs/one/rl", "--prompt", "compute 3 #a - 1").returncode == 0
+    assert (
+        r1jax("generate", "gs://bucket/runs/one/rl", "--prompt", "compute 3 #a - 1", "--max_tokens", "44").returncode
+        == 0
+    )

@@ -122,13 +122,13 @@ def test_a_damaged_checkpoint_is_named_and_an_earlier_one_can_be_used(finished, 
     newest = workdir / "rl" / "checkpoints" / "4"
     for path in newest.glob("policy/**/d/*"):
         path.write_bytes(path.read_bytes()[:100])
-    done = r1jax("generate", str(workdir / "rl"), "--prompt", "compute 3 #a - 1")
+    done = r1jax("generate", str(workdir / "rl"), "--prompt", "compute 3 #a - 1", "--max_tokens", "44")
     assert done.returncode == 1
     assert str(newest) in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     shutil.rmtree(newest)
     (workdir / "rl" / "complete.json").unlink()
-    assert r1jax("generate", str(workdir / "rl"), "--prompt", "compute 3 #a - 1").returncode == 0
+    assert r1jax("generate", str(workdir / "rl"), "--prompt", "compute 3 #a - 1", "--max_tokens", "44").returncode == 0
 
 
 @pytest.fixture
