@@ -17,10 +17,10 @@ from typing import Any
 
 from etils import epath
 
+from r1jax.paths import PACKAGE, project
 from r1jax.telemetry.files import read_json, write_atomically
 
-PACKAGE = Path(__file__).resolve().parents[1]
-EXPERIMENTS = PACKAGE.parent / "experiments"
+EXPERIMENTS = project() / "experiments"
 PROMPT = "prompt"  # the name of the prompt's source, which is text
 
 
@@ -36,7 +36,8 @@ def module_sources(module: ModuleType) -> dict[str, str]:
         if path is None or name_of_file(path) in found:
             continue
         found[name_of_file(path)] = path.read_text()
-        follows = not path.is_relative_to(PACKAGE) or path.parent.name == "rewards"  # a verdict is made by all of it
+        is_core = path.is_relative_to(PACKAGE) and path.parent != EXPERIMENTS
+        follows = not is_core or path.parent.name == "rewards"  # a verdict is made by all of it
         for value in vars(module).values() if follows else ():
             name = getattr(value, "__module__", None) or ""
             other = value if isinstance(value, ModuleType) else sys.modules.get(name)
@@ -66,8 +67,8 @@ def file_of(module: Any) -> Path | None:
 
 def name_of_file(path: Path) -> str:
     """Its path in this project, or its name alone elsewhere, so that a run can be moved to another machine."""
-    root = EXPERIMENTS.parent
-    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
+    roots = (EXPERIMENTS.parent, PACKAGE.parent)  # one directory in a checkout, two in an installed wheel
+    return next((str(path.relative_to(root)) for root in roots if path.is_relative_to(root)), path.name)
 
 
 def meaning(name: str, source: str) -> str:

@@ -6,8 +6,8 @@ record for each process that worked on it: command, git state, versions, times),
 stage's output, so that the files of a run record its lineage (runs/lineage.py).
 """
 
+import contextlib
 import dataclasses
-import fcntl
 import itertools
 import json
 import math
@@ -40,7 +40,7 @@ from r1jax.parallel import hosts
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import at_once, require_memory, stage_memory
 from r1jax.parallel.programs import on_platform
-from r1jax.paths import absolute, in_bucket
+from r1jax.paths import PACKAGE, absolute, in_bucket, project
 from r1jax.rollout.engine import require_possible
 from r1jax.runs.code import PROMPT, record_code, sources_of
 from r1jax.runs.extension import effect_on_learning_rate, extended_from, with_steps
@@ -310,9 +310,13 @@ LOCKS: dict[str, TextIO] = {}  # by directory; held until this process ends, how
 def lock(directory: epath.Path) -> None:
     """Takes the directory for this process. Raises UsageError while another one is at work in it.
 
-    A directory in a bucket can't be locked.
+    A directory in a bucket can't be locked, nor one on Windows.
     """
     if in_bucket(directory) or str(directory) in LOCKS:
+        return
+    try:
+        import fcntl
+    except ImportError:  # Windows
         return
     file = open(directory / ".lock", "w")  # noqa: SIM115
     try:
@@ -329,18 +333,20 @@ def now() -> str:
 def session(seed: int) -> dict:
     """A record of this process from which the run can be repeated: command, git state, versions, devices, seed."""
     root = epath.Path(__file__).parent.parent.parent
-    try:
+    is_wheel = project() != PACKAGE.parent
+    git = ""
+    with contextlib.suppress(OSError):  # git is not installed
         command = ["git", "describe", "--always", "--dirty"]
-        git = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # git is not installed
-        git = ""
+        if not is_wheel:  # a git checkout around site-packages is another project's
+            git = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
     copied = root / "GIT_STATE"  # tpu_scripts/ copies the code without its git directory, and writes this file
     git = git or (copied.read_text().strip() if copied.exists() else "")
+    recorded = (*VERSIONS_OF, "r1jax") if is_wheel else VERSIONS_OF
     return {
         "started": now(),
         "command": " ".join(["python -m r1jax", *sys.argv[1:]]),
         "git": git or "not a git checkout",
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS_OF},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in recorded},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
         "seed": seed,
