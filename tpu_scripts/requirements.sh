@@ -1,4 +1,7 @@
 #!/usr/bin/env bash
-# Prints the part of requirements.txt that a TPU host needs: no test packages, and jax with its TPU library.
+# Prints what a TPU host installs, with dependencies: requirements.txt with jax's TPU library, and gcsfs for gs:// paths.
 set -euo pipefail
-sed -e '/^# Tests and checks/,$d' -e 's/^jax==/jax[tpu]==/' "$(dirname "${BASH_SOURCE[0]}")/../requirements.txt"
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# tensorflow-text asks for `tensorflow`, whose files are those of tensorflow-cpu.
+sed -e 's/^jax==/jax[tpu]==/' -e '/^tensorflow-cpu==/d' -e 's/^\(tensorflow==[^;]*\);.*/\1/' requirements.txt
+sed -n '/^gcsfs==/p' requirements-dev.txt

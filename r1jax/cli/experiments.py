@@ -10,8 +10,9 @@ from pathlib import Path
 from types import ModuleType
 
 from r1jax.errors import UsageError
+from r1jax.paths import project
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = project()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

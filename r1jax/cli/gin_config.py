@@ -23,10 +23,11 @@ import gin
 
 from r1jax import config as configs
 from r1jax.errors import UsageError
+from r1jax.paths import project
 
 T = TypeVar("T")
 
-gin.add_config_file_search_path(str(Path(__file__).resolve().parents[2] / "gin_configs"))  # for `include`
+gin.add_config_file_search_path(str(project() / "gin_configs"))  # for `include`
 
 for _config in vars(configs).values():
     if dataclasses.is_dataclass(_config):

@@ -20,6 +20,7 @@ COMMANDS = {
     "run": run, "experiments": experiments, "eval": evaluate, "generate": generate, "chat": chat, "report": report,
     "import-hf": import_hf, "export-hf": export_hf,
 }  # fmt: skip
+TEMPORARY_FAILURE = 75  # os.EX_TEMPFAIL, which Windows lacks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +51,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, UsageError | RunError):
         return (2 if isinstance(error, UsageError) else 1), str(error)
     if isinstance(error, Preempted):
-        return os.EX_TEMPFAIL, f"{error}: rerun the same command to resume"
+        return TEMPORARY_FAILURE, f"{error}: rerun the same command to resume"
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted; the same command resumes a run from its last checkpoint"
     return 1, f"{type(error).__name__}: {str(error)[:500]} (--debug shows the traceback)"

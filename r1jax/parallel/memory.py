@@ -3,7 +3,6 @@
 import functools
 import math
 import os
-import resource
 from typing import Any
 
 import jax
@@ -183,10 +182,14 @@ def device_memory(layout: Layout) -> int:
 
 
 def memory_in_use(layout: Layout) -> int:
-    """The peak bytes of a device of the mesh so far; with CPU devices, those of this process."""
+    """The peak bytes of a device of the mesh so far; with CPU devices, those of this process (0 on Windows)."""
     statistics = layout.mesh.local_devices[0].memory_stats()
     if statistics and "peak_bytes_in_use" in statistics:
         return statistics["peak_bytes_in_use"]
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -11,7 +11,6 @@ exchange JSON over pipes, so that no reply can run code here.
 import importlib
 import json
 import os
-import resource
 import signal
 import sys
 import threading
@@ -196,6 +195,8 @@ def cpu_time_if_asleep(pid: int) -> str | None:
 
 def serve(function: str, memory: int) -> None:
     """Runs a worker: reads an item and writes a reply, one JSON line each, until the input ends."""
+    import resource  # Windows has none, and the processes that make workers need none
+
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # prints of the function must not reach the replies
     limit(resource.RLIMIT_AS, memory)
@@ -232,6 +233,8 @@ def send(pipe: IO[bytes], message: Any) -> None:
 
 
 def limit(kind: int, value: int) -> None:
+    import resource
+
     hard = resource.getrlimit(kind)[1]
     resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 

@@ -19,11 +19,10 @@ from typing import Any
 
 from etils import epath
 
-from r1jax.paths import read_json
+from r1jax.paths import PACKAGE, project, read_json
 from r1jax.telemetry.files import write_atomically
 
-PACKAGE = Path(__file__).resolve().parents[1]
-EXPERIMENTS = PACKAGE.parent / "experiments"
+EXPERIMENTS = project() / "experiments"
 PROMPT = "prompt"  # the name of the prompt's source, which is text
 
 
@@ -34,7 +33,7 @@ def module_sources(module: ModuleType) -> dict[str, str]:
     """
     first, found = file_of(module), dict[str, str]()
     roots = [] if first is None else [first.parent, EXPERIMENTS]
-    if first and first.is_relative_to(PACKAGE):
+    if first and first.is_relative_to(PACKAGE) and first.parent != EXPERIMENTS:
         roots = [first.parent] if first.parent.name == "rewards" else []
     left = [module]
     for module in left:  # `left` grows in the loop
@@ -59,11 +58,10 @@ def imported(module: ModuleType, source: str) -> Iterator[ModuleType]:
 
 def is_own(path: Path | None, roots: Sequence[Path]) -> bool:
     """Whether a file is of the experiment, or of rewards, and not of an installed package."""
-    if path is None or "site-packages" in path.parts:
-        return False
-    if path.is_relative_to(PACKAGE):
-        return path.parent in roots
-    return any(path.is_relative_to(root) for root in roots)
+    if path is None or path.parent in roots:
+        return path is not None
+    is_installed = path.is_relative_to(PACKAGE) or "site-packages" in path.parts
+    return not is_installed and any(path.is_relative_to(root) for root in roots)
 
 
 @cache
@@ -93,7 +91,7 @@ def file_of(module: Any) -> Path | None:
 
 def name_of_file(path: Path, roots: Sequence[Path]) -> str:
     """Its path in this project, or below one of the roots, so that a run can be moved to another machine."""
-    for root in (EXPERIMENTS.parent, *roots):
+    for root in (EXPERIMENTS.parent, PACKAGE.parent, *roots):
         if path.is_relative_to(root):
             return str(path.relative_to(root))
     return path.name

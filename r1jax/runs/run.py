@@ -6,6 +6,7 @@ record for each process that worked on it: command, git state, versions, times),
 stage's output, so that the files of a run record its lineage (runs/lineage.py).
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -32,7 +33,7 @@ from r1jax.data.tasks import Task
 from r1jax.errors import RunError, UsageError, cause_of
 from r1jax.parallel import hosts
 from r1jax.parallel.layout import Layout
-from r1jax.paths import absolute, read_json
+from r1jax.paths import PACKAGE, absolute, project, read_json
 from r1jax.runs.changes import differences, drop_mutable_fields, effect_of_more_steps, extended_from, with_steps
 from r1jax.runs.checks import check_sizes, check_stages
 from r1jax.runs.code import PROMPT, record_code, sources_of
@@ -313,18 +314,20 @@ def now() -> str:
 def session(seed: int) -> dict:
     """A record of this process from which the run can be repeated: command, git state, versions, devices, seed."""
     root = epath.Path(__file__).parent.parent.parent
-    try:
+    is_wheel = project() != PACKAGE.parent
+    git = ""
+    with contextlib.suppress(OSError):  # git is not installed
         command = ["git", "describe", "--always", "--dirty"]
-        git = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # git is not installed
-        git = ""
+        if not is_wheel:  # a git checkout around site-packages is another project's
+            git = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
     copied = root / "GIT_STATE"  # tpu_scripts/ copies the code without its git directory, and writes this file
     git = git or (copied.read_text().strip() if copied.exists() else "")
+    recorded = (*VERSIONS_OF, "r1jax") if is_wheel else VERSIONS_OF
     return {
         "started": now(),
         "command": " ".join(["python -m r1jax", *sys.argv[1:]]),
         "git": git or "not a git checkout",
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS_OF},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in recorded},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
         "seed": seed,

@@ -1,7 +1,6 @@
 """The lock on a workdir, and what is undone there when a start is refused."""
 
 import contextlib
-import fcntl
 import os
 import time
 from dataclasses import dataclass
@@ -41,13 +40,17 @@ HELD: dict[str, Held] = {}  # by directory; held until this process ends, howeve
 def lock(directory: epath.Path) -> None:
     """Makes the directory and takes it for this process. Raises UsageError while another process is at work in it.
 
-    A directory in a bucket can't be locked, and nothing is undone in it.
+    A directory in a bucket can't be locked, nor one on Windows, and nothing is undone in it.
     """
     existed, run = directory.exists(), directory / "run.json"
     if existed and not directory.is_dir():
         raise UsageError(f"--workdir {directory} is a file, expected a directory")
     directory.mkdir(parents=True, exist_ok=True)
     if in_bucket(directory) or str(directory) in HELD:
+        return
+    try:
+        import fcntl
+    except ImportError:  # Windows
         return
     names, path = {child.name for child in directory.iterdir()}, directory / ".lock"
     file = open(path, "a")  # noqa: SIM115

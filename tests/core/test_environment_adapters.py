@@ -49,7 +49,7 @@ def check_problems(draw, make) -> None:
 class TestTextArena:
     @pytest.fixture(autouse=True)
     def package(self):
-        pytest.importorskip("textarena", reason="the extra textarena is not installed: requirements_environments.txt")
+        pytest.importorskip("textarena", reason="the extra textarena is not installed: requirements-environments.txt")
 
     def test_problems(self):
         draw = textarena.problems("Secretary-v0")  # its first value is drawn
@@ -261,7 +261,7 @@ class TestVerifiers:
     def vf(self, monkeypatch):
         """verifiers, with installed tasksets: `sums` of one turn, `chains` of several, and one for each refusal."""
         vf = pytest.importorskip(
-            "verifiers.v1", reason="the extra verifiers is not installed: requirements_environments.txt"
+            "verifiers.v1", reason="the extra verifiers is not installed: requirements-environments.txt"
         )
 
         class Data(vf.TaskData):

@@ -140,7 +140,7 @@ def test_mathematics(number):
         assert verifier.grade([sample(texts[0], "42")])[0] in (0.0, 1.0)
 
 
-@pytest.mark.skipif(not find_spec("reasoning_gym"), reason="needs reasoning-gym: requirements_gym.txt")
+@pytest.mark.skipif(not find_spec("reasoning_gym"), reason="needs reasoning-gym: requirements-gym.txt")
 @pytest.mark.parametrize("number", NUMBERS)
 def test_reasoning_gym(number):
     """Verifiers that evaluate the answer, that read it as numbers, or that raise for most texts."""

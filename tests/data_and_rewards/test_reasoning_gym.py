@@ -24,7 +24,7 @@ from r1jax.rewards.rules import Reward, by_source
 from r1jax.types import Problem, Sample
 from tests.shared.samples import make_sample
 
-factory = pytest.importorskip("reasoning_gym.factory", reason="the extra gym is not installed: requirements_gym.txt")
+factory = pytest.importorskip("reasoning_gym.factory", reason="the extra gym is not installed: requirements-gym.txt")
 
 # Of each kind; polynomial_multiplication depends on the hash seed, rearc on tuples, and the verifier of
 # prime_factorization raises.

@@ -15,7 +15,7 @@ import pytest
 from r1jax.objectives.grpo import grpo_loss
 from tests.shared.loss_batches import LAYOUTS, LONGEST, pack, preset
 
-NEEDED = "parity with trl needs torch and `pip install trl==1.16.0` (see requirements.txt)"
+NEEDED = "parity with trl needs torch and `pip install trl==1.16.0` (see requirements-dev.txt)"
 torch = pytest.importorskip("torch", reason=NEEDED)
 pytest.importorskip("trl", minversion="1.16.0", reason=NEEDED)
 GRPOTrainer = pytest.importorskip("trl.trainer.grpo_trainer", reason=NEEDED).GRPOTrainer

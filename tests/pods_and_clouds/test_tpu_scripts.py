@@ -78,7 +78,8 @@ class Cloud:
         for name, text in PROGRAMS.items():
             self.program(name, text)
         shutil.copytree(ROOT / "tpu_scripts", self.checkout / "tpu_scripts", ignore=shutil.ignore_patterns("pod.env"))
-        shutil.copy(ROOT / "requirements.txt", self.checkout)
+        for name in ("requirements.txt", "requirements-dev.txt"):
+            shutil.copy(ROOT / name, self.checkout)
         (self.checkout / ".gitignore").write_text(".cache/\n")
         self.git("init", "-q")
         self.git("add", ".")
@@ -208,7 +209,7 @@ def test_scripts_are_strict_and_parse(path):
 
 
 def test_shellcheck_finds_nothing():
-    shellcheck = Path(sys.executable).parent / "shellcheck"  # of requirements.txt
+    shellcheck = Path(sys.executable).parent / "shellcheck"  # of requirements-dev.txt
     files = [*SCRIPTS, *(ROOT / "tpu_scripts").glob("*.bash")]
     done = subprocess.run([str(shellcheck), "-x", *map(str, files)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
@@ -360,6 +361,7 @@ def test_setup_sends_installs_and_counts(cloud):
         wanted = (home / "r1jax_requirements.txt").read_text()
         assert "jax[tpu]==0.10.2" in wanted and "optax==" in wanted and "gcsfs==" in wanted  # --workdir gs://
         assert "torch" not in wanted and "pytest" not in wanted
+        assert "tensorflow-cpu" not in wanted and "\ntensorflow==2.21.0\n" in wanted  # not both, by tensorflow-text
         assert "r1jax_requirements.txt" in (home / "installed").read_text()
 
 

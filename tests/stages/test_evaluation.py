@@ -267,7 +267,7 @@ def evaluate(capsys, *arguments: str) -> tuple[int, str, str]:
 
 GYM = pytest.param(
     "reasoning_gym:chain_sum",
-    marks=pytest.mark.skipif(not find_spec("reasoning_gym"), reason="needs reasoning-gym: requirements_gym.txt"),
+    marks=pytest.mark.skipif(not find_spec("reasoning_gym"), reason="needs reasoning-gym: requirements-gym.txt"),
 )
 
 
