@@ -3,7 +3,7 @@ BIN := .venv/bin
 
 SMOLLM2 := SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo r1 smollm2 r1_smollm2 test test-slow lint
+.PHONY: demo r1 smollm2 r1_smollm2 test test-slow lint docs
 
 .venv: .venv/installed  ## what runs need; tests and lint need .venv/dev too
 
@@ -51,3 +51,10 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/docs  ## the site, in docs/_build
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+
+.venv/docs: .venv/installed requirements-docs.txt
+	$(BIN)/python -m pip install -q --no-compile -r requirements-docs.txt
+	touch $@

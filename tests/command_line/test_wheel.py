@@ -126,6 +126,8 @@ def test_the_wheel_alone_runs_in_a_fresh_environment(wheel, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | OPTIMISED
     command = [environment / "bin" / "r1jax", "run", "r1_zero", "--workdir", "run", *settings()]
-    done = subprocess.run(command, cwd=tmp_path / "elsewhere", env=variables, text=True, stderr=-1, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path / "elsewhere", env=variables, text=True, stderr=subprocess.PIPE, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "elsewhere" / "run" / "report.html").exists()
