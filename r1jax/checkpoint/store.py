@@ -32,7 +32,12 @@ class CheckpointStore:
 
     def __init__(self, directory: epath.Path, *, read_only: bool = False):
         self.directory = absolute(directory)
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, read_only=read_only, create=not read_only)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2,
+            read_only=read_only,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,  # of saves that a kill cut off
+        )
         self.manager = Manager(self.directory, options=options)
 
     def latest_step(self) -> int | None:
