@@ -145,6 +145,7 @@ def test_loss_and_gradient_are_those_of_rls_programs(loaded, groups, loss):
     assert max(abs(x).max() for x in jax.tree.leaves(gradient)) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_sharded_policy_is_the_same(saved_policy, loaded, groups):
     """Over eight devices, none of which has all of the policy, and with fewer prompts than devices."""
     sharded = r1jax.load(saved_policy, mesh=r1jax.MeshConfig(data=2, fsdp=4))
