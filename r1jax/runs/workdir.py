@@ -73,9 +73,15 @@ def keep(directory: epath.Path) -> None:
 
 def undo(directory: epath.Path) -> None:
     """Removes what this process wrote, because its start was refused; nothing if a stage got somewhere."""
-    held = HELD.get(str(directory))
+    held = HELD.pop(str(directory), None)
     if held is None:
         return
+    with held.file:  # the lock, which is given back at the end
+        remove_new(directory, held)
+
+
+def remove_new(directory: epath.Path, held: Held) -> None:
+    """What `undo` does, under the lock."""
     kept = KEPT if held.names else ()
     new = [child for child in directory.iterdir() if child.name not in held.names and child.name not in kept]
     stages = [child for child in directory.iterdir() if child.is_dir()]

@@ -166,7 +166,6 @@ def start(directory: epath.Path, *files: str) -> None:
         (directory / file).parent.mkdir(exist_ok=True)
         (directory / file).write_text("{}")
     undo(directory)
-    HELD.pop(str(directory)).file.close()
 
 
 def test_a_refused_start_leaves_nothing(tmp_path):
@@ -202,4 +201,5 @@ def test_a_start_without_the_lock_undoes_nothing(tmp_path):
     assert (directory / "pretrain").exists() and (directory / ".lock").exists()
     other.communicate()
     lock(directory)
-    HELD.pop(str(directory)).file.close()
+    undo(directory)
+    assert str(directory) not in HELD and (directory / "pretrain").exists()
