@@ -174,7 +174,8 @@ SMALLER = settings(**{"RLConfig.steps": 2, "EvaluateConfig.num_prompts": 4, "Eva
                       "EvaluateConfig.k": 2})  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["brevity.py", pytest.param("best_of_group.py", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["brevity.py", "best_of_group.py"])
 def test_a_documented_reward_and_advantage_on_the_base_of_another_run(name, tmp_path, finished):
     (tmp_path / name).write_text(FILES[name])
     base = ("--set", f"BaseConfig.path={finished / 'pretrain'}")
