@@ -26,18 +26,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from r1jax.config import LATENT, ModelConfig  # noqa: E402  (JAX is imported by the processes that measure)
+from r1jax.config import LATENT, ModelConfig  # noqa: E402
+from r1jax.parallel.chips import GPUS  # noqa: E402
 
 TOTAL_SECONDS, MOST_SECONDS = 570, 120  # of everything, and of one measurement
 MEASURE_SECONDS = 6  # how long a measurement is repeated after its warm-up
-
-# By name: dense FLOP/s in bfloat16 and bytes/s of memory, from NVIDIA's data sheets; of the SXM forms but for PCIe.
-LIMITS = {
-    "H200": (989e12, 4.8e12),
-    "H100 PCIe": (756e12, 2.0e12),
-    "H100": (989e12, 3.35e12),
-    "A100": (312e12, 2.04e12),
-}
 
 
 @dataclass(frozen=True)
@@ -121,7 +114,7 @@ def decoding(model: ModelConfig, sizes: Sizes, seconds: float) -> dict[str, Any]
 
 def training(model: ModelConfig, sizes: Sizes, seconds: float) -> dict[str, Any]:
     """Tokens a second, and the model's FLOP/s, without what is recomputed."""
-    from r1jax.dry_run.flops import Work, model_flops
+    from r1jax.telemetry.flops import Work, model_flops
 
     tokens = sizes.rows * sizes.tokens
     flops = model_flops(model, Work(tokens, (sizes.tokens + 1) / 2, 3))
@@ -299,7 +292,7 @@ def run_measurement(arguments: list[str], seconds: float | None, cache: str) -> 
 
 
 def row(labels: list[str], result: dict[str, Any]) -> str:
-    limits = next((limit for name, limit in LIMITS.items() if name in result.get("device", "")), (None, None))
+    limits = next((limit for name, limit in GPUS.items() if name in result.get("device", "")), (None, None))
 
     def show(name: str, form: str, scale: float | None = 1) -> str:
         return format(result[name] / scale, form) if result.get(name) and scale else ""
@@ -336,7 +329,7 @@ def main() -> None:
             results[tuple(labels)] = result
             print(row(labels, result), flush=True)
     device = next((result["device"] for result in results.values() if "device" in result), "no device")
-    limits = next((limit for name, limit in LIMITS.items() if name in device), None)
+    limits = next((limit for name, limit in GPUS.items() if name in device), None)
     peaks = f"{limits[0] / 1e12:.0f} TFLOP/s in bfloat16, {limits[1] / 1e12:.2f} TB/s" if limits else "limits unknown"
     print(f"\n{device}: {peaks}. Python {sys.version.split()[0]}, {time.monotonic() - begin:.0f} s in all.")
     return None

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from experiments._inputs import Inputs, Problems
+from experiments._inputs import Inputs, Problems, held_out_count, split_held_out
 from r1jax.config import JsonlConfig, SamplingConfig
 from r1jax.data.feeds import Records, ensure_records, numbered, write_problems
 from r1jax.data.jsonl import read_problems
@@ -49,13 +49,15 @@ def zero_inputs(run: Run, config: Any, stack: ExitStack) -> Inputs:
     """R1-Zero's: `config` is a `r1_zero.Config` with a base. The processes of verifiers end with `stack`."""
     directory, held_out = absolute(config.base.path), sources(config, config.held_out)
     task = text_task(TASK, directory / "tokenizer", alternate(held_out), config.prompt)
-    asked = task.held_out(config.evaluate.num_prompts, run.seed)  # read first, so that a bad file fails at once
+    problems = task.held_out(held_out_count(config), run.seed)  # read first, so that a bad file fails at once
+    asked, validation = split_held_out(problems, config)
     require_room(task, asked, config.evaluate.sampling)
     if config.train:
         require_room(task, read_problems(config.train, FILE), config.rl.sampling)
     trained = Records(TASK, "train", config.rl.num_prompts, sources(config, config.train))
-    [problems] = ensure_records([trained], run.seed, run.workdir / "data")
-    return Inputs(task, lambda run: directory, problems, asked, make_rules(config, stack))
+    [records] = ensure_records([trained], run.seed, run.workdir / "data")
+    task = replace(task, validation=validation)
+    return Inputs(task, lambda run: directory, records, asked, make_rules(config, stack))
 
 
 def task_inputs(run: Run, config: Any, problems: Problems, rewards: Mapping[str, Reward]) -> Inputs:
@@ -64,11 +66,13 @@ def task_inputs(run: Run, config: Any, problems: Problems, rewards: Mapping[str,
     task = text_task(TASK, directory / "tokenizer", problems, config.prompt)
     asked, trained = (
         numbered(islice(problems(split, run.seed), count), f"the task's {split} problems")
-        for split, count in (("test", config.evaluate.num_prompts), ("train", config.rl.num_prompts))
+        for split, count in (("test", held_out_count(config)), ("train", config.rl.num_prompts))
     )
+    asked, validation = split_held_out(asked, config)
     require_room(task, asked, config.evaluate.sampling)
-    require_room(task, trained, config.rl.sampling)
+    require_room(task, [*trained, *validation], config.rl.sampling)
     records = write_problems(trained, TASK, run.workdir / "data")
+    task = replace(task, validation=validation)
     return Inputs(task, lambda run: directory, records, asked, lambda _: dict(rewards))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from experiments._inputs import Inputs
+from experiments._inputs import Inputs, held_out_count, split_held_out
 from r1jax.config import RewardConfig
 from r1jax.data.feeds import Records, ensure_records
 from r1jax.data.preferences import summary
@@ -38,8 +38,9 @@ def zero_inputs(run: Run, config: Any) -> Inputs:
             return absolute(config.base.path)
         return pretrain(run.stage("pretrain"), config.pretrain, *corpus)
 
-    held_out = TASK.held_out(config.evaluate.num_prompts, run.seed)
-    return Inputs(TASK, base, problems, held_out, lambda language: zero_rules(config.rewards))
+    evaluated, validation = split_held_out(TASK.held_out(held_out_count(config), run.seed), config)
+    task = replace(TASK, validation=validation)
+    return Inputs(task, base, problems, evaluated, lambda language: zero_rules(config.rewards))
 
 
 def zero_rules(config: RewardConfig) -> dict[str, Reward]:
@@ -75,7 +76,7 @@ def r1_inputs(run: Run, config: Any) -> Inputs:
         }
 
     return Inputs(
-        TASK,
+        replace(TASK, validation=split_held_out(TASK.held_out(held_out_count(config), run.seed), config)[1]),
         lambda run: pretrain(run.stage("pretrain"), config.pretrain, corpus),
         sums,
         held_out(config.evaluate.num_prompts, run.seed),

@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
 
-from r1jax.config import ModelConfig, PromptConfig, RopeScalingConfig
+from r1jax.config import CheckpointConfig, ModelConfig, PromptConfig, RopeScalingConfig
 from r1jax.errors import RunError, UsageError, cause_of
 from r1jax.paths import absolute, read_json
 from r1jax.types import Params
@@ -28,12 +29,12 @@ class Manager(ocp.CheckpointManager):
 
 
 class CheckpointStore:
-    """The checkpoints of one stage, of which the latest two are kept. Saving is asynchronous and atomic."""
+    """The checkpoints of one stage, by default the latest two. Saving is asynchronous and atomic."""
 
-    def __init__(self, directory: epath.Path, *, read_only: bool = False):
+    def __init__(self, directory: epath.Path, *, read_only: bool = False, kept: CheckpointConfig | None = None):
         self.directory = absolute(directory)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=2,
+            preservation_policy=preservation(kept or CheckpointConfig()),
             read_only=read_only,
             create=not read_only,
             cleanup_tmp_directories=not read_only,  # of saves that a kill cut off
@@ -43,12 +44,16 @@ class CheckpointStore:
     def latest_step(self) -> int | None:
         return self.manager.latest_step()
 
-    def save(self, step: int, policy: Any, training: Any, data: dict, metadata: dict) -> None:
+    def save(
+        self, step: int, policy: Any, training: Any, data: dict, metadata: dict, metric: float | None = None
+    ) -> None:
+        """`metric` tells how good the policy is, where the best are kept."""
         policy_args = ocp.args.StandardSave(policy, save_args=jax.tree.map(lambda _: CHUNKS, policy))
         arrays = dict(policy=policy_args, training=ocp.args.StandardSave(training))
         records = dict(data=ocp.args.JsonSave(data), metadata=ocp.args.JsonSave(metadata))
         with self.saving():
-            self.manager.save(step, args=ocp.args.Composite(**arrays, **records))
+            metrics = None if metric is None else {"metric": metric}
+            self.manager.save(step, args=ocp.args.Composite(**arrays, **records), metrics=metrics)
 
     def restore(self, step: int, policy: Any, training: Any) -> tuple[Any, Any, dict]:
         """(policy, training, data) of a step, with the shapes, dtypes and shardings of the arguments.
@@ -92,6 +97,21 @@ class CheckpointStore:
                 f"a checkpoint in {self.directory} can't be written: {cause_of(error)}. Those before it are unaffected:"
                 " the same command resumes from the latest"
             ) from error
+
+
+def preservation(kept: CheckpointConfig) -> policies.PreservationPolicy:
+    rules: list[policies.PreservationPolicy] = [policies.LatestN(kept.keep)]
+    if kept.keep_every:
+        rules.append(policies.EveryNSteps(kept.keep_every))
+    if kept.keep_best:
+        rules.append(
+            policies.BestN(
+                get_metric_fn=lambda metrics: metrics["metric"],
+                n=kept.keep_best,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
+    return policies.AnyPreservationPolicy(rules)
 
 
 def make_metadata(model: ModelConfig, task: str | None, template: PromptConfig | None = None) -> dict:

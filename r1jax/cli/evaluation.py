@@ -26,6 +26,7 @@ from r1jax.rewards.rules import Reward, accuracy_reward, format_reward, language
 from r1jax.rewards.unicode_scripts import script_consistency_reward
 from r1jax.runs.policy import Policy, load_environments
 from r1jax.stages.evaluate import measure
+from r1jax.telemetry.progress import Progress
 from r1jax.types import Problem
 
 COLUMNS = ROOT / "gin_configs" / "data"  # a gin file of column names for each kind of problem file
@@ -49,15 +50,16 @@ def evaluate(args: argparse.Namespace) -> None:
     Raises UsageError for a task that does not fit the checkpoint or the other arguments.
     """
     check(args)
-    layout, policy = load_checkpoint(args.checkpoint)
+    _, policy = load_checkpoint(args.checkpoint)
     task = find_task(args, policy)
     environments = load_environments(args.environment, policy, task.template)
     task = replace(task, environments=environments or task.environments)
     problems = task.held_out(args.problems, args.seed)
     config = evaluate_config(args, policy, task, problems)
+    progress = Progress(Console(stderr=True)).start("problems", 0, 2 * len(problems))
     with ExitStack() as stack:
         rewards = make_rewards(task, stack)
-        figures, groups = measure(layout, policy, config, task, rewards, problems, args.seed)
+        figures, groups = measure(policy, config, task, rewards, problems, args.seed, progress)
     title = f"{args.checkpoint} on {task.name}, {len(problems)} problems"
     header, *rows = table(figures)
     shown = Table(*header, title=title)

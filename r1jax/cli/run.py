@@ -5,6 +5,7 @@ import contextlib
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from etils import epath
@@ -16,12 +17,27 @@ from r1jax.errors import Preempted, UsageError
 from r1jax.paths import absolute
 
 
+def step_range(text: str) -> range:
+    """ "3" or "3:5" as the steps 3, or 3 to 5."""
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and (last or first).isdigit() and 0 < int(first) <= int(last or first)):
+        raise argparse.ArgumentTypeError(f"is {text!r}, expected steps such as 3 or 3:5")
+    return range(int(first), int(last or first) + 1)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("experiment", metavar="EXPERIMENT", help="a name (see `experiments`) or a path to a file")
     add("--gin", action="append", metavar="FILE", help="gin files instead of the experiment's own")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a gin binding, applied after the files")
     add("--from", dest="rerun_from", metavar="STAGE", help="rerun a stage and everything downstream of it")
+    add(
+        "--profile",
+        type=step_range,
+        default=range(0),
+        metavar="A:B",
+        help="trace steps A to B of each stage, for xprof",
+    )
     add("--accept_code", action="store_true", help="keep or resume stages that were made with other code")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--workdir", metavar="DIR", help="the run's directory")
@@ -102,7 +118,7 @@ def run_experiment(args: argparse.Namespace, module, config) -> None:
         try:
             run = open_run(args.workdir, experiment, config, layout, progress, **options)
             with keep_traceback(run.workdir):
-                module.run(run, config)
+                module.run(replace(run, profiled=args.profile), config)
         except UsageError:
             if hosts.is_main_process():
                 undo(absolute(args.workdir))

@@ -16,10 +16,10 @@ from r1jax.config.data import (
     RewardConfig,
 )
 from r1jax.config.model import EXPERTS, GROUPED, LATENT, BaseConfig, ModelConfig, RopeScalingConfig
-from r1jax.config.rl import LossConfig, RLConfig
+from r1jax.config.rl import LossConfig, RLConfig, ValidationConfig
 from r1jax.config.rollout import EngineConfig, SamplingConfig
 from r1jax.config.rollout_stages import EvaluateConfig, PreferencesConfig, RejectionConfig
-from r1jax.config.run import MeshConfig, RunConfig
+from r1jax.config.run import CheckpointConfig, MeshConfig, RunConfig
 from r1jax.config.training import OptimizerConfig, PretrainConfig, RewardModelConfig, SFTConfig
 
 RolloutStageConfig = RLConfig | EvaluateConfig | RejectionConfig | PreferencesConfig

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from r1jax.config.checks import require_choice, require_positive, require_types
 from r1jax.config.rollout import EngineConfig, SamplingConfig
+from r1jax.config.run import CheckpointConfig
 from r1jax.config.training import OptimizerConfig
 
 
@@ -71,6 +72,32 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    """Held-out problems between the steps of RL, drawn as in training. Evaluations ask others.
+
+    Attributes:
+      every: steps between validations, a multiple of RLConfig.save_every; 0: there are none.
+      num_prompts, samples_per_prompt: problems, and responses to each.
+      metric: what the best step is chosen by, a reward's name or "reward", their weighted sum; more is better.
+      patience: RL ends after this many validations in a row that are no better than the best; None: after all steps.
+    """
+
+    every: int = 0
+    num_prompts: int = 64
+    samples_per_prompt: int = 4
+    metric: str = "accuracy"
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require_positive(self, "num_prompts", "samples_per_prompt")
+        if self.every < 0:
+            raise ValueError(f"every is {self.every}, expected 0 (off) or more")
+        if self.patience is not None:
+            require_positive(self, "patience")
+
+
+@dataclass(frozen=True)
 class RLConfig:
     """The schedule of reinforcement learning: rollouts, updates, and their sizes.
 
@@ -95,6 +122,7 @@ class RLConfig:
       reference_refresh_updates: the reference becomes the latest policy after this many updates.
       offload: what waits in the hosts' memory while it is not read: "reference", "optimizer".
       save_every, log_samples_every: in steps.
+      validation, checkpoints: see their classes.
     """
 
     optimizer: OptimizerConfig
@@ -116,6 +144,8 @@ class RLConfig:
     offload: tuple[str, ...] = ()
     save_every: int = 10
     log_samples_every: int = 10
+    validation: ValidationConfig = ValidationConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
 
     @property
     def updates_per_rollout(self) -> int:
@@ -175,5 +205,11 @@ class RLConfig:
                 "max_staleness 1 trains on responses of an older policy: set LossConfig.importance to 'token' or"
                 " 'sequence', or LossConfig.old_logprobs to 'sampler', to correct for it"
             )
+        if self.validation.every % self.save_every:
+            raise ValueError(
+                f"validation.every is {self.validation.every}, expected a multiple of save_every ({self.save_every})"
+            )
+        if self.checkpoints.keep_best and not self.validation.every:
+            raise ValueError("checkpoints.keep_best needs validations: set ValidationConfig.every")
         if not set(self.offload) <= {"reference", "optimizer"}:
             raise ValueError(f"offload is {self.offload}, expected some of 'reference', 'optimizer'")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from r1jax.config.checks import require_choice, require_positive, require_types
+from r1jax.config.run import CheckpointConfig
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ class OptimizerConfig:
             require_choice(self, "moment_dtype", ("float32", "bfloat16"))
 
 
+def require_no_best(config) -> None:
+    """Raises ValueError where the best checkpoints are to be kept, though nothing tells which they are."""
+    if config.checkpoints.keep_best:
+        raise ValueError("checkpoints.keep_best needs validations, which are RL's alone: set it in the scope of RL")
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     """Pretraining on a generated corpus (V3, section 4.2).
@@ -61,6 +68,7 @@ class PretrainConfig:
       mtp_loss_weight, balance_loss_weight: of the loss of the multi-token-prediction modules and of the
         experts' balance loss (V3: lambda and alpha).
       log_every, save_every: in steps.
+      checkpoints: see CheckpointConfig.
     """
 
     optimizer: OptimizerConfig
@@ -72,9 +80,11 @@ class PretrainConfig:
     balance_loss_weight: float = 0.0001
     log_every: int = 20
     save_every: int = 500
+    checkpoints: CheckpointConfig = CheckpointConfig()
 
     def __post_init__(self) -> None:
         require_positive(self, "steps", "batch_size", "sequence_length", "documents", "log_every", "save_every")
+        require_no_best(self)
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,7 @@ class SFTConfig:
       examples: most demonstrations; None: all.
       mtp_loss_weight, balance_loss_weight: as in pretraining (V3: 0.1 in its last part).
       log_every, save_every: in steps.
+      checkpoints: see CheckpointConfig.
     """
 
     optimizer: OptimizerConfig
@@ -100,10 +111,12 @@ class SFTConfig:
     balance_loss_weight: float = 0.0001
     log_every: int = 10
     save_every: int = 100
+    checkpoints: CheckpointConfig = CheckpointConfig()
 
     def __post_init__(self) -> None:
         require_types(self)
         require_positive(self, "epochs", "batch_size", "sequence_length", "log_every", "save_every")
+        require_no_best(self)
         if self.examples is not None:
             require_positive(self, "examples")
 
@@ -121,6 +134,7 @@ class RewardModelConfig:
       epochs: times that each record is trained on.
       held_out: share of the questions that is only measured on.
       log_every, save_every: in steps.
+      checkpoints: see CheckpointConfig.
     """
 
     optimizer: OptimizerConfig
@@ -131,10 +145,12 @@ class RewardModelConfig:
     held_out: float = 0.05
     log_every: int = 10
     save_every: int = 100
+    checkpoints: CheckpointConfig = CheckpointConfig()
 
     def __post_init__(self) -> None:
         require_types(self)
         require_choice(self, "kind", ("pairwise", "pointwise"))
         require_positive(self, "max_tokens", "batch_size", "epochs", "log_every", "save_every")
+        require_no_best(self)
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}, expected a share between 0 and 1")

@@ -26,6 +26,7 @@ class Task:
     corpus: str = ""  # seqio task of the base model's documents; "" for a published base
     prompts: str = ""  # seqio task of the RL problems; "" when they are `Records` of sources (data/feeds.py)
     template: PromptConfig | None = None  # how `prompt` asks; None: in the words of a task in TASKS
+    validation: Sequence[Problem] = ()  # held-out problems between the steps of RL
     environments: Environments | None = None  # what answers the policy between its turns; None: it has one turn
 
     def held_out(self, count: int, seed: int) -> list[Problem]:

@@ -10,7 +10,6 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 
 from r1jax.config import ModelConfig, RLConfig
 from r1jax.dry_run.aot import Compilation, compile_and_cache, fingerprint, read_cached
-from r1jax.dry_run.flops import model_flops
 from r1jax.dry_run.hlo import Costs
 from r1jax.dry_run.lowering import lower_program
 from r1jax.dry_run.stage_programs import Program, stage_programs
@@ -19,6 +18,7 @@ from r1jax.parallel.chips import Chip, chip_of
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import resident_memory, stage_memory
 from r1jax.runs.checks import stages
+from r1jax.telemetry.flops import model_flops
 
 CACHE = Path(".cache", "r1jax", "topology")  # below the home directory
 

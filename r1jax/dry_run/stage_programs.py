@@ -26,7 +26,6 @@ from r1jax.data.demonstrations import sft_batch
 from r1jax.data.feeds import empty_rows, token_batch
 from r1jax.data.preferences import pad_rows, preference_batch
 from r1jax.data.tasks import TASKS
-from r1jax.dry_run.flops import Work
 from r1jax.objectives.grpo import LossSpec
 from r1jax.objectives.language_model import LossTerms
 from r1jax.objectives.optimizer import updated_model
@@ -39,6 +38,7 @@ from r1jax.runs.policy import placed_weights
 from r1jax.runs.state import State, split_policy
 from r1jax.sampling.decode import places
 from r1jax.sampling.draw import position_key
+from r1jax.telemetry.flops import Work
 from r1jax.types import RLState, Weights
 
 

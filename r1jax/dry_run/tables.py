@@ -10,13 +10,13 @@ from rich.table import Table
 
 from r1jax.config import ModelConfig, RewardModelConfig
 from r1jax.dry_run.compilation import CompiledProgram, chip_in, least_times, verdict
-from r1jax.dry_run.flops import model_flops
 from r1jax.dry_run.hlo import Costs
 from r1jax.dry_run.lowering import Lowering
 from r1jax.model.spec import count_active_params, count_params
 from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import GIB, at_once, device_memory, stage_memory
 from r1jax.runs.checks import stages
+from r1jax.telemetry.flops import model_flops
 
 # The settings that make a program smaller, besides a mesh that divides it further.
 TRAINING = (

@@ -1,4 +1,4 @@
-"""Capabilities of a TPU chip, by generation."""
+"""Capabilities of TPU chips, by generation, and of GPUs, by name."""
 
 from dataclasses import dataclass
 
@@ -41,6 +41,22 @@ CHIPS = {
         Chip("v6e", "TPU v6 lite", int(31.25 * 2**30), 918e12, 524_288, 1640e9, 400e9, 12.5e9, 2, "v6e:16x16"),
     )
 }
+
+
+# Dense FLOP/s in bfloat16 and bytes/s of memory, from NVIDIA's data sheets; of the SXM forms but for PCIe.
+GPUS = {
+    "H200": (989e12, 4.8e12),
+    "H100 PCIe": (756e12, 2.0e12),
+    "H100": (989e12, 3.35e12),
+    "A100": (312e12, 2.04e12),
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """FLOP/s of a device in bfloat16, or None where that is not known."""
+    if chip := chip_of(device):
+        return chip.flops
+    return next((flops for name, (flops, _) in GPUS.items() if name in device.device_kind), None)
 
 
 def chip_of(device: jax.Device) -> Chip | None:

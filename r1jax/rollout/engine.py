@@ -133,13 +133,16 @@ class RolloutEngine:
         *,
         ignore_eos: bool = False,
         watch: Callable[[Sample], None] | None = None,
+        done: Callable[[list[Sample]], None] | None = None,
     ) -> Groups:
         """`group_size` samples for each prompt; after each round `watch` gets every sample that grew.
+
+        `done` gets each prompt's samples as soon as all of them are complete.
 
         The same key, problem id and sample index give the same tokens whatever is drawn beside them. Raises UsageError
         for a prompt that is empty or too long, RunError when the logits are not finite or memory runs out.
         """
-        rounds = self.rounds(weights, prompts, key, ignore_eos=ignore_eos, watch=watch)
+        rounds = self.rounds(weights, prompts, key, ignore_eos=ignore_eos, watch=watch, done=done)
         return AsyncRollout(rounds).finish(stop_if_preempted)
 
     def rounds(
@@ -152,10 +155,7 @@ class RolloutEngine:
         watch: Callable[[Sample], None] | None = None,
         done: Callable[[list[Sample]], None] | None = None,
     ) -> Generator[None, None, Groups]:
-        """`generate` as a generator: it yields after it dispatched a round of decoding, before it waits for the round.
-
-        `done` gets each prompt's samples as soon as all of them are complete.
-        """
+        """`generate` as a generator: it yields when it has dispatched a round of decoding, before it waits for it."""
         self.check(prompts)
         settings = self.settings(ignore_eos)
         queue = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i][1])))  # neighbours share a bucket

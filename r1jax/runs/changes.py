@@ -17,6 +17,7 @@ MUTABLE_ENGINE_FIELDS = (
 )  # fmt: skip
 MUTABLE_UPDATE_FIELDS = ("row_tokens", "microbatch_rows", "offload")
 MUTABLE_MODEL_FIELDS = ("remat",)
+MUTABLE_STAGE_FIELDS = ("checkpoints", "validation")  # validations learn nothing
 
 
 def drop_mutable_fields(stage_config: dict) -> dict:
@@ -25,7 +26,7 @@ def drop_mutable_fields(stage_config: dict) -> dict:
     def drop(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        value = {name: v for name, v in value.items() if name not in MUTABLE_MODEL_FIELDS}
+        value = {name: v for name, v in value.items() if name not in MUTABLE_MODEL_FIELDS + MUTABLE_STAGE_FIELDS}
         if "engine" not in value:
             return value
         engine = {name: v for name, v in value["engine"].items() if name not in MUTABLE_ENGINE_FIELDS}

@@ -41,6 +41,8 @@ from r1jax.runs.lineage import FORMAT, MARK, content_hash, read_mark, require_cu
 from r1jax.runs.workdir import keep, lock
 from r1jax.sampling.draw import position_key
 from r1jax.telemetry.files import write_atomically
+from r1jax.telemetry.loggers import Logger, open_loggers
+from r1jax.telemetry.profile import Profiler
 from r1jax.telemetry.progress import Progress
 
 DRAWING = ("rl", "evaluate", "rejection", "preferences")  # kinds of stages
@@ -74,6 +76,9 @@ class Run:
     session: dict = field(default_factory=dict)  # this process's record, written to the stages that it works on
     sources: Mapping[str, str] = field(default_factory=dict)  # the experiment's code, by path
     accept_code: bool = False  # stages that were made with other code are resumed, or kept
+    loggers: tuple[str, ...] = ()  # RunConfig's, and its project
+    project: str = ""
+    profiled: range = range(0)  # steps of each stage, of which the profiler writes a trace
 
     def relative(self, path: epath.Path) -> str:
         """`path` as a stage's config names it: relative inside the workdir, so that a run can be moved."""
@@ -155,7 +160,10 @@ class Stage:
         """Makes a stage of RL, complete or not, one of more steps. Stages downstream are archived, to be rerun."""
         steps = [int(child.name) for child in self.checkpoints.glob("*") if child.name.isdigit()]
         if (self.directory / MARK).exists() and then not in steps:
-            raise UsageError(f"{self.directory} can't have more steps: its checkpoint of step {then} is gone")
+            raise UsageError(
+                f"{self.directory} can't have more steps: there is no checkpoint of step {then}. It was removed, or RL"
+                " stopped early"
+            )
         moved = archive(self.run.workdir, self.name, stays=True)
         (self.directory / MARK).unlink(missing_ok=True)  # before the config, which says no more than what is there
         write_atomically(self.directory / "config.json", text)
@@ -202,6 +210,14 @@ class Stage:
         write_atomically(self.sessions_path, json.dumps([*sessions[:-1], sessions[-1] | {"ended": now()}], indent=1))
         content = output or sha256(json.dumps(result).encode())
         write_atomically(self.directory / MARK, json.dumps(result | {"content": content}, indent=1))
+
+    def loggers(self, first_step: int = 0) -> list[Logger]:
+        """Those of the run, on the main process, for the steps from `first_step` on."""
+        names = self.run.loggers if hosts.is_main_process() else ()
+        return open_loggers(names, self.run.project, self.directory, first_step)
+
+    def profiler(self) -> Profiler:
+        return Profiler(self.run.profiled, self.directory / "profile")
 
     @property
     def number(self) -> int:
@@ -271,7 +287,8 @@ def open_run(
         raise RunError(f"process {jax.process_index()} does not see {directory}: set a --workdir that all hosts share")
     freeze_date(first)
     run = Run(directory, config.run.seed, layout, progress, config.model, session=this_session)
-    return dataclasses.replace(run, sources=experiment.sources, accept_code=accept_code)
+    said = {"loggers": config.run.loggers, "project": config.run.project}
+    return dataclasses.replace(run, sources=experiment.sources, accept_code=accept_code, **said)
 
 
 def open_directory(

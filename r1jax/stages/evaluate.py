@@ -1,5 +1,6 @@
 """Evaluation on held-out problems by the papers' protocol (R1, section 3): k samples each; and one greedy output."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -10,7 +11,6 @@ from r1jax.config import EvaluateConfig, SamplingConfig
 from r1jax.data.tasks import Task
 from r1jax.errors import UsageError
 from r1jax.parallel.hosts import is_main_process
-from r1jax.parallel.layout import Layout
 from r1jax.report.evaluation import intervals, write_evaluation
 from r1jax.rewards.grading import Grading
 from r1jax.rewards.rules import Reward, learned_inputs
@@ -18,6 +18,9 @@ from r1jax.rollout.engine import RolloutEngine
 from r1jax.runs.policy import Policy, load_policy
 from r1jax.runs.run import Stage, sha256
 from r1jax.sampling.draw import position_key
+from r1jax.telemetry.loggers import Logger
+from r1jax.telemetry.metrics import sample_row
+from r1jax.telemetry.progress import Progress
 from r1jax.telemetry.statistics import lengths, outcomes, solved, summarize
 from r1jax.types import Problem, Sample
 
@@ -45,9 +48,12 @@ def evaluate(
     if (result := stage.result()) is not None:
         return result
     policy = load_policy(checkpoint, run.layout)
-    figures, groups = measure(run.layout, policy, config, task, rewards, problems, run.seed)
+    figures, groups = measure(
+        policy, config, task, rewards, problems, run.seed, run.progress.start(name, 0, 2 * len(problems))
+    )
     if is_main_process():
         write_evaluation(stage.directory, name, config, figures, groups)
+        log(stage.loggers(), figures, groups)
     stage.complete(figures)
     hidden = intervals(figures)
     said = [f"{key} {value:.3g}" for key, value in figures.items() if key not in hidden]
@@ -55,16 +61,24 @@ def evaluate(
     return figures
 
 
+def log(loggers: Sequence[Logger], figures: Mapping[str, float], groups: Sequence[Sequence[Sample]]) -> None:
+    """Figures, and a sample of each problem, as step 0."""
+    for logger in loggers:
+        logger.log(0, figures)
+        logger.log_samples(0, [sample_row(group[0]) for group in groups])
+        logger.close()
+
+
 def measure(
-    layout: Layout,
     policy: Policy,
     config: EvaluateConfig,
     task: Task,
     rewards: Mapping[str, Reward],
     problems: list[Problem],
     seed: int,
+    progress: Progress,
 ) -> tuple[dict[str, float], list[list[Sample]]]:
-    """Figures, and the graded samples of each problem.
+    """Figures, and the graded samples of each problem. `progress` is of problems, each of which is asked twice.
 
     Those of accuracy are over the problems that the reward of this name applies to, and, where these are of several
     sources, also over each source's: `gsm8k/pass@1`.
@@ -74,15 +88,18 @@ def measure(
 
     def draw(sampling: SamplingConfig, group_size: int) -> list[list[Sample]]:
         engine = RolloutEngine(
-            layout, policy.model, tokenizer, config.engine, sampling, group_size, environments=task.environments
+            policy.layout, policy.model, tokenizer, config.engine, sampling, group_size, environments=task.environments
         )
-        groups = engine.generate(policy.weights, asked, position_key(seed))
-        for samples in groups:
-            grading.submit(samples)
+        groups = engine.generate(policy.weights, asked, position_key(seed), done=complete)
         grading.collect()
         return groups
 
-    with Grading(rewards) as grading:
+    def complete(samples: list[Sample]) -> None:
+        grading.submit(samples)
+        progress.step(next(done), {})
+
+    done = itertools.count(1)
+    with progress, Grading(rewards) as grading:
         greedy = draw(replace(config.sampling, temperature=0.0), 1)
         sampled = draw(config.sampling, config.samples_per_prompt)
         failures = grading.failures()

@@ -36,8 +36,10 @@ from r1jax.rollout.packing import batch_shape, make_minibatches, pack_microbatch
 from r1jax.runs.policy import load_policy
 from r1jax.runs.run import Stage
 from r1jax.runs.state import finite_values, policy_hash, require_change, restore_onto, say_if_lost, split_policy
+from r1jax.runs.validation import Validation
 from r1jax.telemetry.files import write_atomically
-from r1jax.telemetry.metrics import MetricsWriter, RowWriter, sample_row
+from r1jax.telemetry.flops import rl_step_flops, throughput
+from r1jax.telemetry.metrics import MetricsWriter, SamplesWriter
 from r1jax.telemetry.progress import Progress, Stopwatch
 from r1jax.telemetry.statistics import spread, summarize
 from r1jax.types import Batch, Gradients, RLState, Sample, Weights
@@ -63,9 +65,7 @@ def rl(
     open_stage(stage, config, {"base": base, "problems": problems}, rewards, (advantage, loss))
     if stage.result() is not None:
         return stage.directory
-    stage.task.save_tokenizer(stage.directory)
-    announce(stage, rewards)
-
+    prepare(stage, rewards)
     clock = Stopwatch()
     feed = problem_batches(problems, config.prompts_per_step, run.seed)
     trainer = Trainer(run.layout, stage.model, config, loss)
@@ -73,8 +73,9 @@ def rl(
     state, done = saves.resume(trainer.start(base))
     with Grading(rewards) as grading, RLLog(stage, config, done, clock) as log:
         rollouts = Rollouts(stage, config, feed, grading)
-        for step in range(done + 1, config.steps + 1):
-            clock.restart()
+        validation = Validation(stage, config, rewards, done)
+        for step in validation.steps(done):
+            log.begin(step)
             # Rollout: groups of samples, a group for each prompt. Rules grade complete groups in a thread meanwhile.
             with clock("rollout"), saves.save_on_failure(step, state):
                 rollout = rollouts.draw(step, state.train.weights)
@@ -90,18 +91,18 @@ def rl(
             with clock("update"):
                 # Old and reference log-probabilities of what was drawn, by the trainer's own forward pass.
                 packed, metrics = trainer.add_logprobs(state, minibatches)
-
-                # Updates: one on each minibatch, in each epoch. With max_staleness 1 the next rollout decodes a round
-                # after each microbatch.
+                # Updates: one on each minibatch, in each epoch. With max_staleness 1 the next rollout decodes between.
                 state, updates = trainer.update(state, packed, step, rollouts.advance)
                 state = trainer.refresh_reference(state, step)
 
-            # Metrics and checkpoint.
-            log.write(step, rollout, metrics | updates, grading.failures())
+            # Metrics, held-out problems among them, and checkpoint.
+            with clock("validation"), saves.save_on_failure(step, None):
+                held_out_figures = validation.measure(step, state.train.weights)
+            log.write(step, rollout, metrics | updates, grading.failures() | held_out_figures)
             if saves.is_due(step):
-                saves.save(step, state)
+                saves.save(step, state, metric=validation.figures.get(step))
     saves.store.close()
-    stage.complete({"steps": config.steps}, output=policy_hash(run.layout, state))
+    stage.complete(validation.result(), output=policy_hash(run.layout, state))
     return stage.directory
 
 
@@ -129,8 +130,9 @@ def name_of(function: Any) -> str:
     return name_of(inner) if inner else getattr(function, "__qualname__", type(function).__qualname__)
 
 
-def announce(stage: Stage, rewards: Mapping[str, Reward]) -> None:
-    """Prints and keeps what rewards have to say at the start, such as how a sandbox isolates programs."""
+def prepare(stage: Stage, rewards: Mapping[str, Reward]) -> None:
+    """Keeps the tokenizer, and what rewards have to say at the start, such as how a sandbox isolates programs."""
+    stage.task.save_tokenizer(stage.directory)
     notices = {name: reward.notice for name, reward in rewards.items() if reward.notice}
     write_atomically(stage.directory / "notices.json", json.dumps(notices, indent=1))
     for name, notice in notices.items():
@@ -316,7 +318,7 @@ class Checkpoints:
 
     def __init__(self, stage: Stage, config: RLConfig, feed: grain.DatasetIterator):
         self.stage, self.config, self.feed = stage, config, feed
-        self.store = CheckpointStore(stage.checkpoints)
+        self.store = CheckpointStore(stage.checkpoints, kept=config.checkpoints)
 
     def resume(self, state: RLState) -> tuple[RLState, int]:
         """The latest checkpoint, or `state`; and the steps that are done."""
@@ -330,20 +332,23 @@ class Checkpoints:
     def is_due(self, step: int) -> bool:
         return is_due(step, self.config)
 
-    def save(self, step: int, state: RLState, position: Any = None) -> None:
+    def save(self, step: int, state: RLState, position: Any = None, metric: float | None = None) -> None:
         task = self.stage.task
         metadata = make_metadata(self.stage.model, task.name, task.template)
-        self.store.save(step, *split_policy(state), position or self.feed.get_state(), metadata)
+        self.store.save(step, *split_policy(state), position or self.feed.get_state(), metadata, metric)
 
     @contextmanager
-    def save_on_failure(self, step: int, state: RLState) -> Iterator[None]:
-        """Around a rollout: saves the step before it when the rollout fails, or the run is told to stop."""
+    def save_on_failure(self, step: int, state: RLState | None) -> Iterator[None]:
+        """Around a rollout: saves the step before it when the rollout fails, or the run is told to stop.
+
+        Without a `state`, in a validation, which belongs to a step that is not complete, it saves nothing.
+        """
         name, position = self.stage.name, self.feed.get_state()
         try:
             yield
         except (RunError, Preempted) as error:
             agreed = isinstance(error, Preempted) or jax.process_count() == 1  # all processes save, or none
-            if agreed and not self.config.max_staleness and step - 1 > (self.store.latest_step() or 0):
+            if state and agreed and not self.config.max_staleness and step - 1 > (self.store.latest_step() or 0):
                 self.save(step - 1, state, position)
             resumes = (self.store.latest_step() or 0) + 1
             self.store.close()
@@ -362,19 +367,26 @@ class RLLog:
 
     def __init__(self, stage: Stage, config: RLConfig, first: int, clock: Stopwatch):
         self.stage, self.config, self.clock = stage, config, clock
-        self.metrics = MetricsWriter(stage.directory, first + 1)
-        self.samples = RowWriter(stage.directory / "samples.jsonl", first + 1)
+        self.metrics = MetricsWriter(stage.directory, first + 1, stage.loggers(first + 1))
+        self.samples = SamplesWriter(stage.directory, first + 1, self.metrics)
         self.progress: Progress = stage.run.progress.start(stage.name, first, config.steps)
+        self.profiler = stage.profiler()
         self.without_signal = 0
 
     def __enter__(self) -> "RLLog":
         return self
 
+    def begin(self, step: int) -> None:
+        """Starts the clock, and the profiler where the step is one to trace."""
+        self.profiler.begin(step)
+        self.clock.restart()
+
     def __exit__(self, *exception: Any) -> None:
         self.progress.__exit__(*exception)
         self.metrics.close()
+        self.profiler.close()
 
-    def write(self, step: int, rollout: Rollout, metrics: Metrics, failures: Mapping[str, float]) -> None:
+    def write(self, step: int, rollout: Rollout, metrics: Metrics, others: Mapping[str, float]) -> None:
         """Everything that is known of a step. Raises RunError when a metric is not finite."""
         values = {**rollout.metrics, "staleness": float(rollout.staleness)}
         values |= finite_values(metrics, self.stage.name, step)
@@ -382,14 +394,19 @@ class RLLog:
         values["groups_with_signal"] = fmean(has_signal(group) for group in rollout.drawn)
         values["samples_trained"] = float(sum(s.valid for group in rollout.groups for s in group))
         # The share of the step in which the devices, busy in rollouts and updates, had nothing to do.
-        busy = rollout.device_seconds + self.clock.seconds["update"]
+        busy = rollout.device_seconds + self.clock.seconds["update"] + self.clock.seconds["validation"]
         values |= self.clock.figures() | {"device_idle": max(0.0, 1 - busy / self.clock.total)}
-        values["tokens_per_second"] = values["rollout_tokens"] / self.clock.total
-        values |= {**failures, "memory_gib": memory_in_use(self.stage.run.layout) / GIB}
+        layout, flops = (
+            self.stage.run.layout,
+            rl_step_flops(self.stage.model, self.config, rollout.drawn, rollout.groups),
+        )
+        values |= throughput(layout, values["rollout_tokens"], flops, self.clock.total)
+        values["seconds_left"] = self.progress.seconds_left(step)
+        values |= {**others, "memory_gib": memory_in_use(layout) / GIB}
         self.metrics.write(step, values)
         self.warn(values["groups_with_signal"])
         if step % self.config.log_samples_every == 0:
-            self.samples.append(step, [sample_row(s) for group in rollout.groups for s in group])
+            self.samples.write(step, [s for group in rollout.groups for s in group])
         self.progress.step(step, {name: values[name] for name in self.SHOWN if name in values})
 
     def warn(self, groups_with_signal: float) -> None:

@@ -1,4 +1,4 @@
-"""Writers of a stage's metrics and samples, as JSON lines; metrics also for TensorBoard."""
+"""Writers of a stage's metrics and samples: as JSON lines, and to loggers."""
 
 import contextlib
 import json
@@ -10,7 +10,8 @@ from typing import Any
 from etils import epath
 
 from r1jax.parallel.hosts import is_main_process
-from r1jax.telemetry.files import append, named, write_atomically
+from r1jax.telemetry.files import append, write_atomically
+from r1jax.telemetry.loggers import Logger
 from r1jax.types import Sample
 
 
@@ -29,27 +30,34 @@ class RowWriter:
 
 
 class MetricsWriter(RowWriter):
-    """Writes one row per step to metrics.jsonl and TensorBoard."""
+    """Writes one row per step to metrics.jsonl, and to the loggers of the main process."""
 
-    def __init__(self, directory: epath.Path, first_step: int):
-        import tensorboardX  # takes seconds: it imports torch and Google's storage client where they are installed
-
+    def __init__(self, directory: epath.Path, first_step: int, loggers: Sequence[Logger] = ()):
         super().__init__(directory / "metrics.jsonl", first_step)
-        self.directory = directory / "tensorboard"
-        with named(self.directory):
-            self.tensorboard = tensorboardX.SummaryWriter(
-                str(self.directory), purge_step=first_step, write_to_disk=is_main_process()
-            )
+        self.loggers = loggers
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self.append(step, [values])
-        with named(self.directory):
-            for name, value in values.items():
-                self.tensorboard.add_scalar(name, value, step)
+        for logger in self.loggers:
+            logger.log(step, values)
 
     def close(self) -> None:
-        with named(self.directory):
-            self.tensorboard.close()
+        for logger in self.loggers:
+            logger.close()
+
+
+class SamplesWriter(RowWriter):
+    """Writes samples of a step to samples.jsonl, and to the loggers of `metrics`, whose row of that step is written."""
+
+    def __init__(self, directory: epath.Path, first_step: int, metrics: MetricsWriter):
+        super().__init__(directory / "samples.jsonl", first_step)
+        self.metrics = metrics
+
+    def write(self, step: int, samples: Sequence[Sample]) -> None:
+        rows = [sample_row(sample) for sample in samples]
+        self.append(step, rows)
+        for logger in self.metrics.loggers:
+            logger.log_samples(step, rows)
 
 
 def sample_row(sample: Sample) -> dict[str, Any]:

@@ -48,8 +48,11 @@ class Progress:
             self.bar.update(self.task, completed=done, metrics=text)
         elif time.monotonic() - self.last_line >= self.PLAIN_SECONDS or done == self.steps:
             self.last_line = time.monotonic()
-            remaining = (self.steps - done) * (time.monotonic() - self.started) / max(done - self.first_step, 1)
-            self.say(f"{self.stage} {done}/{self.steps} {text} left {remaining:.0f}s")
+            self.say(f"{self.stage} {done}/{self.steps} {text} left {self.seconds_left(done):.0f}s")
+
+    def seconds_left(self, done: int) -> float:
+        """Of the stage, at this session's pace, when `done` steps are complete."""
+        return (self.steps - done) * (time.monotonic() - self.started) / max(done - self.first_step, 1)
 
     def __enter__(self) -> "Progress":
         return self

@@ -14,6 +14,7 @@ from r1jax.errors import UsageError
 from r1jax.report import curves, figures, graph, report
 from r1jax.runs import lineage
 from r1jax.runs.lineage import FORMAT
+from r1jax.telemetry.loggers import open_loggers
 from r1jax.telemetry.metrics import MetricsWriter, read_metrics
 from r1jax.telemetry.statistics import confidence_interval, consensus, pass_at_k, solved, summarize
 from r1jax.types import Problem, Sample
@@ -54,13 +55,13 @@ def test_confidence_interval_covers_like_the_normal_one():
 
 def test_metrics_are_dropped_from_the_step_that_a_run_resumes_at(tmp_path):
     directory = epath.Path(tmp_path)
-    writer = MetricsWriter(directory, 1)
+    writer = MetricsWriter(directory, 1, open_loggers(("tensorboard",), "", directory, 1))
     for step in (1, 2, 3):
         writer.write(step, {"loss": float(step)})
     writer.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # cut short by a kill
-    writer = MetricsWriter(directory, 3)
+    writer = MetricsWriter(directory, 3, open_loggers(("tensorboard",), "", directory, 3))
     writer.write(3, {"loss": 30.0})
     writer.close()
     rows = read_metrics(directory / "metrics.jsonl")

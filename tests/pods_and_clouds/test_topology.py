@@ -12,7 +12,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from r1jax.config import EngineConfig, MeshConfig
 from r1jax.dry_run import aot, hlo
-from r1jax.dry_run.flops import Work, model_flops
 from r1jax.dry_run.tables import format_bytes
 from r1jax.dry_run.topology import topology_devices
 from r1jax.errors import UsageError
@@ -21,6 +20,7 @@ from r1jax.parallel.chips import CHIPS, chip_of
 from r1jax.parallel.expert_parallel import moe_all_to_all
 from r1jax.parallel.layout import make_layout, rollout_layout
 from r1jax.parallel.memory import GIB, device_memory, resident_memory
+from r1jax.telemetry.flops import Work, model_flops
 from tests.shared.command_line import command
 
 # Reading HLO.

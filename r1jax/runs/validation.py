@@ -1,0 +1,103 @@
+"""Held-out problems between the steps of RL: figures, the best step so far, and when to stop early."""
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from statistics import fmean
+
+from r1jax.config import RLConfig
+from r1jax.errors import UsageError
+from r1jax.parallel.hosts import broadcast_from_main
+from r1jax.rewards.grading import Grading, score_group
+from r1jax.rewards.rules import Reward
+from r1jax.rollout.engine import RolloutEngine
+from r1jax.runs.run import Stage
+from r1jax.sampling.draw import position_key
+from r1jax.telemetry.metrics import read_metrics
+from r1jax.telemetry.statistics import summarize
+from r1jax.types import Weights
+
+PREFIX = "validation_"  # of its metrics
+
+
+class Validation:
+    """Draws responses to the same held-out problems, with the same keys, at every validation.
+
+    Nothing of it is part of a checkpoint: a resumed run reads the earlier figures in metrics.jsonl.
+    """
+
+    def __init__(self, stage: Stage, config: RLConfig, rewards: Mapping[str, Reward], done: int):
+        self.stage, self.config, self.rewards = stage, config.validation, rewards
+        self.last, self.patience = config.steps, config.validation.patience if config.validation.every else None
+        self.figures: dict[int, float] = {}  # the metric, by step
+        self.done = done
+        if not self.config.every:
+            return
+        problems = stage.task.validation
+        if len(problems) < self.config.num_prompts:
+            raise UsageError(
+                f"{stage.name}: ValidationConfig.num_prompts is {self.config.num_prompts}, but there are"
+                f" {len(problems)} held-out problems beside those of evaluations: set it or EvaluateConfig.num_prompts"
+                " lower (an experiment of its own sets Task.validation)"
+            )
+        if self.config.metric not in (*rewards, "reward"):
+            raise UsageError(
+                f"{stage.name}: ValidationConfig.metric is '{self.config.metric}', expected one of"
+                f" {', '.join([*rewards, 'reward'])}"
+            )
+        encode, prompt = stage.task.tokenizer.encode, stage.task.prompt
+        self.asked = [(p, encode(prompt(p.question))) for p in problems[: self.config.num_prompts]]
+        samples, engine, sampling = self.config.samples_per_prompt, config.engine, config.sampling
+        self.engine = RolloutEngine(
+            stage.run.layout,
+            stage.model,
+            stage.task.tokenizer,
+            engine,
+            sampling,
+            samples,
+            environments=stage.task.environments,
+        )
+        self.figures = broadcast_from_main(f"{stage.name}: its validations", lambda: self.read(done))
+
+    def read(self, done: int) -> dict[int, float]:
+        rows, name = read_metrics(self.stage.directory / "metrics.jsonl"), PREFIX + self.config.metric
+        return {row["step"]: row[name] for row in rows if name in row and row["step"] <= done}
+
+    def measure(self, step: int, weights: Weights) -> dict[str, float]:
+        """Figures of a step that is due, the means over all samples; else none."""
+        if not self.config.every or step % self.config.every:
+            return {}
+        with Grading(self.rewards) as grading:
+            groups = self.engine.generate(weights, self.asked, position_key(self.stage.run.seed), done=grading.submit)
+            grading.collect()
+        for samples in groups:
+            score_group(self.rewards, samples, mask_truncated=False)
+        figures = summarize(groups) | {"reward": fmean(sample.reward for sample in chain(*groups))}
+        self.figures[step] = figures[self.config.metric]
+        self.stage.run.progress.say(
+            f"{self.stage.name}: step {step}, validation {self.config.metric} {self.figures[step]:.3f}, best"
+            f" {self.figures[self.best]:.3f} at step {self.best}"
+        )
+        return {f"{PREFIX}{name}": value for name, value in figures.items()}
+
+    @property
+    def best(self) -> int:
+        """The first step with the best figure; 0 before a validation."""
+        return max(self.figures, key=lambda step: (self.figures[step], -step), default=0)
+
+    def steps(self, done: int) -> Iterator[int]:
+        """The steps of RL after `done`, until `patience` validations in a row are no better than the best."""
+        for step in range(done + 1, self.last + 1):
+            if self.patience is not None and sum(later > self.best for later in self.figures) >= self.patience:
+                return
+            yield step
+            self.done = step
+
+    def result(self) -> dict[str, float]:
+        """The steps that are done, and which was best."""
+        if not self.figures:
+            return {"steps": self.done}
+        return {
+            "steps": self.done,
+            "best_step": self.best,
+            f"best_{PREFIX}{self.config.metric}": self.figures[self.best],
+        }
