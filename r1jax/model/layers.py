@@ -15,7 +15,7 @@ def rms_norm(x_D: Array, weight_D: Array, eps: float) -> Array:
     """x / rms(x) * weight over the last axis, computed in float32 (arXiv 1910.07467)."""
     x32 = x_D.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return (x32 * weight_D).astype(x_D.dtype)
+    return (x32 * jnp.broadcast_to(weight_D, x32.shape)).astype(x_D.dtype)
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:
@@ -75,7 +75,7 @@ def rotate(x_BTHR: Array, positions_BT: Array, c: ModelConfig) -> Array:
 
     MLA pairs neighbours, (0, 1), (2, 3), …; GQA pairs i with i + R / 2. Permuted weights give the one from the other.
     """
-    angle_BT1R = positions_BT[..., None, None].astype(jnp.float32) * rope_frequencies(c)
+    angle_BT1R = positions_BT[..., None, None].astype(jnp.float32) * rope_frequencies(c)[None, None, None]
     amplitude = rope_amplitude(c.rope_scaling)
     cos, sin = jnp.cos(angle_BT1R) * amplitude, jnp.sin(angle_BT1R) * amplitude
     x32, is_gqa = x_BTHR.astype(jnp.float32), c.kv_lora_rank is None

@@ -95,7 +95,7 @@ class Chunk(NamedTuple):
         ids_BS, ends_BS = self.keys.ids_BT[:, :end], self.keys.ends_BT
         t_T1 = self.first + jnp.arange(self.q_ids_BT.shape[1])[:, None]
         seen_BTS = self.q_ids_BT[:, :, None] == ids_BS[:, None] if ends_BS is None else t_T1 < ends_BS[:, None, :end]
-        return seen_BTS & (jnp.arange(ids_BS.shape[1]) <= t_T1)
+        return seen_BTS & (jnp.arange(ids_BS.shape[1])[None] <= t_T1)[None]
 
 
 def einsum_chunk(q_BTHM: Array, k_BSYM: Array, v_BSYU: Array, chunk: Chunk, scale: float, end: int | None) -> Array:

@@ -172,8 +172,8 @@ def shift_targets(batch: TokenBatch, offset: int) -> tuple[Array, Array]:
     """
     ids_BT, ends_BT, T = batch.segments.ids_BT, batch.segments.ends_BT, batch.tokens_BT.shape[1]
     later_T = jnp.arange(T) + offset
-    follows_BT = jnp.roll(ids_BT, -offset, axis=1) == ids_BT if ends_BT is None else later_T < ends_BT
-    return jnp.roll(batch.tokens_BT, -offset, axis=1), follows_BT & (ids_BT > 0) & (later_T < T)
+    follows_BT = jnp.roll(ids_BT, -offset, axis=1) == ids_BT if ends_BT is None else later_T[None] < ends_BT
+    return jnp.roll(batch.tokens_BT, -offset, axis=1), follows_BT & (ids_BT > 0) & (later_T < T)[None]
 
 
 def forward_mtp(

@@ -59,7 +59,7 @@ def _softmax_forward(logits_BTV: Array, tokens_BT: Array):
 
 def _softmax_backward(residuals: tuple, g: tuple[Array, Array]):
     (logp_BTV, tokens_BT, entropy_BT), (g_logp_BT1, g_entropy_BT1) = residuals, (x[..., None] for x in g)
-    is_token_BTV = tokens_BT[..., None] == jnp.arange(logp_BTV.shape[-1])
+    is_token_BTV = tokens_BT[..., None] == jnp.arange(logp_BTV.shape[-1])[None, None]
     spread_BTV = g_logp_BT1 + g_entropy_BT1 * (logp_BTV + entropy_BT[..., None])
     return jnp.where(is_token_BTV, g_logp_BT1, 0) - jnp.exp(logp_BTV) * spread_BTV, None
 

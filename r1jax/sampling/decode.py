@@ -238,7 +238,7 @@ def decode_round(
     state = empty_round(sampler, slots, width)
     # The MTP module has run all places but those that the last step accepted.
     drafted_S = slots.length_S - (slots.drafts.accepted_ST.sum(axis=1) if slots.drafts else 0)
-    seen_S1W, drafted_S1W = ((jnp.arange(width) < n_S[:, None])[:, None] for n_S in (slots.length_S, drafted_S))
+    seen_S1W, drafted_S1W = ((jnp.arange(width)[None] < n_S[:, None])[:, None] for n_S in (slots.length_S, drafted_S))
 
     def step(state: Round) -> Round:
         """Runs the pending token of each slot, and a draft of the next; emits what is accepted, draws what follows."""
@@ -246,7 +246,7 @@ def decode_round(
         if sampler.engine.speculative:
             draft_S, state = propose(sampler, state, (slots.cache, drafted_S1W), s)
             tokens_ST = jnp.stack([state.slots.drawn.token_S, draft_S], axis=1)
-        positions_ST = state.slots.length_S[:, None] + jnp.arange(T)
+        positions_ST = state.slots.length_S[:, None] + jnp.arange(T)[None]
         contexts = [(slots.cache, seen_S1W), (state.tail, state.out.is_token_SN[:, None])]
         contexts = contexts if state.tail else written_contexts(state, positions_ST)
         is_token_ST = jnp.broadcast_to(~state.slots.done_S[:, None], tokens_ST.shape)
@@ -299,7 +299,7 @@ def is_list(stack: Any) -> bool:
 def written_contexts(state: Round, positions_ST: Array) -> list[tuple[dict[str, Any], Array]]:
     """Of tokens that are written into `BlockedCache`s: all places up to their own."""
     (first, *_), *_ = state.slots.cache.values()
-    return [(state.slots.cache, jnp.arange(first.places) <= positions_ST[..., None])]
+    return [(state.slots.cache, jnp.arange(first.places)[None, None] <= positions_ST[..., None])]
 
 
 def keep(state: Round, new: dict[str, Any], at: Array) -> Round:
@@ -341,7 +341,7 @@ def emit(state: Round, place: Array, accepted_S: Array, limit_S: Array, s: DrawS
         masks_SNI=None if out.masks_SNI is None else out.masks_SNI.at[:, place].set(drawn.mask_SI),
     )
     count_S = slots.count_S + accepted_S
-    is_last_S = (drawn.token_S[:, None] == s.stop_ids).any(axis=-1) | (count_S >= limit_S)
+    is_last_S = (drawn.token_S[:, None] == s.stop_ids[None]).any(axis=-1) | (count_S >= limit_S)
     done_S = slots.done_S | (accepted_S & is_last_S)
     slots = replace(slots, count_S=count_S, length_S=slots.length_S + accepted_S, done_S=done_S)
     return replace(state, slots=slots, out=out)

@@ -103,8 +103,8 @@ def draw(logits_SV: Array, keys_S: Array, count_S: Array, s: DrawSettings, trunc
     """
     is_greedy = s.temperature == 0
     logp_SV = jax.nn.log_softmax(logits_SV.astype(jnp.float32) * (1 / jnp.where(is_greedy, 1.0, s.temperature)))
-    is_stop_V = (jnp.arange(logp_SV.shape[-1])[:, None] == s.stop_ids).any(axis=-1)
-    allowed_SV, mask_SI = ~(is_stop_V & (count_S < s.min_tokens)[:, None]), None
+    is_stop_V = (jnp.arange(logp_SV.shape[-1])[:, None] == s.stop_ids[None]).any(axis=-1)
+    allowed_SV, mask_SI = ~(is_stop_V[None] & (count_S < s.min_tokens)[:, None]), None
     if truncation.on:
         normalised_SV = jax.nn.log_softmax(jnp.where(allowed_SV, logp_SV, -jnp.inf))
         kept_SV, mask_SI = keep_likely(normalised_SV, s, truncation.mask_ids)

@@ -64,8 +64,8 @@ def evaluate(
 def log(loggers: Sequence[Logger], figures: Mapping[str, float], groups: Sequence[Sequence[Sample]]) -> None:
     """Figures, and a sample of each problem, as step 0."""
     for logger in loggers:
-        logger.log(0, figures)
         logger.log_samples(0, [sample_row(group[0]) for group in groups])
+        logger.log(0, figures)
         logger.close()
 
 

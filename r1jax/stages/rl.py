@@ -403,10 +403,10 @@ class RLLog:
         values |= throughput(layout, values["rollout_tokens"], flops, self.clock.total)
         values["seconds_left"] = self.progress.seconds_left(step)
         values |= {**others, "memory_gib": memory_in_use(layout) / GIB}
-        self.metrics.write(step, values)
-        self.warn(values["groups_with_signal"])
         if step % self.config.log_samples_every == 0:
             self.samples.write(step, [s for group in rollout.groups for s in group])
+        self.metrics.write(step, values)
+        self.warn(values["groups_with_signal"])
         self.progress.step(step, {name: values[name] for name in self.SHOWN if name in values})
 
     def warn(self, groups_with_signal: float) -> None:

@@ -6,6 +6,7 @@ such as WANDB_MODE, MLFLOW_TRACKING_URI and TRACKIO_DIR.
 
 import importlib
 import json
+import os
 import re
 import time
 import uuid
@@ -25,7 +26,7 @@ COLUMNS = ("question", "text", "reward", "rewards", "tokens", "finish_reason")  
 
 
 class Logger(Protocol):
-    """What a logger does with a stage's figures. `log_samples` gets rows of samples.jsonl, after `log` of that step."""
+    """What a logger does with a stage's figures. `log_samples` gets rows of samples.jsonl before `log` of that step."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
     def log_samples(self, step: int, rows: Rows) -> None: ...
@@ -55,19 +56,31 @@ class StageRun:
 
 
 class TensorBoard:
-    """Scalars in the stage's directory `tensorboard/`; those of a resumed run replace the ones that it makes again."""
+    """Scalars in the stage's directory `tensorboard/`; those of a resumed run replace the ones that it makes again.
+
+    They are written here, not by tensorboardX's thread: it ends when the disk is full, and then `add_scalar` blocks.
+    """
 
     def __init__(self, run: StageRun):
-        import tensorboardX  # takes seconds: it imports torch and Google's storage client where they are installed
+        # Takes seconds: tensorboardX imports torch and Google's storage client where they are installed.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
 
-        self.directory = run.directory / "tensorboard"
+        self.event, self.scalar, self.directory = Event, scalar, run.directory / "tensorboard"
         with named(self.directory):
-            self.writer = tensorboardX.SummaryWriter(str(self.directory), purge_step=run.first_step)
+            self.directory.mkdir(exist_ok=True)
+            self.writer = EventsWriter(str(self.directory / "events"))
+            start = SessionLog(status=SessionLog.START)
+            self.writer.write_event(Event(step=run.first_step, wall_time=time.time(), session_log=start))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        event = self.event(step=step, wall_time=time.time())
+        for name, value in values.items():
+            event.summary.MergeFrom(self.scalar(name, value))
         with named(self.directory):
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
+            self.writer.write_event(event)
+            self.writer.flush()
 
     def log_samples(self, step: int, rows: Rows) -> None:
         """None: they are in samples.jsonl."""
@@ -78,9 +91,10 @@ class TensorBoard:
 
 
 class WandB:
-    """Weights & Biases; a run's stages are one group."""
+    """Weights & Biases; a run's stages are one group. A kill loses what its own process has not written yet."""
 
     def __init__(self, run: StageRun):
+        os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "0.5")  # seconds; 15 by default
         self.wandb = require("wandb")
         local = None if in_bucket(run.directory) else str(run.directory)
         self.run = self.wandb.init(
@@ -94,11 +108,11 @@ class WandB:
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        self.run.log(dict(values), step=step)
+        self.run.log(dict(values), step=step, commit=True)
 
     def log_samples(self, step: int, rows: Rows) -> None:
         table = self.wandb.Table(columns=list(COLUMNS), data=[list(columns(row).values()) for row in rows])
-        self.run.log({"samples": table}, step=step)
+        self.run.log({"samples": table}, step=step, commit=False)  # `log` commits the step
 
     def close(self) -> None:
         self.run.finish()

@@ -47,7 +47,7 @@ class MetricsWriter(RowWriter):
 
 
 class SamplesWriter(RowWriter):
-    """Writes samples of a step to samples.jsonl, and to the loggers of `metrics`, whose row of that step is written."""
+    """Writes samples of a step to samples.jsonl, and to the loggers of `metrics`, before its row of that step."""
 
     def __init__(self, directory: epath.Path, first_step: int, metrics: MetricsWriter):
         super().__init__(directory / "samples.jsonl", first_step)

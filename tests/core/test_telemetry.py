@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from r1jax.errors import UsageError
+from r1jax.errors import RunError, UsageError
 from r1jax.report import curves, figures, graph, report
 from r1jax.runs import lineage
 from r1jax.runs.lineage import FORMAT
@@ -67,6 +67,24 @@ def test_metrics_are_dropped_from_the_step_that_a_run_resumes_at(tmp_path):
     rows = read_metrics(directory / "metrics.jsonl")
     assert [(r["step"], r["loss"]) for r in rows] == [(1, 1.0), (2, 2.0), (3, 30.0)]
     assert list(directory.glob("tensorboard/events*"))
+
+
+def test_tensorboard_reads_what_was_written_and_a_full_disk_is_said(tmp_path):
+    from tensorflow.python.summary.summary_iterator import summary_iterator
+
+    [logger] = open_loggers(("tensorboard",), "", epath.Path(tmp_path), 3)
+    logger.log(3, {"loss": 0.5, "reward": 2.0})
+    [path] = tmp_path.glob("tensorboard/events*")
+    events = list(summary_iterator(str(path)))
+    assert [event.step for event in events if event.HasField("session_log")] == [3]  # hides later steps of before
+    assert [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value] == [
+        (3, "loss", 0.5),
+        (3, "reward", 2.0),
+    ]
+    logger.writer._py_recordio_writer._writer = open("/dev/full", "wb")  # noqa: SIM115
+    with pytest.raises(RunError, match="tensorboard.*space"):
+        for step in range(4, 100):
+            logger.log(step, {"loss": 0.5})
 
 
 def test_report_needs_a_run(tmp_path):

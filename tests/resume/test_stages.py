@@ -170,7 +170,8 @@ def test_nothing_compiles_after_the_first_step(in_process, monkeypatch):
     monkeypatch.setattr(rl_stage.MetricsWriter, "write", counting)
     base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
     rewards = zero_rules(config.rewards)
-    rl(run.stage("rl"), config.rl, base, problems, rewards)
+    with jax.numpy_rank_promotion("raise"):  # arrays of other ranks are broadcast by hand, so that none is by mistake
+        rl(run.stage("rl"), config.rl, base, problems, rewards)
     jax.monitoring.clear_event_listeners()
     assert compilations, "the listener saw nothing at all"
     for name, counts in per_step.items():

@@ -39,9 +39,11 @@ def start(tmp_path, experiment_config, one_device, model, saved_policy, toy_reco
         max_new_tokens=12, slots=16, kl_coef=0.0, save_every=1, learning_rate=0.003,
     )  # fmt: skip
 
-    def start(workdir: str, task=TASK, checkpoints=CheckpointConfig(), **validation):
+    def start(workdir: str, task=TASK, keep: dict | None = None, **validation):
         numbers = dict(every=2, num_prompts=8, samples_per_prompt=2, metric="variety")
-        own = dataclasses.replace(config, validation=ValidationConfig(**numbers | validation), checkpoints=checkpoints)
+        own = dataclasses.replace(
+            config, validation=ValidationConfig(**numbers | validation), checkpoints=CheckpointConfig(**keep or {})
+        )
         opened = open_run(str(tmp_path / workdir), Experiment("x"), experiment_config, one_device, Progress(quiet=True))
         run = dataclasses.replace(opened, model=model, task=task)
         return own, rl(run.stage("rl"), own, saved_policy, toy_records[task.prompts], REWARDS)
@@ -59,7 +61,7 @@ def steps_kept(directory) -> list[int]:
 
 
 def test_the_best_checkpoint_is_kept_and_has_the_figure_that_is_logged(start, one_device):
-    config, directory = start("run", checkpoints=CheckpointConfig(keep=1, keep_every=3, keep_best=1))
+    config, directory = start("run", keep=dict(keep=1, keep_every=3, keep_best=1))
     found = figures(directory)
     assert list(found) == [2, 4, 6, 8] and len(set(found.values())) == 4
     best = max(found, key=found.get)
