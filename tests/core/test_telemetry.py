@@ -43,13 +43,35 @@ def test_summary_is_the_mean_over_samples():
     assert summarize([group(1, 0), group(0, 0)]) == {"accuracy": 0.25, "response_tokens": 1.5, "finished": 1.0}
 
 
-def test_confidence_interval_covers_like_the_normal_one():
-    values = [1.0] * 30 + [0.0] * 70
-    low, high = confidence_interval(values)
-    half = 1.96 * math.sqrt(0.3 * 0.7 / 100)
-    assert low == pytest.approx(0.3 - half, abs=0.02)
-    assert high == pytest.approx(0.3 + half, abs=0.02)
-    assert confidence_interval(values) == (low, high)
+Z = 1.959964  # the normal distribution's 97.5 % quantile
+
+
+def test_the_interval_of_verdicts_solves_wilsons_equation():
+    """Its ends are where the mean is 1.96 standard errors away: (p - x)² = z² x (1 - x) / n, for n right and wrong."""
+    for right in (0, 1, 30, 99, 100):
+        for x in confidence_interval([1.0] * right + [0.0] * (100 - right), 1):
+            assert (right / 100 - x) ** 2 == pytest.approx(Z**2 * x * (1 - x) / 100, abs=1e-9)
+    assert confidence_interval([0.0] * 100, 1)[1] == pytest.approx(Z**2 / (100 + Z**2))
+    assert confidence_interval([1.0] * 100, 16)[0] == pytest.approx(100 / (100 + Z**2))
+
+
+def test_samples_of_equally_hard_problems_count_each_and_of_extreme_ones_none():
+    equal = [0.25, 0.75] * 50  # the variance of a mean of four tosses of a coin: n × 4 answers
+    assert confidence_interval(equal, 4) == pytest.approx(confidence_interval([0.0, 1.0] * 198, 1), abs=1e-12)
+    assert confidence_interval(equal, 2) == pytest.approx(confidence_interval([0.0, 1.0] * 100, 1))  # at most n × 2
+    assert confidence_interval([0.0, 1.0] * 50, 16) == confidence_interval([0.0, 1.0] * 50, 1)
+
+
+@pytest.mark.parametrize("alpha, beta", [(0.3, 0.3), (2, 2), (8, 2), (20, 1)])
+def test_the_interval_covers_the_mean_in_95_of_100_draws(alpha, beta):
+    """Of 64 problems whose difficulty is drawn from a beta distribution, with four samples each."""
+    rng = random.Random(0)
+    covered, trials = 0, 2000
+    for _ in range(trials):
+        difficulties = [rng.betavariate(alpha, beta) for _ in range(64)]
+        low, high = confidence_interval([sum(rng.random() < p for _ in range(4)) / 4 for p in difficulties], 4)
+        covered += low <= alpha / (alpha + beta) <= high
+    assert 0.93 <= covered / trials <= 0.97
 
 
 def test_metrics_are_dropped_from_the_step_that_a_run_resumes_at(tmp_path):
