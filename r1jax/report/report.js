@@ -85,9 +85,8 @@ function seriesOf(panel, found, base) {
 // The axis begins at 0, as in the pictures, but shows what is zoomed to in full height.
 function range(chart, low, high) {
   if (low === null) return [0, 1];
-  const x = chart.scales.x;
-  const [first, last] = [chart.data[0][0], chart.data[0].at(-1)];
-  if (x.min != null && (x.min > first || x.max < last)) {
+  const [first, last] = chart.series[0].idxs ?? [0, 0];
+  if (first > 0 || (last > 0 && last < chart.data[0].length - 1)) {
     const margin = (high - low || Math.abs(high) || 1) * 0.08;
     return [low - margin, high + margin];
   }

@@ -51,7 +51,7 @@ def outcomes(groups: Sequence[Sequence[Sample]], answers: Sequence[Sequence[str 
     figures: dict[str, float] = {}
     for size in sorted({2**i for i in range(n.bit_length())} | {k}):
         values = [solved([group], size) for group in groups]
-        low, high = confidence_interval(values, n)
+        low, high = confidence_interval(values, n // size)
         figures |= {f"pass@{size}": fmean(values), f"pass@{size}_low": low, f"pass@{size}_high": high}
     return figures | {f"cons@{n}": consensus(groups, answers)}
 
@@ -86,8 +86,8 @@ def consensus(groups: Sequence[Sequence[Sample]], answers: Sequence[Sequence[str
 def confidence_interval(values: Sequence[float], samples: int) -> tuple[float, float]:
     """95 % Wilson score interval of the mean of `values`, one for each problem, in [0, 1].
 
-    Each value is a mean over up to `samples` samples, which is worth more than one right or wrong answer and less than
-    `samples` of them. The effective number of answers is that of a binomial mean with the variance of this one: n for
+    Each value is a mean over `samples` independent answers, which is worth at least one right or wrong answer and at
+    most `samples` of them. The effective number of answers is that of a binomial mean with the variance of this one: n for
     values of 0 and 1, n × `samples` where all problems are equally hard. Unlike a bootstrap interval, that of n equal
     values has a width: n problems, all solved, do not show that all problems would be.
 

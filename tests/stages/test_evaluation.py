@@ -50,7 +50,7 @@ def test_every_pass_at_k_by_hand():
     by_hand = {1: (0.25, 1), 2: (0.5, 1), 3: (0.75, 1), 4: (1, 1)}  # k: of each problem
     for k, values in by_hand.items():
         assert figures[f"pass@{k}"] == fmean(values)
-        assert (figures[f"pass@{k}_low"], figures[f"pass@{k}_high"]) == confidence_interval(values, 4)
+        assert (figures[f"pass@{k}_low"], figures[f"pass@{k}_high"]) == confidence_interval(values, 4 // k)
     assert figures["cons@4"] == 0.5
     assert len(figures) == 3 * 4 + 1
 
