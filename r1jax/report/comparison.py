@@ -156,7 +156,7 @@ def cell(name: str, results: Sequence[Figures]) -> dict[str, Any]:
     return {
         "text": format_figure(name, fmean(values)),
         "interval": "[{}, {}]".format(*(format_figure(name, end) for end in ends)) if ends else "",
-        "values": [format_figure(name, value) for value in values] if len(values) > 1 else [],
+        "each": [format_figure(name, value) for value in values] if len(values) > 1 else [],
     }
 
 

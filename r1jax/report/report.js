@@ -1,7 +1,7 @@
 // The page's interaction: charts in the place of pictures, and a browser of samples. The page is complete without it.
 "use strict";
 (() => {
-const data = JSON.parse(document.getElementById("data").textContent);
+const data = JSON.parse(document.getElementById("report-data").textContent);
 const settings = { window: 5, log: false };
 const charts = new Map(); // panel element -> its uPlot
 
@@ -180,7 +180,7 @@ function openFold(fold) {
 function startCharts() {
   for (const panel of document.querySelectorAll(".panel[data-metric]")) show(panel);
   for (const fold of document.querySelectorAll("details.fold")) fold.addEventListener("toggle", () => openFold(fold));
-  const controls = document.getElementById("controls");
+  const controls = document.getElementById("report-controls");
   if (!controls) return;
   controls.hidden = false;
   const redraw = () => charts.forEach((_, panel) => draw(panel));
@@ -268,7 +268,7 @@ function sampleCard(sample) {
 }
 
 function startBrowser() {
-  const browser = document.getElementById("browser");
+  const browser = document.getElementById("report-browser");
   if (!browser) return;
   browser.hidden = false;
   const form = browser.querySelector("form");

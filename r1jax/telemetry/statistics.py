@@ -87,9 +87,9 @@ def confidence_interval(values: Sequence[float], samples: int) -> tuple[float, f
     """95 % Wilson score interval of the mean of `values`, one for each problem, in [0, 1].
 
     Each value is a mean over `samples` independent answers, which is worth at least one right or wrong answer and at
-    most `samples` of them. The effective number of answers is that of a binomial mean with the variance of this one: n for
-    values of 0 and 1, n × `samples` where all problems are equally hard. Unlike a bootstrap interval, that of n equal
-    values has a width: n problems, all solved, do not show that all problems would be.
+    most `samples` of them. The effective number of answers is that of a binomial mean with the variance of this one:
+    n for values of 0 and 1, n × `samples` where all problems are equally hard. Unlike a bootstrap interval, that of n
+    equal values has a width: n problems, all solved, do not show that all problems would be.
 
     References: Wilson 1927 (the interval); Korn and Graubard 1998 (the effective sample size).
     """
