@@ -1,10 +1,12 @@
 """Writes one page of several runs: means over seeds with intervals, curves with bands, differences of configs."""
 
+import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from etils import epath
+from scipy.special import stdtrit
 
 from r1jax.errors import UsageError
 from r1jax.paths import absolute
@@ -17,10 +19,9 @@ from r1jax.report.record import RunRecord, figures_of, read_run
 from r1jax.report.sections import folds, main_curves, state
 from r1jax.runs.lineage import StageRecord
 from r1jax.telemetry.files import write_atomically
-from r1jax.telemetry.statistics import t_interval
 
 OF_THE_SEED = ("inputs", "problems", "kind")  # parts of a stage's config that are no settings
-Settings = Mapping[str, Mapping[str, Any]]  # of each stage, by the settings' dotted names
+MISSING = "–"
 
 # Runs whose settings are equal, but for the seed, are one group: one mean, one curve.
 Group = Sequence[RunRecord]
@@ -119,16 +120,28 @@ def group_runs(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
 
 
 def differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[Any]]]:
-    """(setting, its value in each run) of those that differ; None in a run that lacks the stage or the setting."""
+    """(setting, its value in each run) of those that differ; MISSING in a run that lacks the stage or the setting.
+
+    A setting that a run lacks, as one that an earlier version did not have, is no difference in itself.
+    """
     experiments = [run.about["experiment"] for run in runs]
     found: list[tuple[str, list[Any]]] = [("experiment", experiments)] if len(set(experiments)) > 1 else []
     settings = [settings_of(run) for run in runs]
     for stage in dict.fromkeys(name for run in settings for name in run):
-        having = [run[stage] for run in settings if stage in run]
-        for key in dict.fromkeys(key for config in having for key in config):
-            if len({str(config.get(key)) for config in having}) > 1:
-                found.append((f"{stage}: {key}", [run.get(stage, {}).get(key) for run in settings]))
+        for key in dict.fromkeys(key for run in settings for key in run.get(stage, {})):
+            values = [setting(run.get(stage, {}), key) for run in settings]
+            if len({str(value) for value in values} - {MISSING}) > 1:
+                found.append((f"{stage}: {key}", values))
     return found
+
+
+def setting(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted name, or of what holds it: where `mesh` is None, so is `mesh.data`."""
+    while key not in config:
+        if "." not in key:
+            return MISSING
+        key = key.rpartition(".")[0]
+    return config[key]
 
 
 # ---- figures
@@ -158,6 +171,12 @@ def cell(name: str, results: Sequence[Figures]) -> dict[str, Any]:
         "interval": "[{}, {}]".format(*(format_figure(name, end) for end in ends)) if ends else "",
         "each": [format_figure(name, value) for value in values] if len(values) > 1 else [],
     }
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of the normal distribution that two or more values were drawn from (Student 1908)."""
+    half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
 
 
 def interval_over_runs(name: str, results: Sequence[Figures]) -> tuple[float, float] | None:

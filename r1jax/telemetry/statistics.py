@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
-from statistics import NormalDist, fmean, pstdev, stdev, variance
+from statistics import NormalDist, fmean, pstdev, variance
 
 from r1jax.types import Sample
 
@@ -102,14 +102,6 @@ def confidence_interval(values: Sequence[float], samples: int) -> tuple[float, f
     centre = (mean + z * z / (2 * effective)) * shrunk
     half = z * math.sqrt(mean * (1 - mean) / effective + (z / (2 * effective)) ** 2) * shrunk
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the mean of the normal distribution that two or more values were drawn from (Student 1908)."""
-    from scipy.special import stdtrit
-
-    half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
-    return fmean(values) - half, fmean(values) + half
 
 
 def reward_values(samples: Sequence[Sample]) -> dict[str, list[float]]:

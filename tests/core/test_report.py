@@ -12,8 +12,9 @@ from etils import epath
 from r1jax.cli.main import main
 from r1jax.errors import UsageError
 from r1jax.report import comparison, curves, embedded, figures, graph, report
+from r1jax.report.record import RunRecord
 from r1jax.runs import lineage
-from r1jax.telemetry.statistics import t_interval
+from r1jax.runs.lineage import StageRecord
 from tests.shared.written_runs import BETTER, FIGURES, ROWS, SUMS, sample, write_run, write_small_run, write_stage
 
 
@@ -355,7 +356,7 @@ def compare(workdirs: list[Path], output: Path) -> str:
 
 def test_seeds_have_a_mean_with_students_interval(seeds, tmp_path):
     page = compare(seeds[:2], tmp_path / "page.html")
-    low, high = t_interval([0.5, 0.7])
+    low, high = comparison.t_interval([0.5, 0.7])
     assert (low, high) == (pytest.approx(0.6 - 12.7062 * 0.1), pytest.approx(0.6 + 12.7062 * 0.1))
     assert "0.600" in page and "[0.000, 1.000]" in page and "0.500 · 0.700" in page  # a share ends at 0 and 1
     assert "Different settings" not in page
@@ -376,6 +377,17 @@ def test_runs_with_other_settings_are_another_group(seeds, tmp_path):
     assert "rl: rl.loss.kl_coef" in page and "rl.steps" not in page
     assert "evaluate_rl begun" in page
     assert re.findall(r'class="panel" data-stage="rl" data-metric="(\w+)"', page) == ["reward"]
+
+
+def test_settings_differ_where_both_runs_have_them():
+    def run(**config) -> RunRecord:
+        stage = StageRecord("rl", {"kind": "rl", **config}, [], [], [], None, None, 0.0)
+        return RunRecord(epath.Path("x"), {"experiment": "x"}, [stage], {})
+
+    assert comparison.differences([run(a=1, b=2), run(a=1)]) == []  # an older version had no b
+    assert comparison.differences([run(mesh=None), run(mesh={"data": 2})]) == [("rl: mesh.data", [None, 2])]
+    assert comparison.differences([run(a={"b": [1, 2]}), run(a={"b": [1, 3]})]) == [("rl: a.b", [[1, 2], [1, 3]])]
+    assert comparison.differences([run(inputs={"a": 1}, problems="x"), run(inputs={}, problems="y")]) == []
 
 
 def test_comparisons_of_nothing_are_refused_in_one_line(seeds, tmp_path, capsys):
