@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 VALUES = 150_000  # numbers in a page; longer runs are thinned to every n-th step
 SAMPLE_BYTES = 1_500_000  # of all samples in a page
-MOST = 1000  # samples of a stage
+MOST = 3000  # samples of a stage
 LONGEST = 8000  # characters of a sample
 
 

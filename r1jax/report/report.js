@@ -241,9 +241,10 @@ function answer(text) {
   const end = text.indexOf("</think>");
   if (end < 0) return [element("span", "", text)];
   const fold = element("details");
-  fold.append(element("summary", "", `thinking (${text.slice(0, end).trim().split(/\s+/).length} words)`));
-  fold.append(element("div", "thinking", text.slice(0, end) + "</think>"));
-  return [fold, element("span", "", text.slice(end + "</think>".length))];
+  const thinking = text.slice(0, end).replace("<think>", "").trim();
+  fold.append(element("summary", "", `thinking (words: ${thinking.split(/\s+/).filter(Boolean).length})`));
+  fold.append(element("div", "thinking", thinking));
+  return [fold, element("span", "", text.slice(end + "</think>".length).trimStart())];
 }
 
 function sampleCard(sample) {
