@@ -4,14 +4,16 @@ import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from etils import epath
 from markupsafe import Markup
 
 VALUES = 150_000  # numbers in a page; longer runs are thinned to every n-th step
-SAMPLE_BYTES = 1_500_000  # of all samples in a page
+SAMPLE_BYTES = 2_000_000  # of all samples in a page
 MOST = 3000  # samples of a stage
+READ = 20  # bytes that are parsed for a byte in the page: token ids and the middles of long texts are left out
 LONGEST = 8000  # characters of a sample
 
 
@@ -45,14 +47,29 @@ def short(value: Any) -> float | int | None:
 
 def read_samples(directories: Sequence[epath.Path]) -> tuple[list[dict[str, Any]], int]:
     """Samples of stages, evenly spaced over each file, and how many there are in the files."""
-    files = [directory / "samples.jsonl" for directory in directories]
-    texts = {file.parent.name: file.read_text().splitlines() for file in files if file.exists()}
+    files = [file for directory in directories if (file := directory / "samples.jsonl").exists()]
     samples: list[dict[str, Any]] = []
-    for stage, lines in texts.items():
-        found = [row for line in evenly(lines, MOST) if (row := compact(stage, line))]
+    total = 0
+    for file in files:
+        share = SAMPLE_BYTES // len(files)
+        lines, count = read_lines(file, READ * share)
+        found = [row for line in lines if (row := compact(file.parent.name, line))]
         size = sum(len(json.dumps(row)) for row in found) or 1
-        samples += evenly(found, int(len(found) * SAMPLE_BYTES / len(texts) / size))
-    return samples, sum(map(len, texts.values()))
+        samples += evenly(found, len(found) * share // size)
+        total += count
+    return samples, total
+
+
+def read_lines(file: epath.Path, limit: int) -> tuple[list[bytes], int]:
+    """At most MOST lines, evenly spaced, of about `limit` bytes, and how many the file has; it may be of gigabytes."""
+    with file.open("rb") as opened:
+        ends = list(accumulate(map(len, opened), initial=0))
+        count = len(ends) - 1
+        lines = []
+        for i in evenly(range(count), min(MOST, limit * count // max(ends[-1], 1) + 1)):
+            opened.seek(ends[i])
+            lines.append(opened.read(ends[i + 1] - ends[i]))
+    return lines, count
 
 
 def evenly(items: Sequence[Any], limit: int) -> list[Any]:
@@ -62,9 +79,9 @@ def evenly(items: Sequence[Any], limit: int) -> list[Any]:
     return [items[i * len(items) // limit] for i in range(limit)]
 
 
-def compact(stage: str, line: str) -> dict[str, Any]:
+def compact(stage: str, line: bytes) -> dict[str, Any]:
     """What a page shows of a row of samples.jsonl; {} for a row that a kill cut short."""
-    with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError, AttributeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         row = json.loads(line)
         problem = row["problem"]
         rewards = {name: short(value) for name, value in row.get("rewards", {}).items() if value is not None}

@@ -38,6 +38,7 @@ CURVES = {
     "rl": ("reward", "accuracy", "format", "language", "helpful", "safe", "response_tokens", "entropy", "kl",
            "changed_weights"),
 }  # fmt: skip
+ENDS = 20  # rows at both ends of a long run
 
 
 def state(stage: StageRecord) -> str:
@@ -146,5 +147,10 @@ def folds(stage: StageRecord, groups: Sequence[Sequence[Rows]]) -> dict[str, lis
     logged = dict.fromkeys(name for group in groups for rows in group for row in rows for name in row)
     others = [name for name in logged if name not in (*main_curves(stage), "step")]
     grouped = group_metrics(others, list(stage.config.get("rewards", {})))
-    found = {title: [drawn for name in names if (drawn := panel(groups, name))] for title, names in grouped.items()}
-    return {title: drawn for title, drawn in found.items() if drawn}
+    ends = [[[*rows[:ENDS], *rows[-ENDS:]] if len(rows) > 2 * ENDS else rows for rows in group] for group in groups]
+
+    def drawn(name: str) -> Panel | None:
+        return panel(ends, name) or panel(groups, name)  # a table needs both ends; a rare metric may have none there
+
+    panels = {title: [p for p in map(drawn, names) if p] for title, names in grouped.items()}
+    return {title: found for title, found in panels.items() if found}
