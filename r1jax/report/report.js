@@ -139,6 +139,11 @@ function draw(panel) {
     cursor: { y: false, points: { size: 5 }, drag: { x: true, y: false }, sync: { key: stage } },
     hooks: { setCursor: [chart => showValues(panel, found, chart.cursor.idx)] },
   }, columns, plot);
+  for (const kind of ["pointerdown", "pointermove"]) { // uPlot itself knows the mouse alone
+    chart.over.addEventListener(kind, event => {
+      if (event.pointerType === "touch") chart.setCursor({ left: event.offsetX, top: event.offsetY });
+    });
+  }
   charts.set(panel, chart);
   showValues(panel, found, null);
 }

@@ -152,5 +152,5 @@ def folds(stage: StageRecord, groups: Sequence[Sequence[Rows]]) -> dict[str, lis
     def drawn(name: str) -> Panel | None:
         return panel(ends, name) or panel(groups, name)  # a table needs both ends; a rare metric may have none there
 
-    panels = {title: [p for p in map(drawn, names) if p] for title, names in grouped.items()}
-    return {title: found for title, found in panels.items() if found}
+    tables = {title: [p for p in map(drawn, names) if p] for title, names in grouped.items()}
+    return {title: table for title, table in tables.items() if table}

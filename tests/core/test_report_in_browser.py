@@ -105,6 +105,15 @@ def test_the_pointer_shows_values_and_a_drag_zooms(run_page):
         assert page.errors == []
 
 
+def test_a_finger_shows_values_too(run_page):
+    with Page(run_page, 390, 844) as page:
+        page.call("Emulation.setTouchEmulationEnabled", enabled=True)
+        x, y = page.place(plot("reward"), 0.5)
+        page.call("Input.synthesizeTapGesture", x=x, y=y)
+        assert 19 <= step_shown(page) <= 22
+        assert page.errors == []
+
+
 def test_smoothing_log_scale_and_folds(run_page):
     with Page(run_page) as page:
         fold = "details.fold[data-metrics*=grad_norm]"

@@ -25,18 +25,24 @@ class Page:
         self.requests: list[str] = []
         self.numbers = itertools.count(1)
         self.loop = asyncio.new_event_loop()
+        self.session: Any = None  # of aiohttp
 
     def __enter__(self) -> "Page":
         self.profile = tempfile.mkdtemp()
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--no-first-run"]
         command = [CHROMIUM, *flags, f"--user-data-dir={self.profile}", "about:blank"]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.loop.run_until_complete(self.connect())
-        self.open()
+        try:
+            self.loop.run_until_complete(self.connect())
+            self.open()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.loop.run_until_complete(self.session.close())
+        if self.session:
+            self.loop.run_until_complete(self.session.close())
         self.loop.close()
         self.process.terminate()
         self.process.wait()
