@@ -180,20 +180,20 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def interval_over_runs(name: str, results: Sequence[Figures]) -> tuple[float, float] | None:
-    """Student's 95 % interval over runs, or a single run's own.
+    """Student's 95 % interval over runs, or a single run's own; None where neither says anything.
 
-    It is no narrower than the runs' own intervals are on average: equal values of a few seeds are no certainty.
+    Equal values of a few seeds are no certainty: it is no narrower than the runs' own intervals are on average.
     """
     values = [figures[name] for figures in results]
     own = [(f[f"{name}_low"], f[f"{name}_high"]) for f in results if f"{name}_low" in f and f"{name}_high" in f]
     mean_own = (fmean(low for low, _ in own), fmean(high for _, high in own)) if len(own) == len(results) else None
-    if len(values) < 2:
+    if len(set(values)) < 2:
         return mean_own
     low, high = t_interval(values)
     if mean_own:
         low, high = min(low, mean_own[0]), max(high, mean_own[1])
     is_share = "tokens" not in name and all(0 <= value <= 1 for value in values)
-    return (max(low, 0.0), min(high, 1.0)) if is_share else (low, high)
+    return max(low, 0.0) if min(values) >= 0 else low, min(high, 1.0) if is_share else high
 
 
 # ---- curves

@@ -369,6 +369,9 @@ def test_equal_figures_of_seeds_are_no_certainty():
     assert comparison.interval_over_runs("pass@1", [same, same]) == (0.9, 1.0)
     assert comparison.interval_over_runs("pass@1", [same]) == (0.9, 1.0)
     assert comparison.interval_over_runs("format", [{"format": 1.0}]) is None
+    assert comparison.interval_over_runs("format", [{"format": 1.0}] * 3) is None
+    low, high = comparison.interval_over_runs("response_tokens", [{"response_tokens": n} for n in (1.0, 9.0)])
+    assert low == 0 and high == pytest.approx(5 + 12.7062 * 4)
 
 
 def test_runs_with_other_settings_are_another_group(seeds, tmp_path):
