@@ -23,8 +23,8 @@ from r1jax.types import Environments
 
 GIN_FILES = ("model/tiny.gin", "algorithm/grpo.gin", "scale/cpu.gin", "scale/token_mean.gin", "scale/r1_tools_cpu.gin")
 REPORT_NOTE = (
-    "The base was pretrained on answers of which one in eight calls the calculator and the others guess. RL is run twice"
-    " from it: with a calculator that answers, and with none."
+    "The base was pretrained on answers of which one in eight calls the calculator and the others guess. RL is run"
+    " twice from it: with a calculator that answers, and with none."
 )
 TASK = TASKS["tool_sums"]
 

@@ -38,8 +38,8 @@ __all__ = ["GIN_FILES", "REPORT_NOTE", "TASK", "Config", "TaskConfig", "run", "r
 
 GIN_FILES = ("model/tiny.gin", "algorithm/grpo.gin", "scale/cpu.gin", "scale/token_mean.gin")
 REPORT_NOTE = (
-    "The base was pretrained on worked sums, right and wrong ones, and now and then on the tags. RL rewards accuracy and"
-    " format, and shows it no solutions. Compare the base's pass@8 with its pass@1: RL can reinforce what the base"
+    "The base was pretrained on worked sums, right and wrong ones, and now and then on the tags. RL rewards accuracy"
+    " and format, and shows it no solutions. Compare the base's pass@8 with its pass@1: RL can reinforce what the base"
     " does now and then."
 )
 
