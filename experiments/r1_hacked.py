@@ -23,8 +23,9 @@ from r1jax.stages.rl import rl
 GIN_FILES = (*r1.GIN_FILES, "scale/r1_hacked_cpu.gin")
 TASK = _toy.TASK
 REPORT_NOTE = (
-    "One policy, the same RL, two reward models of helpfulness. The first was trained on written pairs only: its reward"
-    " rises, while the behaviour it should reward gets worse. The second, R1's own, was trained on outputs of policies."
+    "One policy, the same RL, two reward models of helpfulness. The first was trained on written pairs only, the"
+    " second, R1's own, on outputs of policies. Compare the curves of the rewards with the share of requests that are"
+    " answered as preferred."
 )
 
 

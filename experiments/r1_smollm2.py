@@ -16,5 +16,6 @@ __all__ = ["GIN_FILES", "REPORT_NOTE", "Config", "run"]
 GIN_FILES = ("algorithm/grpo.gin", "scale/token_mean.gin", "scale/smollm2_cpu.gin", "scale/r1_smollm2_cpu.gin")
 REPORT_NOTE = (
     "SmolLM2-135M-Instruct in its chat template. Demonstrations are its own right and readable responses; 96 written"
-    " pairs train the reward model. The report shows that every stage runs on a published model, not how far it goes."
+    " pairs train the reward model. Stages are short: they show that each runs on a published model, not how far it"
+    " goes."
 )

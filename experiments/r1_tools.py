@@ -23,8 +23,8 @@ from r1jax.types import Environments
 
 GIN_FILES = ("model/tiny.gin", "algorithm/grpo.gin", "scale/cpu.gin", "scale/token_mean.gin", "scale/r1_tools_cpu.gin")
 REPORT_NOTE = (
-    "The base calls the calculator in one answer of eight, and guesses in the others. Where calls are answered, RL"
-    " makes it call always. Where they are not, hardly anything is right, and there is little to reinforce."
+    "The base was pretrained on answers of which one in eight calls the calculator and the others guess. RL is run"
+    " twice from it: with a calculator that answers, and with none."
 )
 TASK = TASKS["tool_sums"]
 

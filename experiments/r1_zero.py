@@ -38,9 +38,9 @@ __all__ = ["GIN_FILES", "REPORT_NOTE", "TASK", "Config", "TaskConfig", "run", "r
 
 GIN_FILES = ("model/tiny.gin", "algorithm/grpo.gin", "scale/cpu.gin", "scale/token_mean.gin")
 REPORT_NOTE = (
-    "The base was pretrained on worked sums and, now and then, on the tags: it can solve these problems but seldom does"
-    " (compare its pass@8 with its pass@1). RL reinforces what the base has seen, and responses grow longer because"
-    " written steps pay; RL does not invent reasoning from nothing."
+    "The base was pretrained on worked sums, right and wrong ones, and now and then on the tags. RL rewards accuracy"
+    " and format, and shows it no solutions. Compare the base's pass@8 with its pass@1: RL can reinforce what the base"
+    " does now and then."
 )
 
 

@@ -14,6 +14,6 @@ __all__ = ["GIN_FILES", "REPORT_NOTE", "Config", "run"]
 
 GIN_FILES = ("algorithm/grpo.gin", "scale/token_mean.gin", "scale/smollm2_cpu.gin")
 REPORT_NOTE = (
-    "SmolLM2-135M-Instruct in its chat template. It solves one problem in ten at temperature 1, and half of them within"
-    " eight tries, so that RL has something to reinforce. Part of the gain is that it states a number and stops."
+    "SmolLM2-135M-Instruct in its chat template. The answer is the last number of a response, so that part of a gain"
+    " may be that the policy learns to state a number and stop."
 )

@@ -86,7 +86,7 @@ def markdown(title: str, protocol: Mapping[str, Any], figures: Figures) -> str:
 
     how = ", ".join(f"{name} {value}" for name, value in protocol.items())
     lines = [f"# {title}", "", how, "", line(header), line(["-" * width for width in widths]), *map(line, rows)]
-    return "\n".join([*lines, "", "In brackets: 95 % confidence intervals, by bootstrap over problems."]) + "\n"
+    return "\n".join([*lines, "", "In brackets: 95 % confidence intervals (Wilson) over problems."]) + "\n"
 
 
 # ---- the plot

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from r1jax.report.evaluation import Figures, interval, intervals
+from r1jax.report.evaluation import Figures, interval, intervals, show
 
 FIGURES = {  # name for readers; 1 where higher is better, -1 where lower is, 0 where neither is
     "greedy_accuracy": ("accuracy, greedy", 1),
@@ -78,21 +78,54 @@ def find_moves(before: Figures, after: Figures) -> list[Move]:
     return [move for move in moves if move.size >= SMALL][:MOVED]
 
 
+def conclude(before: Figures, after: Figures) -> list[str]:
+    """What the figures say in words: accuracy, lengths, and what got worse."""
+    shared = before.keys() & after.keys()
+    sentences = []
+    if "pass@1" in shared:
+        verb = compared(before["pass@1"], after["pass@1"], ("fell", "stayed the same", "rose"))
+        doubt = ", but the intervals overlap" if overlap("pass@1", before, after) else ""
+        sentences.append(f"Sampled accuracy {verb}: {show('pass@1', before)} → {show('pass@1', after)}{doubt}.")
+    if "response_tokens" in shared:
+        old, new = round(before["response_tokens"], 1), round(after["response_tokens"], 1)
+        verb = compared(old, new, ("got shorter", "kept their length", "got longer"))
+        sentences.append(f"Responses {verb}: {old:.1f} → {new:.1f} tokens.")
+    for move in find_moves(before, after):
+        if move.verdict == "bad" and move.name != "pass@1":
+            ends = f"{format_figure(move.name, move.before)} → {format_figure(move.name, move.after)}"
+            sentences.append(f"Worse: {figure_name(move.name)}, {ends}.")
+    return sentences
+
+
+def compared(before: float, after: float, verbs: tuple[str, str, str]) -> str:
+    """The verb for a figure that fell, stayed or rose."""
+    return verbs[1 + (after > before) - (after < before)]
+
+
+def overlap(name: str, a: Figures, b: Figures) -> bool:
+    """True where a figure's confidence intervals in two evaluations have a value in common."""
+    ends = [figures.get(name + end) for figures in (a, b) for end in ("_low", "_high")]
+    return None not in ends and ends[0] <= ends[3] and ends[2] <= ends[1]  # type: ignore[operator]
+
+
 def table(results: Sequence[Figures]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """A row per figure and a cell per evaluation. The best cells are marked where a figure has a better direction."""
+    """A row per figure and a cell per evaluation. The best are marked where a figure has a better direction."""
     names = dict.fromkeys(chain(*results))
     hidden = intervals(names)
     return [(name, cells(name, results)) for name in names if name not in hidden]
 
 
 def cells(name: str, results: Sequence[Figures]) -> list[dict[str, Any]]:
-    values = {round(figures[name] * better(name), 3) for figures in results if name in figures}
-    best = max(values) if better(name) and len(values) > 1 else None
+    """A cell is "tied" where its interval overlaps that of the best, instead of one being the best."""
+    values = {i: round(figures[name] * better(name), 3) for i, figures in enumerate(results) if name in figures}
+    best = max(values, key=lambda i: values[i]) if better(name) and len(set(values.values())) > 1 else None
+    tied = {i for i in values if best is not None and overlap(name, results[i], results[best])} | {best}
 
-    def cell(figures: Figures) -> dict[str, Any]:
+    def cell(i: int, figures: Figures) -> dict[str, Any]:
         if name not in figures:
             return {"text": "–"}
-        is_best = round(figures[name] * better(name), 3) == best
-        return {"text": format_figure(name, figures[name]), "best": is_best, "interval": interval(name, figures)}
+        is_best = best is not None and (i in tied or values[i] == values[best])
+        mark = ("tied" if len(tied) > 1 else "best") if is_best else ""
+        return {"text": format_figure(name, figures[name]), "mark": mark, "interval": interval(name, figures)}
 
-    return [cell(figures) for figures in results]
+    return [cell(i, figures) for i, figures in enumerate(results)]

@@ -119,10 +119,20 @@ class StageRecord:
         return sum(span.total_seconds() for span in spans) if spans else None
 
 
-def read_stages(workdir: epath.Path) -> list[StageRecord]:
-    """The stages of a run in topological order; stages that do not depend on each other by the time they began."""
+def read_stages(workdir: epath.Path, unreadable: dict[str, str] | None = None) -> list[StageRecord]:
+    """The stages of a run in topological order; stages that do not depend on each other by the time they began.
+
+    With a dictionary `unreadable`, stages that can't be read are added to it, with the reason, and left out.
+    """
     found: dict[str, str | None] = {}
-    left = [read_stage(directory, found) for directory in stage_directories(workdir)]
+    left = []
+    for directory in stage_directories(workdir):
+        try:
+            left.append(read_stage(directory, found))
+        except (RunError, OSError, LookupError, TypeError, AttributeError) as error:
+            if unreadable is None:
+                raise
+            unreadable[directory.name] = str(error)
     left.sort(key=lambda stage: stage.began)
     ordered: list[StageRecord] = []
     while left:

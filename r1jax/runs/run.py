@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import json
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -342,7 +343,7 @@ def session(seed: int) -> dict:
     recorded = (*VERSIONS_OF, "r1jax") if is_wheel else VERSIONS_OF
     return {
         "started": now(),
-        "command": " ".join(["python -m r1jax", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "r1jax", *sys.argv[1:]]),
         "git": git or "not a git checkout",
         "versions": {"python": platform.python_version()} | {name: version(name) for name in recorded},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

@@ -1,11 +1,10 @@
 """Statistics of graded samples, in pure Python."""
 
 import math
-import random
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
-from statistics import fmean, pstdev
+from statistics import NormalDist, fmean, pstdev, variance
 
 from r1jax.types import Sample
 
@@ -52,7 +51,7 @@ def outcomes(groups: Sequence[Sequence[Sample]], answers: Sequence[Sequence[str 
     figures: dict[str, float] = {}
     for size in sorted({2**i for i in range(n.bit_length())} | {k}):
         values = [solved([group], size) for group in groups]
-        low, high = confidence_interval(values)
+        low, high = confidence_interval(values, n // size)
         figures |= {f"pass@{size}": fmean(values), f"pass@{size}_low": low, f"pass@{size}_high": high}
     return figures | {f"cons@{n}": consensus(groups, answers)}
 
@@ -84,11 +83,25 @@ def consensus(groups: Sequence[Sequence[Sample]], answers: Sequence[Sequence[str
     return right / len(groups)
 
 
-def confidence_interval(values: Sequence[float], resamples: int = 1000) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over problems, deterministic in `values`."""
-    rng = random.Random(0)
-    means = sorted(fmean(rng.choices(values, k=len(values))) for _ in range(resamples))
-    return means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1]
+def confidence_interval(values: Sequence[float], samples: int) -> tuple[float, float]:
+    """95 % Wilson score interval of the mean of `values`, one for each problem, in [0, 1].
+
+    Each value is a mean over `samples` independent answers, which is worth at least one right or wrong answer and at
+    most `samples` of them. The effective number of answers is that of a binomial mean with the variance of this one:
+    n for values of 0 and 1, n × `samples` where all problems are equally hard. Unlike a bootstrap interval, that of n
+    equal values has a width: n problems, all solved, do not show that all problems would be.
+
+    References: Wilson 1927 (the interval); Korn and Graubard 1998 (the effective sample size).
+    """
+    n, mean = len(values), fmean(values)
+    spread = variance(values) if n > 1 else 0.0
+    effective = n * mean * (1 - mean) / spread if spread else n
+    effective = min(max(effective, n), n * samples)
+    z = NormalDist().inv_cdf(0.975)
+    shrunk = 1 / (1 + z * z / effective)
+    centre = (mean + z * z / (2 * effective)) * shrunk
+    half = z * math.sqrt(mean * (1 - mean) / effective + (z / (2 * effective)) ** 2) * shrunk
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def reward_values(samples: Sequence[Sample]) -> dict[str, list[float]]:
