@@ -14,6 +14,7 @@ from r1jax.data.sources import Source
 from r1jax.data.tasks import TASKS
 from r1jax.data.toy import chat
 from r1jax.paths import absolute
+from r1jax.rewards.mathematics import last_number_reward
 from r1jax.rewards.rules import Reward, accuracy_reward, format_reward, language_consistency_reward, language_mix_reward
 from r1jax.runs.run import Run
 from r1jax.stages.preferences import preferences
@@ -48,6 +49,7 @@ def zero_rules(config: RewardConfig) -> dict[str, Reward]:
         "accuracy": Reward(accuracy_reward, 1.0),
         "format": Reward(format_reward, config.format_weight),
         "language_mix": Reward(language_mix_reward(TASK.lexicons), 0.0),  # weight 0: logged only
+        "last_number": Reward(last_number_reward, 0.0),
     }
 
 
@@ -106,6 +108,7 @@ def watched() -> dict[str, Reward]:
 
     return {
         "language_mix": Reward(language_mix_reward(TASK.lexicons), 0.0, SUMS),
+        "last_number": Reward(last_number_reward, 0.0, SUMS),
         "chat_preference": Reward(lambda s: float(chat.rate(s.problem, shown(s)) >= chat.GOOD_RATING), 0.0, CHAT),
         "harmful_refused": Reward(lambda s: float(chat.refuses(shown(s))), 0.0, HARMFUL),
         "harmless_refused": Reward(lambda s: float(chat.refuses(shown(s))), 0.0, HARMLESS),

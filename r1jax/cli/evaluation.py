@@ -20,7 +20,7 @@ from r1jax.data.tasks import TASKS, Task, text_task
 from r1jax.errors import UsageError
 from r1jax.report.evaluation import table, write_evaluation
 from r1jax.rewards.countdown import countdown_reward
-from r1jax.rewards.mathematics import EXTRACT, MathVerifier
+from r1jax.rewards.mathematics import EXTRACT, MathVerifier, last_number_reward
 from r1jax.rewards.reasoning_gym import ReasoningGymVerifier
 from r1jax.rewards.rules import Reward, accuracy_reward, format_reward, language_mix_reward
 from r1jax.rewards.unicode_scripts import script_consistency_reward
@@ -149,7 +149,10 @@ def make_rewards(task: Task, stack: ExitStack) -> dict[str, Reward]:
     """Accuracy, and with weight 0 what is only measured. The verifier's processes end with `stack`."""
     if task.name in TASKS:
         accuracy = Reward(accuracy_reward, 1.0)
-        language = {"language_mix": Reward(language_mix_reward(task.lexicons), 0.0)}
+        language = {
+            "language_mix": Reward(language_mix_reward(task.lexicons), 0.0),
+            "last_number": Reward(last_number_reward, 0.0),
+        }
     else:
         assert task.template  # tasks in plain text have one
         extract = EXTRACT[task.template.answer]

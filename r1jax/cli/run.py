@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,6 +100,23 @@ def keep_traceback(workdir: epath.Path) -> Iterator[None]:
         raise
 
 
+class Reports:
+    """Writes the report of a run that is under way, at its checkpoints, at most once a minute."""
+
+    SECONDS = 60.0
+
+    def __init__(self, workdir: epath.Path):
+        self.workdir, self.written = workdir, time.monotonic()
+
+    def write(self) -> None:
+        from r1jax.parallel.hosts import is_main_process
+        from r1jax.report.report import write_report
+
+        if is_main_process() and time.monotonic() - self.written >= self.SECONDS:
+            write_report(self.workdir)
+            self.written = time.monotonic()
+
+
 def run_experiment(args: argparse.Namespace, module, config) -> None:
     """Runs or resumes the experiment in `--workdir`; the main process then writes the report."""
     from r1jax.parallel import hosts
@@ -118,7 +136,7 @@ def run_experiment(args: argparse.Namespace, module, config) -> None:
         try:
             run = open_run(args.workdir, experiment, config, layout, progress, **options)
             with keep_traceback(run.workdir):
-                module.run(replace(run, profiled=args.profile), config)
+                module.run(replace(run, profiled=args.profile, saved=Reports(run.workdir).write), config)
         except UsageError:
             if hosts.is_main_process():
                 undo(absolute(args.workdir))

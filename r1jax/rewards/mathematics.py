@@ -45,6 +45,11 @@ def last_number(response: str) -> str | None:
     return numbers[-1].rstrip(".") if numbers else None
 
 
+def last_number_reward(sample: Sample) -> float:
+    """1 if the last number of a response is the answer, in whatever form: what is learnt beside the format."""
+    return float(last_number(sample.text) == sample.problem.answer)
+
+
 def only_box(text: str) -> str | None:
     """The contents of the text's only box, or the text when it has none; None when boxes differ or don't end."""
     text = text.strip()

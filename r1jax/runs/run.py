@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -79,6 +79,7 @@ class Run:
     accept_code: bool = False  # stages that were made with other code are resumed, or kept
     loggers: tuple[str, ...] = ()  # RunConfig's, and its project
     project: str = ""
+    saved: Callable[[], None] = lambda: None  # called when a checkpoint is begun
     profiled: range = range(0)  # steps of each stage, of which the profiler writes a trace
 
     def relative(self, path: epath.Path) -> str:

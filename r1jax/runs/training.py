@@ -91,6 +91,7 @@ def train(
                 progress.step(step, {name: values[name] for name in training.shown})
             if saves:
                 store.save(step, *split_policy(state), feed.get_state(), training.metadata)
+                stage.run.saved()
             if stops:
                 store.close()
                 raise Preempted(f"{stage.name} is saved at step {step}")

@@ -336,6 +336,7 @@ class Checkpoints:
         task = self.stage.task
         metadata = make_metadata(self.stage.model, task.name, task.template)
         self.store.save(step, *split_policy(state), position or self.feed.get_state(), metadata, metric)
+        self.stage.run.saved()
 
     @contextmanager
     def save_on_failure(self, step: int, state: RLState | None) -> Iterator[None]:
