@@ -174,8 +174,9 @@ def grpo_r1jax(model: ModelConfig, sizes: Sizes) -> dict[str, Any]:
     """Steps of as many samples as there are slots, with KL against a reference."""
     import jax
     import numpy as np
-    from grpo_step_r1jax import make_config, time_steps
+    from grpo_step_r1jax import make_config
 
+    from r1jax.cli.bench import time_steps
     from r1jax.config import MeshConfig
     from r1jax.parallel import programs
     from r1jax.parallel.layout import make_layout

@@ -13,12 +13,12 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from r1jax.cli import chat, evaluate, experiments, export_hf, generate, import_hf, report, run
+from r1jax.cli import bench, chat, evaluate, experiments, export_hf, generate, import_hf, report, run
 from r1jax.errors import Preempted, RunError, UsageError
 
 COMMANDS = {
     "run": run, "experiments": experiments, "eval": evaluate, "generate": generate, "chat": chat, "report": report,
-    "import-hf": import_hf, "export-hf": export_hf,
+    "bench": bench, "import-hf": import_hf, "export-hf": export_hf,
 }  # fmt: skip
 TEMPORARY_FAILURE = 75  # os.EX_TEMPFAIL, which Windows lacks
 
@@ -76,10 +76,4 @@ def make_parser() -> argparse.ArgumentParser:
 
     for name, module in COMMANDS.items():
         module.add_arguments(add(name, module.__doc__ or "", module.main))
-    bench = add("bench", "throughput on this machine: not available yet", refuse_bench)
-    bench.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser
-
-
-def refuse_bench(args: argparse.Namespace) -> None:
-    raise UsageError("`bench` (throughput on this machine) is not available yet")

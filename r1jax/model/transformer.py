@@ -79,6 +79,7 @@ def of_layer(cache: Any, i: Any) -> Any:
     return cache[i] if isinstance(cache, list) else cache
 
 
+@jax.named_scope("embed")
 def embed(params: Params, tokens_BT: Array, c: ModelConfig, ops: ShardedOps) -> Array:
     """[B, T, D] in the dtype of the activations."""
     return ops.residual(ops.gather_weights("embed_VD", params["embed_VD"].astype(c.dtype))[tokens_BT])
@@ -92,13 +93,15 @@ def _block(p: Params, routing: tuple, x_BTD: Array, counted_BT: Array, attend, c
     """
     p = dequantize(p, c.dtype)  # here, so that only one layer at a time is dequantized
     bias_E, replay_BTK = routing
-    attended_BTD, cache = attend(p["attention"], rms_norm(x_BTD, p["attention_norm_D"], c.rms_norm_eps))
-    x_BTD = x_BTD + ops.residual(attended_BTD)
-    normed_BTD = rms_norm(x_BTD, p["feed_forward_norm_D"], c.rms_norm_eps)
-    if bias_E is None:
-        return x_BTD + ops.residual(feed_forward(p["feed_forward"], ops.matmul_input(normed_BTD))), None, cache
-    routed_BTD, statistics = moe(p["feed_forward"], bias_E, normed_BTD, counted_BT, c, replay_BTK, ops)
-    return x_BTD + routed_BTD, statistics, cache
+    with jax.named_scope("attention"):  # scopes name the model's parts in a profile
+        attended_BTD, cache = attend(p["attention"], rms_norm(x_BTD, p["attention_norm_D"], c.rms_norm_eps))
+        x_BTD = x_BTD + ops.residual(attended_BTD)
+    with jax.named_scope("feed_forward" if bias_E is None else "experts"):
+        normed_BTD = rms_norm(x_BTD, p["feed_forward_norm_D"], c.rms_norm_eps)
+        if bias_E is None:
+            return x_BTD + ops.residual(feed_forward(p["feed_forward"], ops.matmul_input(normed_BTD))), None, cache
+        routed_BTD, statistics = moe(p["feed_forward"], bias_E, normed_BTD, counted_BT, c, replay_BTK, ops)
+        return x_BTD + routed_BTD, statistics, cache
 
 
 def remat(layer: Callable, c: ModelConfig, *, scanned: bool) -> Callable:
@@ -150,6 +153,7 @@ def head_name(params: Params) -> str:
     return "head_DV" if "head_DV" in params else "embed_VD"
 
 
+@jax.named_scope("head")
 def logits(params: Params, hidden_BTD: Array, tokens: int | None = None) -> Array:
     """float32 [B, T, V]. Ids from `tokens` (`ModelConfig.tokenizer_size`) on are padding and get probability 0."""
     name = head_name(params)
@@ -176,6 +180,7 @@ def shift_targets(batch: TokenBatch, offset: int) -> tuple[Array, Array]:
     return jnp.roll(batch.tokens_BT, -offset, axis=1), follows_BT & (ids_BT > 0) & (later_T < T)[None]
 
 
+@jax.named_scope("mtp")
 def forward_mtp(
     params: Params,
     router_bias: dict,
@@ -272,6 +277,7 @@ class MTPInputs:
     positions_BT: Array  # int32
 
 
+@jax.named_scope("mtp")
 def forward_mtp_cached(
     weights: Weights,
     inputs: MTPInputs,

@@ -95,6 +95,7 @@ def plain_argmax(x_SV: Array) -> Array:
     return jnp.argmax(x_SV, axis=-1).astype(jnp.int32)
 
 
+@jax.named_scope("draw")
 def draw(logits_SV: Array, keys_S: Array, count_S: Array, s: DrawSettings, truncation: Truncation) -> Drawn:
     """A token for each row, with its log-probability in the truncated distribution at the temperature.
 

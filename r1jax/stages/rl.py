@@ -236,7 +236,10 @@ class Trainer:
 
     def start(self, base: epath.Path) -> RLState:
         """A fresh optimizer on the base policy, which is also the first reference."""
-        weights = load_policy(base, self.layout, updated_model(self.config.optimizer, self.model)).weights
+        return self.begin(load_policy(base, self.layout, updated_model(self.config.optimizer, self.model)).weights)
+
+    def begin(self, weights: Weights) -> RLState:
+        """The same on weights of `updated_model`, which it takes over."""
         train = programs.make_start_training(self.layout, self.model, self.config.optimizer)(weights)
         reference = snapshot(train.weights) if self.config.has_reference else None
         return RLState(train, reference, jax.device_put(np.int32(0), self.layout.replicated()))
