@@ -35,7 +35,7 @@ class CheckpointConfig:
     Attributes:
       keep: the latest.
       keep_every: also those of steps that are multiples of it; None: no others.
-      keep_best: also this many of the best by ValidationConfig.metric, in RL.
+      keep_best: in RL also this many of the best by ValidationConfig.metric.
     """
 
     keep: int = 2

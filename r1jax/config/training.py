@@ -49,12 +49,6 @@ class OptimizerConfig:
             require_choice(self, "moment_dtype", ("float32", "bfloat16"))
 
 
-def require_no_best(config) -> None:
-    """Raises ValueError where the best checkpoints are to be kept, though nothing tells which they are."""
-    if config.checkpoints.keep_best:
-        raise ValueError("checkpoints.keep_best needs validations, which are RL's alone: set it in the scope of RL")
-
-
 @dataclass(frozen=True)
 class PretrainConfig:
     """Pretraining on a generated corpus (V3, section 4.2).
@@ -84,7 +78,6 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "steps", "batch_size", "sequence_length", "documents", "log_every", "save_every")
-        require_no_best(self)
 
 
 @dataclass(frozen=True)
@@ -116,7 +109,6 @@ class SFTConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require_positive(self, "epochs", "batch_size", "sequence_length", "log_every", "save_every")
-        require_no_best(self)
         if self.examples is not None:
             require_positive(self, "examples")
 
@@ -151,6 +143,5 @@ class RewardModelConfig:
         require_types(self)
         require_choice(self, "kind", ("pairwise", "pointwise"))
         require_positive(self, "max_tokens", "batch_size", "epochs", "log_every", "save_every")
-        require_no_best(self)
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}, expected a share between 0 and 1")

@@ -46,21 +46,21 @@ class Validation:
             )
         encode, prompt = stage.task.tokenizer.encode, stage.task.prompt
         self.asked = [(p, encode(prompt(p.question))) for p in problems[: self.config.num_prompts]]
-        samples, engine, sampling = self.config.samples_per_prompt, config.engine, config.sampling
         self.engine = RolloutEngine(
             stage.run.layout,
             stage.model,
             stage.task.tokenizer,
-            engine,
-            sampling,
-            samples,
+            config.engine,
+            config.sampling,
+            self.config.samples_per_prompt,
             environments=stage.task.environments,
         )
-        self.figures = broadcast_from_main(f"{stage.name}: its validations", lambda: self.read(done))
+        self.figures = dict(broadcast_from_main(f"{stage.name}: its validations", lambda: self.read(done)))
 
-    def read(self, done: int) -> dict[int, float]:
+    def read(self, done: int) -> list[tuple[int, float]]:
+        """The steps that were validated, and their figures: pairs, since JSON's keys are text."""
         rows, name = read_metrics(self.stage.directory / "metrics.jsonl"), PREFIX + self.config.metric
-        return {row["step"]: row[name] for row in rows if name in row and row["step"] <= done}
+        return [(row["step"], row[name]) for row in rows if name in row and row["step"] <= done]
 
     def measure(self, step: int, weights: Weights) -> dict[str, float]:
         """Figures of a step that is due, the means over all samples; else none."""

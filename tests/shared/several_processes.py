@@ -57,7 +57,7 @@ def even(sample):
 
 
 def run(run, config):
-    run = run.with_task(TASK)
+    run = run.with_task(replace(TASK, validation=TASK.held_out(4, run.seed)))
     wanted = [
         Records(TASK.corpus, "train", config.pretrain.documents),
         Records(TASK.prompts, "train", config.rl.num_prompts),
@@ -77,6 +77,10 @@ def run(run, config):
 NUMBERS = SMALL | {
     "PretrainConfig.batch_size": 8,
     "RLConfig.log_samples_every": 1,
+    "ValidationConfig.every": 2,
+    "ValidationConfig.num_prompts": 4,
+    "ValidationConfig.samples_per_prompt": 2,
+    "CheckpointConfig.keep_best": 1,
     "EvaluateConfig.samples_per_prompt": 2,
     "EvaluateConfig.k": 2,
     "RejectionConfig.num_prompts": 8,
