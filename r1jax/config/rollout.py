@@ -81,7 +81,7 @@ class EngineConfig:
       append_rows: slots whose environments' answers are run at once.
       append_chunk: tokens of each answer that are run at once.
       environment_threads: environments that are at work at once.
-      environment_seconds: after which an environment's turn is given up.
+      environment_timeout: seconds after which an environment's turn is given up.
       speculative: the multi-token-prediction module drafts, and the model verifies; the tokens stay the same.
       weight_dtype: "model", or "int8" or "fp8": matrices quantized at each rollout.
       cache_dtype: "model", or "int8" with a scale for each token.
@@ -96,7 +96,7 @@ class EngineConfig:
     append_rows: int = 16
     append_chunk: int = 32
     environment_threads: int = 16
-    environment_seconds: float = 30.0
+    environment_timeout: float = 30.0
     speculative: bool = False
     weight_dtype: str = "model"
     cache_dtype: str = "model"
@@ -106,7 +106,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         require_types(self)
         require_positive(self, "slots", "steps_per_round", "prefill_rows", "prefill_chunk")
-        require_positive(self, "append_rows", "append_chunk", "environment_threads", "environment_seconds")
+        require_positive(self, "append_rows", "append_chunk", "environment_threads", "environment_timeout")
         if self.speculative and self.append_chunk < 3:
             raise ValueError(
                 f"append_chunk is {self.append_chunk}, expected 3 or more: speculation runs 2 tokens again"

@@ -135,9 +135,9 @@ class Episodes:
 
     def give_up(self) -> None:
         """Answers for environments that take too long. A loop in Python is interrupted; what blocks is left alone."""
-        now, most = time.monotonic(), self.config.environment_seconds
+        now, most = time.monotonic(), self.config.environment_timeout
         for place, job in list(self.jobs.items()):
-            text = f"no answer within EngineConfig.environment_seconds ({most:g})"
+            text = f"no answer within EngineConfig.environment_timeout ({most:g})"
             if job.began and now - job.began > most and self.close(place, job, Answer(text, reason="timeout")):
                 assert job.thread and job.thread.ident
                 ident, raised = ctypes.c_ulong(job.thread.ident), ctypes.py_object(_GivenUp)

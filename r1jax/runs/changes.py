@@ -13,7 +13,7 @@ from r1jax.objectives.optimizer import learning_rate
 # at most. A stage that ran out of memory may be resumed with other values.
 MUTABLE_ENGINE_FIELDS = (
     "slots", "steps_per_round", "prefill_rows", "prefill_chunk", "append_rows", "append_chunk", "environment_threads",
-    "environment_seconds", "speculative", "mesh",
+    "environment_timeout", "speculative", "mesh",
 )  # fmt: skip
 MUTABLE_UPDATE_FIELDS = ("row_tokens", "microbatch_rows", "offload")
 MUTABLE_MODEL_FIELDS = ("remat",)

@@ -234,7 +234,7 @@ def test_a_hostile_environment_ends_its_sample_alone(one_device, model, policy):
     prompts = [(i, [20 + i, 30]) for i in range(len(Hostile.KINDS))]
     before = threading.active_count()
     engine = make_engine(
-        one_device, model, eos=2, new=N, stop_ids=ENDS, max_turn_tokens=16, environment_seconds=1.0, group=2,
+        one_device, model, eos=2, new=N, stop_ids=ENDS, max_turn_tokens=16, environment_timeout=1.0, group=2,
         environments=Environments(Hostile, lambda text: [len(text.encode())]),
     )  # fmt: skip
     groups = engine.generate(Weights(*policy), [(problem(i), ids) for i, ids in prompts], jax.random.key(0))

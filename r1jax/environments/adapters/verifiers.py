@@ -24,7 +24,7 @@ def load(config: str) -> Any:
 def time_out_elsewhere(score: Any) -> None:
     """Turns off the alarms of `verify_boxed_math_answer`: only a main thread has them, and in others it would return 0.
 
-    What takes too long is interrupted after `EngineConfig.environment_seconds`.
+    What takes too long is interrupted after `EngineConfig.environment_timeout`.
     """
     parse, verify = score.parse, score.verify
     score.parse = lambda *args, parsing_timeout, **rest: parse(*args, parsing_timeout=None, **rest)
