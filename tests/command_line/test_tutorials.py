@@ -23,7 +23,8 @@ def test_a_tutorial(page, tmp_path, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")  # optimised, on one device: figures count
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook = reader.read_myst_markdown_notebook(page.read_text())
-    client.NotebookClient(notebook, SECONDS, "python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    where = {"metadata": {"path": str(tmp_path)}}
+    client.NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources=where).execute()
     outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
     assert sum(map(bool, outputs)) >= 5, "a tutorial shows what it computes"
     assert any("image/svg+xml" in output.get("data", {}) for cell in outputs for output in cell), "and a figure"
