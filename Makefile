@@ -52,7 +52,7 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/docs  ## the site, in docs/_build
+docs: .venv/docs  ## the site, in docs/_build; runs the tutorials whose cells have changed: minutes
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 
 .venv/docs: .venv/installed requirements-docs.txt

@@ -1,5 +1,6 @@
 """The site that `make docs` builds with Sphinx: the pages of this directory and, in _generated/, what the code says.
 
+Tutorials are notebooks, which are run for it; their outputs are kept in .cache/notebooks until their code changes.
 Pages keep the links that a repository's web page renders; `rewrite_links` turns those that leave this directory.
 """
 
@@ -12,8 +13,11 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
+from needs import missing  # noqa: E402
+
+import r1jax  # noqa: E402
 from r1jax import config as configs  # noqa: E402
 from r1jax.cli.main import make_parser  # noqa: E402
 
@@ -21,8 +25,9 @@ project = "r1jax"
 author = "The r1jax authors"
 copyright = author
 release = metadata.version("r1jax")
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["README.md", "_build"]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["README.md", "_build", "jupyter_execute"]
 html_theme = "sphinx_book_theme"
 html_title = "r1jax"
 smartquotes = False
@@ -33,6 +38,12 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 napoleon_use_ivar = True  # fields are listed once, in their class's docstring
 suppress_warnings = ["myst.header"]  # a page's first table may precede its sections
+nb_execution_mode = "cache"  # a notebook runs when its code has changed, in a directory of its own
+nb_execution_cache_path = str(ROOT / ".cache" / "notebooks")
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 1800
+nb_execution_excludepatterns = [f"tutorials/{page.name}" for page in TUTORIALS if missing(page)]  # shown without output
 
 FOR_WORKERS = ("gym_scores", "sandbox", "adapters")  # they lock their process down, or need other packages
 GENERATED = Path(__file__).parent / "_generated"
@@ -52,7 +63,7 @@ FLOORS = {  # packages from the top down, as in BUILD.md
 
 
 def rewrite_links(text: str, directory: str) -> str:
-    """Links of a page in `directory` of the project as those of a page in `docs/`, or in `docs/_generated/`."""
+    """Links of a page in `directory` of the project as those of a page in `docs/`, or in one of its directories."""
     up = "" if directory == "docs" else "../"
 
     def replace(link: re.Match) -> str:
@@ -77,6 +88,9 @@ def write_generated() -> None:
             (GENERATED.parent / page).write_text(text)
     (GENERATED / "commands.md").write_text(commands_page())
     (GENERATED / "settings.md").write_text(settings_page())
+    functions = ", ".join(r1jax.PUBLIC["r1jax.library"])
+    library = ["# Library", "", *automodule("r1jax.library", functions)]
+    (GENERATED / "api_library.md").write_text("\n".join(library) + "\n")
     for package, title in FLOORS.items():
         (GENERATED / f"api_{package}.md").write_text(api_page(package, title))
 
@@ -118,7 +132,7 @@ def default_of(field: dataclasses.Field) -> str:
 def api_page(package: str, title: str) -> str:
     """The docstrings of a package and its public modules."""
     files = sorted((ROOT / "r1jax" / package).rglob("*.py"))
-    parts = [f"# {title}", "", *automodule(f"r1jax.{package}", members=False)]
+    parts = [f"# {title}", "", *automodule(f"r1jax.{package}", members=None)]
     for path in files:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         if path.name.startswith("_") or any(word in name for word in FOR_WORKERS):
@@ -127,8 +141,9 @@ def api_page(package: str, title: str) -> str:
     return "\n".join(parts) + "\n"
 
 
-def automodule(name: str, members: bool = True) -> list[str]:
-    options = ["   :members:"] if members else []
+def automodule(name: str, members: str | None = "") -> list[str]:
+    """Of its members those that have a docstring, those that are named, or none."""
+    options = [] if members is None else [f"   :members: {members}".rstrip()]
     return ["```{eval-rst}", f".. automodule:: {name}", *options, "```"]
 
 
@@ -147,7 +162,7 @@ def setup(app) -> None:
 
 
 def site_text(page: str, text: str) -> str:
-    return text if page.startswith("_generated/") else rewrite_links(text, "docs")
+    return text if page.startswith("_generated/") else rewrite_links(text, str(Path("docs", page).parent))
 
 
 write_generated()
