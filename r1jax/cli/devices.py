@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import errno
+import inspect
 import logging as py_logging
 import os
 import sys
@@ -21,7 +22,10 @@ def start_jax(*, cpu_only: bool = False) -> None:
 
     logging.set_verbosity(logging.FATAL)  # Orbax logs its options at each checkpoint, and errors that it raises
     py_logging.getLogger("asyncio").setLevel(py_logging.CRITICAL)  # futures that nobody waits for after a failure
-    sys.unraisablehook = lambda raised: is_echo(raised.exc_value) or sys.__unraisablehook__(raised)
+    # A restore that fails leaves reads of other arrays, which fail as well, as coroutines that nobody waits for.
+    sys.unraisablehook = lambda raised: (
+        inspect.iscoroutine(raised.object) or is_echo(raised.exc_value) or sys.__unraisablehook__(raised)
+    )
     threading.excepthook = lambda raised: is_echo(raised.exc_value) or threading.__excepthook__(raised)
     if cpu_only:
         jax.config.update("jax_platforms", "cpu")
@@ -47,7 +51,7 @@ def keep_freed_memory() -> None:
 def is_echo(error: BaseException | None) -> bool:
     """Whether a failure that the main thread raises by itself is heard again from a library's threads or clean-up.
 
-    A restore that fails leaves reads on a closed event loop; on a full disk, TensorBoard's writer fails as well.
+    A restore that fails leaves reads on a closed event loop; on a full disk, files that are still open fail as well.
     """
     is_disk = isinstance(error, OSError) and (error.errno == errno.ENOSPC or str(error) == "handle is closed")
     return is_disk or str(error) == "Event loop is closed"

@@ -1,10 +1,14 @@
 """What a person sees: exit status, one clear line, nothing lost."""
 
+import asyncio
 import json
+import sys
+import threading
 from dataclasses import replace
 
 import pytest
 
+from r1jax.cli.devices import start_jax
 from r1jax.data.tasks import TASKS
 from tests.shared.checkpoints import save_policy
 from tests.shared.command_line import command
@@ -43,6 +47,26 @@ def test_experiments_that_are_not_there_or_not_whole(capsys, tmp_path):
     half.write_text("import nonsense")
     status, _, err = command(capsys, "run", str(half), "--workdir", str(tmp_path / "w"))
     assert (status, str(half) in err and "nonsense" in err) == (2, True)
+
+
+def test_reads_that_a_failed_restore_leaves_say_nothing(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    start_jax()
+
+    async def read():
+        try:
+            await asyncio.Future()
+        finally:
+            raise Exception("of another array")
+
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    left = read()
+    left.send(None)
+    del left
+    loop.close()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_workdir_of_another_experiment(capsys, finished):
