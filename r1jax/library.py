@@ -258,6 +258,8 @@ def train(
     problems: Sequence[str | Problem],
     reward: RewardFunction | Mapping[str, Reward],
     workdir: str | epath.Path,
+    *,
+    accept_code: bool = False,
     **settings: Any,
 ) -> Policy:
     """Runs the stage `rl`, GRPO, on own prompts with an own reward.
@@ -271,6 +273,7 @@ def train(
       reward: a function (Sample) -> float, or None where it does not apply; or several, as
         `{name: Reward(function, weight)}`.
       workdir: the run's directory: metrics.jsonl, samples.jsonl and checkpoints are in its `rl/`.
+      accept_code: go on although the reward, or the script around it, has changed since.
       **settings: the fields of `RLConfig`, `OptimizerConfig`, `SamplingConfig`, `EngineConfig` and `LossConfig`, by
         their own names. Without them 100 steps of 8 prompts with 8 responses each, of at most 256 tokens, at
         learning_rate 3e-6 (R1-Zero's). Besides: seed; and the functions advantage and loss of a fork, see `rl` in
@@ -288,11 +291,16 @@ def train(
         raise UsageError("the policy has no checkpoint, which training starts from: give one that `load` returned")
     own = {name: settings.pop(name) for name in ("advantage", "loss") if callable(settings.get(name))}
     seed, task, layout, path = settings.pop("seed", 0), policy.task or own_task(policy), policy.layout, policy.path
+    if isinstance(problems, str):
+        raise UsageError("problems is a text, expected a list of questions or Problems")
     asked = numbered((problem_of(i, problem) for i, problem in enumerate(problems)), "problems")
     prompts = [task.tokenizer.encode(task.prompt(problem.question)) for problem in asked]
-    config = make_rl_config(training_defaults(policy, prompts, settings) | settings)
+    whole = {field.name for part in PARTS if part in settings for field in fields(PARTS[part])}
+    defaults = {name: x for name, x in training_defaults(policy, prompts, settings).items() if name not in whole}
+    config = make_rl_config(defaults | settings)
     described: Any = SimpleNamespace(run=RunConfig(seed), model=policy.model, rl=config)
-    run = open_run(str(workdir), Experiment("train"), described, layout, Progress()).with_task(task)
+    opened = open_run(str(workdir), Experiment("train"), described, layout, Progress(), accept_code=accept_code)
+    run = opened.with_task(task)
     del policy, base  # RL loads the weights that it changes: these are no longer needed here
     records = write_problems(asked, "problems", run.workdir / "data")
     rewards = dict(reward) if isinstance(reward, Mapping) else {"score": Reward(reward, 1.0)}
@@ -409,6 +417,8 @@ def make_rl_config(numbers: Mapping[str, Any]) -> RLConfig:
     left, parts = dict(numbers), {}
     for part, cls in PARTS.items():
         own = {field.name: left.pop(field.name) for field in fields(cls) if field.name in left}
+        if part in left and own:
+            raise UsageError(f"{', '.join(own)} beside {part}: give all of {cls.__name__} in one of the two ways")
         parts[part] = left.pop(part) if part in left else checked(cls, own)
     return checked(RLConfig, parts | left)
 

@@ -52,7 +52,7 @@ class CheckpointStore:
         arrays = dict(policy=policy_args, training=ocp.args.StandardSave(training))
         records = dict(data=ocp.args.JsonSave(data), metadata=ocp.args.JsonSave(metadata))
         with self.saving():
-            metrics = None if metric is None else {"metric": metric}
+            metrics = None if metric is None else {"metric": metric, "step": step}
             self.manager.save(step, args=ocp.args.Composite(**arrays, **records), metrics=metrics)
 
     def restore(self, step: int, policy: Any, training: Any) -> tuple[Any, Any, dict]:
@@ -106,7 +106,7 @@ def preservation(kept: CheckpointConfig) -> policies.PreservationPolicy:
     if kept.keep_best:
         rules.append(
             policies.BestN(
-                get_metric_fn=lambda metrics: metrics["metric"],
+                get_metric_fn=lambda metrics: (metrics["metric"], -metrics["step"]),  # of equals the first
                 n=kept.keep_best,
                 keep_checkpoints_without_metrics=False,
             )

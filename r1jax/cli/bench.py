@@ -39,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     from r1jax.cli.gin_config import read_config
 
+    if args.json is not None and not args.json.parent.is_dir():
+        raise UsageError(f"--json is {args.json}, whose directory does not exist")
     start_jax()
     module = load_experiment(args.experiment)
     config = read_config(module.Config, gin_paths(module, args.gin), args.set)
@@ -120,8 +122,9 @@ def measure(layout: Any, model: Any, config: Any) -> list[dict[str, Any]]:
 def time_steps(trainer: "Trainer", state: "RLState", prompt_ids: Sequence[list[int]]) -> Iterator[dict[str, Any]]:
     """Seconds and phases of each step, its groups, and the tokens that it draws; responses go on to the limit.
 
-    These are the steps of `stages/rl.py`, by the same engine, packing and trainer, without records, logs and
-    checkpoints. Prompts are run once more, apart, to tell prefill from decoding.
+    These are the steps of `stages/rl.py`, by the same engine, packing and trainer, without environments, rewards,
+    staleness, dynamic sampling, records, logs and checkpoints. Prompts are run once more, apart, to tell prefill from
+    decoding.
     """
     import time
 
@@ -135,7 +138,15 @@ def time_steps(trainer: "Trainer", state: "RLState", prompt_ids: Sequence[list[i
     from r1jax.types import Problem
 
     config, clock = trainer.config, Stopwatch()
-    engine = RolloutEngine(trainer.layout, trainer.model, None, config.engine, config.sampling, config.group_size)
+    engine = RolloutEngine(
+        trainer.layout,
+        trainer.model,
+        None,
+        config.engine,
+        config.sampling,
+        config.group_size,
+        keeps_sampling_masks=True,
+    )
     prompts = [(Problem(i, "", "", "en"), ids) for i, ids in enumerate(prompt_ids)]
     for step in range(1, config.steps + 1):
         prefill = time_prefill(engine, state.train.weights, prompts)

@@ -6,7 +6,7 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("workdir", nargs="+", metavar="WORKDIR", help="the --workdir of a run; of several, for means and differences")
-    add("--output", metavar="FILE", help="the page (default: WORKDIR/report.html; of several runs: ./report.html)")
+    add("--output", metavar="FILE", help="the page (default: WORKDIR/report.html; of several runs: ./comparison.html)")
 
 
 def main(args: argparse.Namespace) -> None:

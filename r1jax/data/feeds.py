@@ -59,7 +59,9 @@ def write_missing(wanted: Sequence[Records], paths: Sequence[epath.Path], seed: 
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
         made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if made.returncode:
-            raise RunError(f"the seqio tasks could not be written to {folder}:\n{made.stderr.strip()[-2000:]}")
+            reason = made.stderr.strip().rpartition("\n")[2][:500] if made.returncode > 0 else "its process was killed"
+            full = RuntimeError(made.stderr[-10_000:])  # for the traceback
+            raise RunError(f"the seqio tasks could not be written to {folder}: {reason}") from full
 
 
 def numbered(problems: Iterable[Problem], name: str) -> list[Problem]:

@@ -26,7 +26,7 @@ def choose_experts(
     2.2.2); "noaux_tc" those of the groups with the best two, by biased affinity (V3). The bias never enters the gate
     values (V3, equation 16). `replay_BTK` prescribes ids where it is not -1, not gate values (arXiv 2510.11370).
     """
-    biased_BTE = scores_BTE + bias_E[None, None] if uses_router_bias(c) else scores_BTE
+    biased_BTE = scores_BTE + jnp.broadcast_to(bias_E, scores_BTE.shape) if uses_router_bias(c) else scores_BTE
     if c.topk_method != "greedy" and c.topk_group < c.n_group:
         grouped_BTgE = biased_BTE.reshape(*biased_BTE.shape[:-1], c.n_group, -1)
         best = 1 if c.topk_method == "group_limited_greedy" else min(2, grouped_BTgE.shape[-1])

@@ -21,6 +21,7 @@ from r1jax.runs.lineage import StageRecord
 from r1jax.telemetry.files import write_atomically
 
 OF_THE_SEED = ("inputs", "problems", "kind")  # parts of a stage's config that are no settings
+TELLING = ("rewards", "functions", "environment")  # parts in which what only one run has is a difference
 MISSING = "–"
 
 # Runs whose settings are equal, but for the seed, are one group: one mean, one curve.
@@ -28,7 +29,7 @@ Group = Sequence[RunRecord]
 
 
 def write_comparison(workdirs: Sequence[epath.Path], output: epath.Path | None = None) -> epath.Path:
-    """Writes the page of several runs, by default to `report.html` in the current directory; returns its path.
+    """Writes the page of several runs, by default to `comparison.html` in the current directory; returns its path.
 
     Raises UsageError where a directory holds no run, or is given twice.
     """
@@ -57,7 +58,7 @@ def write_comparison(workdirs: Sequence[epath.Path], output: epath.Path | None =
         sections=[section(name, groups) for name in stages],
         every=every,
     )
-    path = output or absolute("report.html")
+    path = output or absolute("comparison.html")
     write_atomically(path, page)
     return path
 
@@ -96,7 +97,11 @@ def settings_of(run: RunRecord) -> dict[str, dict[str, Any]]:
 
 
 def without_seed(stage: StageRecord) -> dict[str, Any]:
-    return {name: value for name, value in stage.config.items() if name not in OF_THE_SEED}
+    """With the contents of inputs from outside the run, such as an imported base."""
+    inputs = stage.config.get("inputs", {})
+    outside = {name: i["content"] for name, i in inputs.items() if str(i.get("path", "")).startswith(("/", "gs:"))}
+    settings = {name: value for name, value in stage.config.items() if name not in OF_THE_SEED}
+    return settings | ({"inputs": outside} if outside else {})
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -122,7 +127,8 @@ def group_runs(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
 def differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[Any]]]:
     """(setting, its value in each run) of those that differ; MISSING in a run that lacks the stage or the setting.
 
-    A setting that a run lacks, as one that an earlier version did not have, is no difference in itself.
+    A setting that a run lacks, as one that an earlier version did not have, is no difference in itself, but for those
+    that are TELLING.
     """
     experiments = [run.about["experiment"] for run in runs]
     found: list[tuple[str, list[Any]]] = [("experiment", experiments)] if len(set(experiments)) > 1 else []
@@ -130,7 +136,8 @@ def differences(runs: Sequence[RunRecord]) -> list[tuple[str, list[Any]]]:
     for stage in dict.fromkeys(name for run in settings for name in run):
         for key in dict.fromkeys(key for run in settings for key in run.get(stage, {})):
             values = [setting(run.get(stage, {}), key) for run in settings]
-            if len({str(value) for value in values} - {MISSING}) > 1:
+            lacks = key.partition(".")[0] in TELLING and all(stage in run for run in settings)
+            if len({str(value) for value in values} - (set() if lacks else {MISSING})) > 1:
                 found.append((f"{stage}: {key}", values))
     return found
 

@@ -17,7 +17,7 @@ MUTABLE_ENGINE_FIELDS = (
 )  # fmt: skip
 MUTABLE_UPDATE_FIELDS = ("row_tokens", "microbatch_rows", "offload")
 MUTABLE_MODEL_FIELDS = ("remat",)
-MUTABLE_STAGE_FIELDS = ("checkpoints", "validation")  # validations learn nothing
+MUTABLE_STAGE_FIELDS = ("checkpoints",)
 
 
 def drop_mutable_fields(stage_config: dict) -> dict:

@@ -42,7 +42,7 @@ from r1jax.runs.lineage import FORMAT, MARK, content_hash, read_mark, require_cu
 from r1jax.runs.workdir import keep, lock
 from r1jax.sampling.draw import position_key
 from r1jax.telemetry.files import write_atomically
-from r1jax.telemetry.loggers import Logger, open_loggers
+from r1jax.telemetry.loggers import Logger, open_loggers, require_loggers
 from r1jax.telemetry.profile import Profiler
 from r1jax.telemetry.progress import Progress
 
@@ -281,6 +281,7 @@ def open_run(
     memory, and RunError when the directory can't be written.
     """
     check_stages(layout, config)
+    require_loggers(config.run.loggers)
     directory = absolute(workdir)
 
     arguments = (directory, experiment, config.run.seed, progress, rerun_from)

@@ -5,9 +5,9 @@ from itertools import chain
 from statistics import fmean
 
 from r1jax.config import RLConfig
-from r1jax.errors import UsageError
+from r1jax.errors import RunError, UsageError
 from r1jax.parallel.hosts import broadcast_from_main
-from r1jax.rewards.grading import Grading, score_group
+from r1jax.rewards.grading import Grading, require_environments, require_verified, score_group
 from r1jax.rewards.rules import Reward
 from r1jax.rollout.engine import RolloutEngine
 from r1jax.runs.run import Stage
@@ -71,7 +71,11 @@ class Validation:
             grading.collect()
         for samples in groups:
             score_group(self.rewards, samples, mask_truncated=False)
+        require_verified(self.rewards, groups)
+        require_environments(groups)
         figures = summarize(groups) | {"reward": fmean(sample.reward for sample in chain(*groups))}
+        if self.config.metric not in figures:
+            raise RunError(f"no held-out problem has a reward '{self.config.metric}': set ValidationConfig.metric")
         self.figures[step] = figures[self.config.metric]
         self.stage.run.progress.say(
             f"{self.stage.name}: step {step}, validation {self.config.metric} {self.figures[step]:.3f}, best"
@@ -84,7 +88,7 @@ class Validation:
         """The first step with the best figure; 0 before a validation."""
         return max(self.figures, key=lambda step: (self.figures[step], -step), default=0)
 
-    def steps(self, done: int) -> Iterator[int]:
+    def remaining_steps(self, done: int) -> Iterator[int]:
         """The steps of RL after `done`, until `patience` validations in a row are no better than the best."""
         for step in range(done + 1, self.last + 1):
             if self.patience is not None and sum(later > self.best for later in self.figures) >= self.patience:

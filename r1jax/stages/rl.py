@@ -74,7 +74,7 @@ def rl(
     with Grading(rewards) as grading, RLLog(stage, config, done, clock) as log:
         rollouts = Rollouts(stage, config, feed, grading)
         validation = Validation(stage, config, rewards, done)
-        for step in validation.steps(done):
+        for step in validation.remaining_steps(done):
             log.begin(step)
             # Rollout: groups of samples, a group for each prompt. Rules grade complete groups in a thread meanwhile.
             with clock("rollout"), saves.save_on_failure(step, state):
@@ -387,8 +387,8 @@ class RLLog:
 
     def __exit__(self, *exception: Any) -> None:
         self.progress.__exit__(*exception)
-        self.metrics.close()
         self.profiler.close()
+        self.metrics.close(failed=exception[0] is not None)
 
     def write(self, step: int, rollout: Rollout, metrics: Metrics, others: Mapping[str, float]) -> None:
         """Everything that is known of a step. Raises RunError when a metric is not finite."""

@@ -30,7 +30,7 @@ class Logger(Protocol):
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
     def log_samples(self, step: int, rows: Rows) -> None: ...
-    def close(self) -> None: ...
+    def close(self, failed: bool = False) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class TensorBoard:
     def log_samples(self, step: int, rows: Rows) -> None:
         """None: they are in samples.jsonl."""
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         with named(self.directory):
             self.writer.close()
 
@@ -114,8 +114,8 @@ class WandB:
         table = self.wandb.Table(columns=list(COLUMNS), data=[list(columns(row).values()) for row in rows])
         self.run.log({"samples": table}, step=step, commit=False)  # `log` commits the step
 
-    def close(self) -> None:
-        self.run.finish()
+    def close(self, failed: bool = False) -> None:
+        self.run.finish(exit_code=int(failed))
 
 
 class MLflow:
@@ -143,8 +143,8 @@ class MLflow:
         table = {name: [columns(row)[name] for row in rows] for name in COLUMNS}
         self.client.log_table(self.id, table, f"samples/{step:06}.json")
 
-    def close(self) -> None:
-        self.client.set_terminated(self.id)
+    def close(self, failed: bool = False) -> None:
+        self.client.set_terminated(self.id, "FAILED" if failed else "FINISHED")
 
 
 class Trackio:
@@ -165,7 +165,7 @@ class Trackio:
         table = self.trackio.Table(dataframe=pandas.DataFrame([columns(row) for row in rows]))
         self.run.log({"samples": table}, step=step)
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         self.run.finish()
 
 
@@ -188,6 +188,7 @@ class Once:
         self.tracker, self.path = tracker, directory / "loggers.json"
         known = read_json(self.path) if self.path.exists() else {}
         self.state = known.get(tracker) or {"id": uuid.uuid4().hex[:8], "metrics": -1, "samples": -1}
+        self.keep()
         with self.calling():
             self.logger = TRACKERS[tracker](StageRun(directory, project, self.state["id"], first_step))
 
@@ -203,12 +204,15 @@ class Once:
         with self.calling():
             call()
         self.state[what] = step
+        self.keep()
+
+    def keep(self) -> None:
         known = read_json(self.path) if self.path.exists() else {}
         write_atomically(self.path, json.dumps(known | {self.tracker: self.state}))
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         with self.calling():
-            self.logger.close()
+            self.logger.close(failed)
 
     @contextmanager
     def calling(self) -> Iterator[None]:
@@ -230,8 +234,14 @@ def require(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise UsageError(
-            f"RunConfig.loggers has '{package}', which is not installed ({error}): pip install 'r1jax[{package}]'"
+            f"RunConfig.loggers has '{package}', which is not installed ({error}): pip install {package}"
         ) from error
+
+
+def require_loggers(names: Sequence[str]) -> None:
+    """Raises UsageError for a tracker that is not installed."""
+    for name in set(names) & TRACKERS.keys():
+        require(name)
 
 
 def open_loggers(names: Sequence[str], project: str, directory: epath.Path, first_step: int) -> list[Logger]:

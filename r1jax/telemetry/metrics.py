@@ -9,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from r1jax.errors import RunError
 from r1jax.parallel.hosts import is_main_process
 from r1jax.telemetry.files import append, write_atomically
 from r1jax.telemetry.loggers import Logger
@@ -41,9 +42,11 @@ class MetricsWriter(RowWriter):
         for logger in self.loggers:
             logger.log(step, values)
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
+        """After a failure, what loggers raise is dropped."""
         for logger in self.loggers:
-            logger.close()
+            with contextlib.suppress(*[RunError] if failed else []):
+                logger.close(failed)
 
 
 class SamplesWriter(RowWriter):

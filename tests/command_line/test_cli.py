@@ -92,11 +92,6 @@ def test_a_workdir_that_cannot_be_written(capsys, tmp_path):
     assert len(err.strip().splitlines()) == 1
 
 
-def test_a_planned_command_is_refused(capsys):
-    status, _, err = command(capsys, "bench", "x")
-    assert (status, "`bench`" in err, len(err.splitlines())) == (2, True, 1)
-
-
 def test_a_dry_run_states_parameters_and_memory(capsys, monkeypatch):
     monkeypatch.setattr("r1jax.dry_run.run.lower_stages", lambda *_: [])  # slow; test_dry_run.py has it
     status, out, _ = command(capsys, "run", "r1_zero", "--dry_run", "--set", "EngineConfig.slots=2048")

@@ -17,7 +17,7 @@ from r1jax.data.toy.running_sum import LANGUAGES
 from r1jax.rewards import rules
 from r1jax.rewards.code import CodeReward, extract_program
 from r1jax.rewards.countdown import countdown_reward, read_expression
-from r1jax.rewards.mathematics import MathVerifier, extract_answer
+from r1jax.rewards.mathematics import MathVerifier, extract_answer, last_number_reward
 from r1jax.rewards.reasoning_gym import ReasoningGymVerifier
 from r1jax.rewards.sandbox import Limits, Sandbox
 from r1jax.rewards.unicode_scripts import script_consistency_reward
@@ -37,6 +37,7 @@ PLAIN: dict[str, Callable[[Sample], float | None]] = {
     "repetition_penalty": rules.repetition_penalty(3),
     "script_consistency_reward": script_consistency_reward(),
     "countdown_reward": countdown_reward,
+    "last_number_reward": last_number_reward,
     "environment_reward": rules.environment_reward,
 }
 READERS = {"read_answer": rules.read_answer, "read_expression": read_expression}  # for majority votes

@@ -390,7 +390,12 @@ def test_settings_differ_where_both_runs_have_them():
     assert comparison.differences([run(a=1, b=2), run(a=1)]) == []  # an older version had no b
     assert comparison.differences([run(mesh=None), run(mesh={"data": 2})]) == [("rl: mesh.data", [None, 2])]
     assert comparison.differences([run(a={"b": [1, 2]}), run(a={"b": [1, 3]})]) == [("rl: a.b", [[1, 2], [1, 3]])]
-    assert comparison.differences([run(inputs={"a": 1}, problems="x"), run(inputs={}, problems="y")]) == []
+    inside, outside = {"path": "data/x", "content": "1"}, {"path": "/base", "content": "2"}
+    assert comparison.differences([run(inputs={"a": inside}, problems="x"), run(inputs={}, problems="y")]) == []
+    bases = [run(inputs={"base": outside | {"content": content}}) for content in "12"]
+    assert comparison.differences(bases) == [("rl: inputs.base", ["1", "2"])]
+    rewarded = [run(rewards={"right": {"weight": 1.0}}), run(rewards={})]
+    assert comparison.differences(rewarded) == [("rl: rewards.right.weight", [1.0, comparison.MISSING])]
 
 
 def test_comparisons_of_nothing_are_refused_in_one_line(seeds, tmp_path, capsys):
@@ -406,6 +411,6 @@ def test_pages_are_written_where_the_help_says(seeds, tmp_path, monkeypatch, cap
     assert main(["report", *map(str, seeds)]) == 0
     assert main(["report", str(seeds[0]), "--output", "one.html"]) == 0
     assert main(["report", str(seeds[0])]) == 0
-    written = [tmp_path / "report.html", tmp_path / "one.html", seeds[0] / "report.html"]
+    written = [tmp_path / "comparison.html", tmp_path / "one.html", seeds[0] / "report.html"]
     assert capsys.readouterr().out.splitlines() == [f"report: {path}" for path in written]
     assert all(path.exists() for path in written)

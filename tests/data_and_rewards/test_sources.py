@@ -278,6 +278,7 @@ def test_the_feed_of_a_mixture_resumes(made):
 
 
 @needs_gsm8k
+@pytest.mark.slow
 def test_a_mixture_is_a_function_of_its_seed(made, tmp_path):
     requests = [asdict(MATH) | {"seed": seed, "path": str(tmp_path / f"seed{seed}")} for seed in (SEED, SEED + 1)]
     write = [sys.executable, "-m", "r1jax.data.seqio_tasks", json.dumps(requests)]
@@ -466,12 +467,13 @@ def test_a_file_is_evaluated_on(tmp_path, tokenizer_directory, model, policy, on
         slots=32, num_prompts=6, samples_per_prompt=2, max_prompt_tokens=100, max_new_tokens=8, k=2
     )
     accuracy, problems = {"accuracy": Reward(accuracy_reward, 1.0)}, task.held_out(config.num_prompts, 0)
-    figures, groups = measure(one_device, loaded, config, task, accuracy, problems, 0)
+    figures, groups = measure(loaded, config, task, accuracy, problems, 0, Progress(quiet=True).start("", 0, 1))
     assert [[s.problem, s.problem] for s, _ in groups] == [[p, p] for p in problems]
     assert {s.problem.source for group in groups for s in group} == {"math"}
     assert 0 <= figures["pass@1"] <= 1
 
 
+@pytest.mark.slow
 def test_rl_rewards_each_source_of_a_mixture_by_its_own_function(
     tmp_path, tokenizer_directory, experiment_config, model, policy, one_device
 ):

@@ -42,6 +42,7 @@ def test_every_text_of_gsm8k_comes_back(deepseek, gsm8k):
         assert deepseek.decode(deepseek.encode(text)) == text
 
 
+@pytest.mark.slow
 def test_ids_equal_those_of_transformers(deepseek, deepseek_files, gsm8k):
     transformers = pytest.importorskip("transformers", reason="ids are compared with transformers'")
     transformers.logging.set_verbosity_error()
@@ -310,6 +311,7 @@ print(json.dumps([t.size, t.bos_id, t.eos_id, [t.encode(x) for x in texts], [t.d
 """
 
 
+@pytest.mark.slow
 def test_sentencepiece_through_seqio(tmp_path):
     """In a subprocess, since seqio imports TensorFlow."""
     import sentencepiece

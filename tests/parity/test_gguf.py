@@ -1,6 +1,7 @@
 """import-hf of GGUF files: weights, logits and token ids are those of transformers, and a bad file is one line."""
 
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -127,10 +128,11 @@ def assert_same_ids(ours, theirs, texts: list[str]) -> None:
     assert not different, f"{len(different)} of {len(texts)}: {different[0]!r}"
 
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
 ODD = ["<|bos|>a <think>b", "  two  spaces\n\n 12 345\t6", "naïve – ünïcödé 数学 🙂", "", " ", "it's We'LL 1,234.50"]
 
 
-@pytest.mark.parametrize("pre", SPLITS)
+@pytest.mark.parametrize("pre", ["smollm", *(slow(pre) for pre in SPLITS if pre != "smollm")])
 def test_byte_level_ids_on_gsm8k(pre, tmp_path):
     texts = gsm8k_texts()
     vocabulary = byte_level_vocabulary(texts, pre, SPLITS[pre], 3000)
@@ -143,6 +145,7 @@ def test_byte_level_ids_on_gsm8k(pre, tmp_path):
     assert ours.decode(ours.encode(texts[0])) == texts[0]
 
 
+@pytest.mark.slow
 def test_sentencepiece_ids_on_gsm8k(tmp_path):
     texts = gsm8k_texts()
     (tmp_path / "corpus.txt").write_text("\n".join(texts))

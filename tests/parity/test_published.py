@@ -615,7 +615,13 @@ PUBLISHED_COUNTS = {
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED_COUNTS)
+LARGE = ("deepseek_v2", "deepseek_v3")
+
+
+NAMES = [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in PUBLISHED_COUNTS]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_presets_have_the_published_number_of_parameters(name, capsys):
     files = ["--gin", f"model/{name}.gin", "--gin", "scale/cpu.gin", "--gin", "algorithm/grpo.gin"]
     assert main(["run", "r1_zero", *files, "--dry_run"]) == 0

@@ -326,6 +326,7 @@ def test_the_flops_of_experts_grow_with_rows_and_not_with_experts(v5e):
     assert made.costs.flops == pytest.approx(3.25 * 2 * S * D * F, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_flops_of_sharded_experts_are_those_of_rows_that_arrive(v5e):
     """Buffers have room for 1.5 times as many rows. The backward pass recomputes the rows and two of three products."""
     T, K, D, F, E = 1024, 2, 512, 256, 8  # tokens of each device, experts of all
@@ -483,6 +484,7 @@ def assert_same_figures(figures: dict, rows: list[list[str]], work: list[str]) -
     assert sum(c["bytes_in"] for c in one["collectives"].values()) > 0
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_ends_with_1_and_says_what_to_set(libtpu, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     files = ("model/deepseek_v2_lite.gin", "algorithm/r1.gin", "scale/r1_zero_16b.gin")

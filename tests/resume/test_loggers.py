@@ -32,7 +32,7 @@ class Fake:
     def log_samples(self, step, rows):
         self.given[self.id, "samples", step] += 1
 
-    def close(self):
+    def close(self, failed):
         pass
 
 

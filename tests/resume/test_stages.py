@@ -252,7 +252,7 @@ def test_evaluation_is_repeatable_and_writes_its_samples(in_process):
     assert a == b
     samples = [json.loads(line) for line in (run.workdir / "one" / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 8
-    assert set(samples[0]["rewards"]) == {"accuracy", "format", "language_mix"}
+    assert set(samples[0]["rewards"]) == {"accuracy", "format", "language_mix", "last_number"}
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from r1jax.rewards.mathematics import MathVerifier, decide, extract_answer, read
 from r1jax.rewards.rules import Reward, accuracy_reward, by_source, format_reward
 from r1jax.runs.policy import load_policy
 from r1jax.stages.evaluate import measure
+from r1jax.telemetry.progress import Progress
 from r1jax.telemetry.statistics import confidence_interval, consensus, lengths, outcomes
 from r1jax.types import Problem, Sample
 from tests.shared.checkpoints import export, import_, make_checkpoint, save_policy
@@ -223,7 +224,7 @@ def test_figures_by_source_add_up(imported, one_device):
         slots=16, num_prompts=7, samples_per_prompt=4, max_prompt_tokens=200, max_new_tokens=6, k=4,
         temperature=0.6, top_p=0.95,
     )  # fmt: skip
-    figures, groups = measure(one_device, policy, config, task, rewards, problems, 0)
+    figures, groups = measure(policy, config, task, rewards, problems, 0, Progress(quiet=True).start("", 0, 1))
     assert [g[0].problem for g in groups] == problems
     of = {s: [g for g in groups if g[0].problem.source == s] for s in verdicts}
     assert [len(of[s]) for s in verdicts] == [2, 5]
@@ -236,7 +237,7 @@ def test_figures_by_source_add_up(imported, one_device):
         by_hand = (2 * figures[f"gsm8k/{name}"] + 5 * figures[f"countdown/{name}"]) / 7
         assert figures[name] == pytest.approx(by_hand), name
     assert 0 < figures["pass@1"] < 1
-    alone, _ = measure(one_device, policy, config, task, rewards, problems[:2], 0)
+    alone, _ = measure(policy, config, task, rewards, problems[:2], 0, Progress(quiet=True).start("", 0, 1))
     assert not any("/" in name for name in alone)
     assert alone["pass@1"] == figures["gsm8k/pass@1"]  # whatever is asked beside it
 
@@ -246,7 +247,7 @@ def test_problems_without_an_outcome_have_the_other_figures(imported, one_device
     task = text_task("countdown", epath.Path(imported / "base" / "tokenizer"))
     rewards = {"accuracy": Reward(accuracy_reward, 1.0, ("sums",)), "format": Reward(format_reward, 0.0)}
     config = evaluate_config(slots=8, num_prompts=2, samples_per_prompt=2, max_prompt_tokens=200, max_new_tokens=2, k=2)
-    figures, _ = measure(one_device, policy, config, task, rewards, task.held_out(2, 0), 0)
+    figures, _ = measure(policy, config, task, rewards, task.held_out(2, 0), 0, Progress(quiet=True).start("", 0, 1))
     assert figures["format"] == 0 and not any("pass@" in name for name in figures)
 
 

@@ -213,6 +213,7 @@ def write_task(folder: Path, base: Path, text: str = FILES["backwards.py"]) -> l
     return ["run", str(folder / "backwards.py"), *sets]
 
 
+@pytest.mark.slow
 def test_a_documented_task_on_an_import_and_on_another_runs_stage(tmp_path, imported):
     """Its generator, verifier and prompt are its own, and its gin file is found beside it, from another directory."""
     arguments = write_task(tmp_path / "fork", imported)

@@ -327,6 +327,7 @@ def test_a_tiny_reward_model_ranks_what_it_has_not_seen(trained, preference_data
     assert rows[-1]["step"] == result["steps"]
 
 
+@pytest.mark.slow
 def test_a_trunk_that_would_not_move_stops_the_run(tmp_path, experiment_config, one_device, base, preference_data):
     """In bfloat16 without masters, at the second update, the first that reaches the trunk. With masters it trains."""
     run = open_run(str(tmp_path / "run"), Experiment("x"), experiment_config, one_device, Progress()).with_task(TASK)
@@ -376,7 +377,14 @@ def test_stopped_and_started_again_ends_in_the_same_bits(trained, train, tmp_pat
     _, resumed = train("pointwise", str(tmp_path / "run"))
     _, whole = trained["pointwise"]
     assert json.loads((resumed / "complete.json").read_text()) == json.loads((whole / "complete.json").read_text())
-    assert read_metrics(resumed / "metrics.jsonl") == read_metrics(whole / "metrics.jsonl")
+    rows, expected_rows = (
+        [
+            {name: x for name, x in row.items() if not name.startswith(("seconds", "memory"))}
+            for row in read_metrics(path)
+        ]
+        for path in (resumed / "metrics.jsonl", whole / "metrics.jsonl")
+    )
+    assert rows == expected_rows
     last = str(json.loads((whole / "complete.json").read_text())["steps"])
     expected, found = (contents(directory / "checkpoints" / last) for directory in (whole, resumed))
     assert expected.keys() == found.keys()

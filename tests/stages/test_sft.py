@@ -132,6 +132,7 @@ def stage(tmp_path, experiment_config, one_device, written, toy_records):
     return start
 
 
+@pytest.mark.slow
 def test_it_learns_and_ends_in_the_same_bits_when_interrupted(stage, monkeypatch):
     whole = stage("whole")
     rows, result = read_metrics(whole / "metrics.jsonl"), json.loads((whole / "complete.json").read_text())
