@@ -75,8 +75,8 @@ def sources_of(value: Any) -> dict[str, str]:
     value = getattr(value, "func", None) or getattr(value, "make", value)  # of a functools.partial, of InProcesses
     inner = [getattr(reward, "function", reward) for reward in getattr(value, "rewards", ())]  # of `by_source`
     name = getattr(value, "__module__", None) or type(value).__module__
-    found = module_sources(sys.modules[name]) if name in sys.modules else {}
-    if not found:  # a notebook's
+    found = module_sources(sys.modules[name]) if name in sys.modules and name != "__main__" else {}
+    if not found:  # a notebook's, or of a script that calls the library
         try:
             found = {getattr(value, "__qualname__", name): inspect.getsource(value)}
         except (OSError, TypeError):
