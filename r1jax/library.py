@@ -39,7 +39,7 @@ from r1jax.rollout.engine import RolloutEngine
 from r1jax.rollout.packing import BatchShape, batch_shape, fill_rows
 from r1jax.runs.hugging_face import imported, is_published
 from r1jax.runs.policy import Policy, load_policy
-from r1jax.runs.run import Experiment, open_run
+from r1jax.runs.run import LIBRARY, Experiment, open_run
 from r1jax.sampling.draw import position_key
 from r1jax.stages.rl import Trainer, name_of, rl
 from r1jax.telemetry.progress import Progress
@@ -299,7 +299,7 @@ def train(
     defaults = {name: x for name, x in training_defaults(policy, prompts, settings).items() if name not in whole}
     config = make_rl_config(defaults | settings)
     described: Any = SimpleNamespace(run=RunConfig(seed), model=policy.model, rl=config)
-    opened = open_run(str(workdir), Experiment("train"), described, layout, Progress(), accept_code=accept_code)
+    opened = open_run(str(workdir), Experiment(LIBRARY), described, layout, Progress(), accept_code=accept_code)
     run = opened.with_task(task)
     del policy, base  # RL loads the weights that it changes: these are no longer needed here
     records = write_problems(asked, "problems", run.workdir / "data")

@@ -48,6 +48,7 @@ from r1jax.telemetry.progress import Progress
 
 DRAWING = ("rl", "evaluate", "rejection", "preferences")  # kinds of stages
 ASKING = (*DRAWING, "sft", "reward_model")  # in the task's prompt
+LIBRARY = "train"  # the experiment's name in runs of `r1jax.train`
 VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "seqio", "gin-config")
 
 
@@ -320,7 +321,7 @@ def open_directory(
             moved = archive(directory, rerun_from)
             progress.say(f"rerun: {', '.join(moved)}")
             keep(directory)
-        record["sessions"].append(session(seed))
+        record["sessions"].append(session(seed, experiment.name))
         write_atomically(path, json.dumps(record, indent=1))
     except OSError as error:
         raise RunError(f"can't write to {directory}: {cause_of(error)}") from error
@@ -331,7 +332,7 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def session(seed: int) -> dict:
+def session(seed: int, experiment: str) -> dict:
     """A record of this process from which the run can be repeated: command, git state, versions, devices, seed."""
     root = epath.Path(__file__).parent.parent.parent
     is_wheel = project() != PACKAGE.parent
@@ -345,7 +346,7 @@ def session(seed: int) -> dict:
     recorded = (*VERSIONS_OF, "r1jax") if is_wheel else VERSIONS_OF
     return {
         "started": now(),
-        "command": shlex.join(["python", "-m", "r1jax", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "r1jax", *sys.argv[1:]]) if experiment != LIBRARY else "r1jax.train(…)",
         "git": git or "not a git checkout",
         "versions": {"python": platform.python_version()} | {name: version(name) for name in recorded},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

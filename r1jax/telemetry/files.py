@@ -39,6 +39,7 @@ def append(path: epath.Path, text: str) -> None:
             file.write(text)
         return
     new = path.with_name(path.name + ".new")
-    new.write_text(text)
-    fsspec.filesystem("gcs").merge(str(path), [str(path), str(new)])
-    new.unlink()
+    with named(path):
+        new.write_text(text)
+        fsspec.filesystem("gcs").merge(str(path), [str(path), str(new)])
+        new.unlink()
