@@ -93,6 +93,7 @@ def check(name: str, text: str) -> None:
 
 @often
 @given(text=TEXTS)
+@pytest.mark.slow
 def test_plain_rewards(text):
     for name in PLAIN:
         check(name, text)

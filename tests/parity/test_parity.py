@@ -87,6 +87,7 @@ MIXED = [*drawn(draw, [0], [1]), *drawn(draw_dense, [], [2, 3, 4]), *drawn(draw_
 
 
 @pytest.mark.parametrize(("config", "seed"), MIXED)
+@pytest.mark.slow
 def test_64_prompts_of_mixed_length_continue_for_128_tokens(config, seed, tmp_path, one_device):
     """Greedily, through refilled slots, chunks and buckets."""
     reference = make_reference(config, seed)

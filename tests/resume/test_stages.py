@@ -75,6 +75,7 @@ def test_killed_twice_with_masters_it_ends_in_the_same_bits(fork, tmp_path):
     require_same_bits(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.slow
 def test_stopped_by_sigterm_it_saves_and_resumes_to_the_same_bits(finished, fork, tmp_path):
     """With reference and optimizer offloaded to host memory, which the undisturbed run does not do."""
     offload = {"RLConfig.offload": ("reference", "optimizer")}
