@@ -75,7 +75,7 @@ def train(
         feed.set_state(position)
     profiler, pace = stage.profiler(), Pace(stage)
     metrics_writer = MetricsWriter(stage.directory, first + 1, stage.loggers(first + 1))
-    with stage.run.progress.start(stage.name, first, steps) as progress:
+    with stage.run.progress.start(stage.name, first, steps) as progress, metrics_writer:
         for step in range(first + 1, steps + 1):
             profiler.begin(step, state)
             batch = stage.run.layout.put_batch(pace.count(training.make_batch(next(feed))))
@@ -96,7 +96,6 @@ def train(
                 store.close()
                 raise Preempted(f"{stage.name} is saved at step {step}")
     store.close()
-    metrics_writer.close()
     profiler.close()
     return state
 

@@ -42,6 +42,12 @@ class MetricsWriter(RowWriter):
         for logger in self.loggers:
             logger.log(step, values)
 
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, kind: type | None, *exception: object) -> None:
+        self.close(failed=kind is not None)
+
     def close(self, failed: bool = False) -> None:
         """After a failure, what loggers raise is dropped."""
         for logger in self.loggers:
