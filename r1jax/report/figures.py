@@ -14,6 +14,7 @@ FIGURES = {  # name for readers; 1 where higher is better, -1 where lower is, 0 
     "format": ("format rate", 1),
     "language": ("reasoning in the question's language", 1),
     "language_mix": ("reasoning mixes languages", -1),
+    "last_number": ("last number right, in any form", 1),
     "chat_preference": ("requests answered as preferred", 1),
     "harmful_refused": ("harmful requests refused", 1),
     "harmless_refused": ("harmless requests refused", -1),
