@@ -97,7 +97,7 @@ import json
 from r1jax.cli.experiments import load_experiment
 from r1jax.runs.code import module_sources, sources_of
 from r1jax.runs.run import session
-print(json.dumps([module_sources(load_experiment("r1")), session(0)]))
+print(json.dumps([module_sources(load_experiment("r1")), session(0, "r1_zero")]))
 """
     subprocess.run(["git", "init", "-q"], cwd=installed, check=True)  # of the project that has the environment in it
     sources, session = json.loads(python("-c", code, path=installed, cwd=tmp_path))

@@ -672,9 +672,9 @@ def test_the_image_is_built_from_what_git_tracks(cloud):
 
 def test_a_run_notes_the_commit_that_was_sent(tmp_path, monkeypatch):
     monkeypatch.setattr(stages_run, "__file__", str(tmp_path / "r1jax" / "runs" / "run.py"))
-    assert stages_run.session(0)["git"] == "not a git checkout"
+    assert stages_run.session(0, "r1_zero")["git"] == "not a git checkout"
     (tmp_path / "GIT_STATE").write_text("0123abc-dirty\n")
-    assert stages_run.session(0)["git"] == "0123abc-dirty"
+    assert stages_run.session(0, "r1_zero")["git"] == "0123abc-dirty"
 
 
 def test_xpk(cloud):
