@@ -92,7 +92,7 @@ def measure(layout: Any, model: Any, config: Any) -> list[dict[str, Any]]:
     weights = programs.make_init_weights(layout, updated_model(config.optimizer, model))(jax.random.key(0))
     shape = (config.prompts_per_step, config.sampling.max_prompt_tokens)
     ids = np.random.default_rng(0).integers(1, model.tokenizer_size or model.vocab_size, shape).tolist()
-    steps = list(time_steps(trainer, trainer.begin(weights), ids))
+    steps = list(time_steps(trainer, trainer.start_from(weights), ids))
     first, *others = steps
     seconds = {name: median(step[name] for step in others) for name in first if name not in ("groups", "tokens")}
     groups, tokens = others[-1]["groups"], median(step["tokens"] for step in others)

@@ -59,10 +59,11 @@ def restack(layers: Sequence) -> Any:
 
 
 def run_layers(run: Callable, x_BTD: Array, params: Any, bias_LE: Array | None, layers: int) -> tuple[Array, tuple]:
-    """A scan of `run` over a stack's weights, router biases and layer numbers; a loop if weights are `unstack`ed.
+    """Scans `run` over a stack's weights, router biases and layer numbers; a Python loop if weights are `unstack`ed.
 
-    Layers are numbered: what kernels read, caches and experts, a scan over the arrays themselves would copy. On a CPU a
-    scan copies weights, too, at every step. Elsewhere it does not, and compiles faster than a loop.
+    `run` gets the layer's number and not its cache and experts, which kernels read in place: a scan over these arrays
+    would copy them. On a CPU a scan copies the other weights, too, at every step: there they are unstacked. On
+    accelerators it copies nothing, and compiles faster than a loop.
     """
     if not isinstance(params, list):
         return jax.lax.scan(run, x_BTD, (params, bias_LE, jnp.arange(layers)))
@@ -85,11 +86,21 @@ def embed(params: Params, tokens_BT: Array, c: ModelConfig, ops: ShardedOps) -> 
     return ops.residual(ops.gather_weights("embed_VD", params["embed_VD"].astype(c.dtype))[tokens_BT])
 
 
-def _block(p: Params, routing: tuple, x_BTD: Array, counted_BT: Array, attend, c: ModelConfig, ops: ShardedOps):
-    """One layer: [B, T, D], the router's statistics, and what `attend(weights, x)` returns beside its output.
+def _block(
+    p: Params,
+    routing: tuple[Array | None, Array | None],
+    x_BTD: Array,
+    segment_ids_BT: Array,
+    attend: Callable[[Params, Array], tuple[Array, Any]],
+    c: ModelConfig,
+    ops: ShardedOps,
+) -> tuple[Array, Any, Any]:
+    """One layer: [B, T, D], the statistics of its router, and what `attend(weights, x)` returns beside its output.
 
-    `routing`: the router bias [E], None in a dense layer, and prescribed expert ids [B, T, K] or None. `counted_BT`:
-    segment ids, for the router alone.
+    Args:
+      routing: the router bias [E], None in a dense layer; and prescribed expert ids [B, T, K], or None.
+      segment_ids_BT: int32, for experts: 0 is padding, which is sent to none and not counted; the balance loss is a sum
+        over the other segments.
     """
     p = dequantize(p, c.dtype)  # here, so that only one layer at a time is dequantized
     bias_E, replay_BTK = routing
@@ -100,17 +111,18 @@ def _block(p: Params, routing: tuple, x_BTD: Array, counted_BT: Array, attend, c
         normed_BTD = rms_norm(x_BTD, p["feed_forward_norm_D"], c.rms_norm_eps)
         if bias_E is None:
             return x_BTD + ops.residual(feed_forward(p["feed_forward"], ops.matmul_input(normed_BTD))), None, cache
-        routed_BTD, statistics = moe(p["feed_forward"], bias_E, normed_BTD, counted_BT, c, replay_BTK, ops)
+        routed_BTD, statistics = moe(p["feed_forward"], bias_E, normed_BTD, segment_ids_BT, c, replay_BTK, ops)
         return x_BTD + routed_BTD, statistics, cache
 
 
 def remat(layer: Callable, c: ModelConfig, *, scanned: bool) -> Callable:
-    """The layer, of which the backward pass recomputes what `ModelConfig.remat` does not keep."""
+    """Wraps a layer so that the backward pass recomputes what `ModelConfig.remat` does not save."""
     if c.remat == "none":
         return layer
     names = (ATTENDED,) if c.remat == "attention" else ()
     policy = jax.checkpoint_policies.save_only_these_names(*names)
-    return jax.checkpoint(layer, policy=policy, prevent_cse=not scanned)  # XLA can't merge the two passes of a scan
+    # Forward and backward pass of a scan are two loops, across which XLA can't undo the recomputation.
+    return jax.checkpoint(layer, policy=policy, prevent_cse=not scanned)
 
 
 def forward(
@@ -141,7 +153,7 @@ def forward(
         replay_LBTK = None if routes_BTLK is None or name == "dense" else jnp.moveaxis(routes_BTLK, 2, 0)
         run = remat(functools.partial(layer, name), config, scanned=True)
         x_BTD, statistics = jax.lax.scan(run, x_BTD, (params[name], router_bias.get(name), replay_LBTK))
-        if statistics is not None:
+        if statistics is not None:  # of the one stack with experts
             load[name], balance = statistics["load_E"], statistics["balance"].mean()
     return Hidden(rms_norm(x_BTD, params["norm_D"], config.rms_norm_eps), load, balance)
 
@@ -154,25 +166,28 @@ def head_name(params: Params) -> str:
 
 
 @jax.named_scope("head")
-def logits(params: Params, hidden_BTD: Array, tokens: int | None = None) -> Array:
-    """float32 [B, T, V]. Ids from `tokens` (`ModelConfig.tokenizer_size`) on are padding and get probability 0."""
+def logits(params: Params, hidden_BTD: Array, tokenizer_size: int | None = None) -> Array:
+    """float32 [B, T, V]. Ids from `tokenizer_size` on are padding of the vocabulary, and get probability 0."""
     name = head_name(params)
     head_DV = (params[name] if name == "head_DV" else params[name].T).astype(hidden_BTD.dtype)
     logits_BTV = jnp.matmul(hidden_BTD, head_DV, preferred_element_type=jnp.float32)
-    return logits_BTV if tokens is None else jnp.where(jnp.arange(head_DV.shape[-1]) < tokens, logits_BTV, MASKED_LOGIT)
+    if tokenizer_size is None:
+        return logits_BTV
+    return jnp.where(jnp.arange(head_DV.shape[-1]) < tokenizer_size, logits_BTV, MASKED_LOGIT)
 
 
 def sequence_logits(weights: Weights, batch: TokenBatch, config: ModelConfig, ops: ShardedOps = ONE_DEVICE) -> Array:
-    """The logits of the token after each token of whole sequences, float32 [B, T, V]."""
+    """Next-token logits at every position of whole sequences, float32 [B, T, V]."""
     name, hidden = head_name(weights.params), forward(*weights, batch, config, ops=ops)
     head = {name: ops.gather_weights(name, weights.params[name])}
     return ops.logits(logits(head, ops.matmul_input(hidden.hidden_BTD), config.tokenizer_size))
 
 
 def shift_targets(batch: TokenBatch, offset: int) -> tuple[Array, Array]:
-    """The token `offset` positions later, [B, T], and whether there is one, bool [B, T].
+    """Tokens shifted left by `offset`, int32 [B, T], and where such a target exists, bool [B, T].
 
-    It is in the same segment, or in that which follows a shared prompt.
+    A target is inside the row and in the token's own segment; or, for the last tokens of a shared prompt, in the sample
+    that follows it.
     """
     ids_BT, ends_BT, T = batch.segments.ids_BT, batch.segments.ends_BT, batch.tokens_BT.shape[1]
     later_T = jnp.arange(T) + offset
@@ -189,10 +204,10 @@ def forward_mtp(
     config: ModelConfig,
     ops: ShardedOps = ONE_DEVICE,
 ) -> tuple[list[Array], Array]:
-    """The MTP modules (V3, section 2.2): at position i, module k reads token i + k and predicts token i + k + 1.
+    """The MTP modules (V3, section 2.2): at position i, module k = 1, 2, … reads token i + k and predicts i + k + 1.
 
     Each module takes the normed hidden states of the one before, the first those of the model. Where token i + k is in
-    another segment, the module reads zeros, no expert counts the position, and the loss masks it.
+    another segment, the module reads zeros, experts treat the position as padding, and the loss masks it.
 
     Returns:
       The hidden states after each module's norm, [B, T, D] each, and the expert loads [modules, E].
@@ -209,11 +224,11 @@ def forward_mtp(
         return rms_norm(x_BTD, p["norm_D"], config.rms_norm_eps), statistics["load_E"]
 
     run = remat(module, config, scanned=False)
-    for k in range(config.num_nextn_predict_layers):
-        later_BT, mask_BT = shift_targets(batch, k + 1)
+    for i in range(config.num_nextn_predict_layers):
+        later_BT, mask_BT = shift_targets(batch, i + 1)
         later_BTD = jnp.where(mask_BT[..., None], embed(params, later_BT, config, ops), 0)
-        p = jax.tree.map(lambda w, k=k: w[k], params["mtp"])
-        x_BTD, load_E = run(outputs[-1], later_BTD, batch.segment_ids_BT * mask_BT, p, router_bias["mtp"][k])
+        p = jax.tree.map(lambda w, i=i: w[i], params["mtp"])
+        x_BTD, load_E = run(outputs[-1], later_BTD, batch.segment_ids_BT * mask_BT, p, router_bias["mtp"][i])
         outputs.append(x_BTD)
         loads.append(load_E)
     return outputs[1:], jnp.stack(loads)
@@ -240,23 +255,27 @@ def forward_cached(
     Args:
       weights: in the dtype of the activations (`cast`), or quantized; stacks may be `unstack`ed.
       tokens_BT, positions_BT: int32; each token also attends to those before it among the T.
-      contexts: pairs of a cache (`init_cache`), which is only read, and a mask that broadcasts to [B, T, S], of its
-        first S places; or one pair with a list of `BlockedCache`s for each unstacked stack.
-      is_token_BT: the others are padding, which no expert runs.
+      contexts: pairs of a cache (`init_cache`), which is only read, and a bool mask that broadcasts to [B, T, S], True
+        where a new token attends to position s < S of the cache; or one pair, whose cache is a list of `BlockedCache`s
+        for each unstacked stack: these are written.
+      is_token_BT: bool; the others are padding, which no expert runs.
 
     Returns:
-      hidden [B, T, D] after the final norm; the cache of the new tokens, S = T, or the `BlockedCache`s with them; and
-      their experts, [B, T, L, K], or None in a model without experts.
+      hidden [B, T, D] after the final norm; the cache of the new tokens, [L, B, T, X] for each stack, or the
+      `BlockedCache`s with them; and their experts, int32 [B, T, L, K], or None in a model without experts.
     """
-    (params, router_bias), counted_BT = weights, jnp.broadcast_to(jnp.asarray(is_token_BT, jnp.int32), tokens_BT.shape)
+    params, router_bias = weights
+    segment_ids_BT = jnp.broadcast_to(jnp.asarray(is_token_BT, jnp.int32), tokens_BT.shape)
 
-    def layer(name, x_BTD, weights):
-        p, bias_E, i = weights
+    def layer(name, x_BTD, inputs):
+        p, bias_E, i = inputs
         if config.experts != "dense" and not isinstance(params[name], list):
+            # Kernels read layer i of the whole stack: a slice of it would be a copy of the layer's experts.
             p = p | {"feed_forward": p["feed_forward"] | expert_layers(params[name]["feed_forward"], i)}
-        p, pairs = ops.gather_weights(name, p), [(of_layer(cache[name], i), mask_BTS) for cache, mask_BTS in contexts]
+        p = ops.gather_weights(name, p)
+        pairs = [(of_layer(cache[name], i), mask_BTS) for cache, mask_BTS in contexts]
         attend = functools.partial(attend_cached, positions_BT=positions_BT, contexts=pairs, layer=i, c=config, ops=ops)
-        x_BTD, statistics, new = _block(p, (bias_E, None), x_BTD, counted_BT, attend, config, ops)
+        x_BTD, statistics, new = _block(p, (bias_E, None), x_BTD, segment_ids_BT, attend, config, ops)
         return x_BTD, (new, statistics and statistics["ids_BTK"])
 
     x_BTD, new, routes_BTLK = embed(params, tokens_BT, config, ops), {}, None
@@ -289,7 +308,7 @@ def forward_mtp_cached(
     """`forward_cached` of the first MTP module, which predicts token i + 2 at position i.
 
     Returns:
-      hidden [B, T, D] after the module's norm, and {"mtp": …}, L = 1, of what `attend_cached` returns.
+      hidden [B, T, D] after the module's norm; and the cache of the new tokens, {"mtp": [1, B, T, X]}.
     """
     params, router_bias = weights
     p = ops.gather_weights("mtp", jax.tree.map(lambda w: w[0], params["mtp"]))
@@ -298,8 +317,8 @@ def forward_mtp_cached(
         attend_cached, positions_BT=inputs.positions_BT, contexts=pairs, layer=0, c=config, ops=ops
     )
     x_BTD = ops.residual(mtp_input(p, inputs.hidden_BTD, embed(params, inputs.tokens_BT, config, ops), config))
-    counted_BT = jnp.broadcast_to(jnp.asarray(is_token_BT, jnp.int32), inputs.tokens_BT.shape)
-    x_BTD, _, new = _block(p["block"], (router_bias["mtp"][0], None), x_BTD, counted_BT, attend, config, ops)
+    segment_ids_BT = jnp.broadcast_to(jnp.asarray(is_token_BT, jnp.int32), inputs.tokens_BT.shape)
+    x_BTD, _, new = _block(p["block"], (router_bias["mtp"][0], None), x_BTD, segment_ids_BT, attend, config, ops)
     return rms_norm(x_BTD, p["norm_D"], config.rms_norm_eps), {"mtp": [new] if is_blocked(pairs) else new[None]}
 
 

@@ -20,7 +20,7 @@ from r1jax.objectives.metrics import Max, Mean, Metrics, Min
 from r1jax.objectives.segments import segment_broadcast, segment_length, segment_sum
 from r1jax.types import Array, Batch, Params, Weights
 
-# Ratios of the policy to the old one, for each token.
+# Ratios policy / old policy, float32 [B, T]. All functions of a table take the same arguments; some ignore a few.
 
 
 def token_ratio(log_ratio_BT: Array, batch: Batch) -> Array:
@@ -58,7 +58,7 @@ OBJECTIVES = {"clipped": clipped_objective, "cispo": cispo_objective}
 
 
 def kl_k1(logp_BT: Array, logp_ref_BT: Array) -> Array:
-    """log p - log ref: unbiased, but its expected gradient as a loss is zero: it only adds noise."""
+    """log p - log ref: unbiased. With `kl_correction` its gradient is that of KL; without, zero in expectation."""
     return logp_BT - logp_ref_BT
 
 
@@ -70,7 +70,7 @@ def kl_k2(logp_BT: Array, logp_ref_BT: Array) -> Array:
 def kl_k3(logp_BT: Array, logp_ref_BT: Array) -> Array:
     """exp(log ref - log p) - (log ref - log p) - 1 (GRPO, equation 4): unbiased and never negative.
 
-    Only with `kl_correction` its gradient is that of KL(policy || reference); without, that of KL(reference || policy).
+    With `kl_correction` its gradient is that of KL(policy || reference); without it, that of KL(reference || policy).
     """
     log_ratio_BT = logp_ref_BT - logp_BT
     return jnp.exp(log_ratio_BT) - log_ratio_BT - 1
@@ -104,11 +104,11 @@ AGGREGATIONS = {"sequence_mean": sequence_mean, "token_mean": token_mean, "const
 
 
 def importance_weights(batch: Batch, c: LossConfig) -> Array:
-    """Trainer's / sampler's probability of each token, or of its whole sample, up to a limit; constants, [B, T].
+    """exp(old - sampler's log-probability), capped at `importance_limit`, float32 [B, T]; constants in the gradient.
 
-    The sampler's is of the policy that drew; the trainer's of the policy before this update, which is a step newer with
-    `max_staleness` 1. The weights correct for that, for rounding, quantized rollouts and other routes (truncated
-    importance sampling, as in IMPALA, arXiv 1802.01561, section 4).
+    They correct for a rollout that an older policy drew (max_staleness 1), for rounding, for quantized rollouts and for
+    tokens that were sent to other experts (truncated importance sampling, as in IMPALA, arXiv 1802.01561, section 4).
+    With `importance` "sequence" a token's weight is the product over the tokens of its sample.
     """
     if c.importance == "none":
         return jnp.ones(batch.loss_mask_BT.shape)
@@ -145,13 +145,18 @@ def with_old_logprobs(batch: Batch, logp_BT: Array, c: LossConfig) -> tuple[Batc
 
 
 def grpo_loss(logp_BT: Array, batch: Batch, c: LossConfig, max_new_tokens: int) -> tuple[Mean, Metrics]:
-    """-(weight * objective - kl_coef * KL), aggregated, of the policy's log-probabilities of the batch's tokens.
+    """-(importance weight * objective - kl_coef * KL), aggregated over the batch.
 
-    Returns (Mean(sum, weight), metrics): the gradient of a minibatch is that of its sums over max(its weights, 1).
-    `batch.logprobs_ref_BT` is None with kl_coef 0, and arrays are undefined where `batch.loss_mask_BT` is False.
+    Args:
+      logp_BT: log-probabilities of the batch's tokens by the policy, float32.
+      batch: its arrays are undefined where `loss_mask_BT` is False; `logprobs_ref_BT` is None with kl_coef 0.
+
+    Returns:
+      Mean(total, weight) and the metrics. The trainer adds up totals and weights of a minibatch's microbatches: its
+      gradient is that of the sum of totals, over max(the sum of weights, 1).
     """
 
-    def masked(x_BT):  # before the exponentials: an overflow times 0 would not be a number
+    def masked(x_BT):  # before the exponentials: infinity * 0 is NaN
         return jnp.where(batch.loss_mask_BT, x_BT, 0.0)
 
     logp_BT, old_BT, advantage_BT = (masked(x) for x in (logp_BT, batch.logprobs_old_BT, batch.advantages_BT))
@@ -163,11 +168,11 @@ def grpo_loss(logp_BT: Array, batch: Batch, c: LossConfig, max_new_tokens: int) 
         kl_BT = KLS[c.kl_estimator](logp_BT, masked(batch.logprobs_ref_BT))
         if c.kl_correction:  # unbiased for samples of an older policy too (DeepSeek-V3.2, 2512.02556, equation 7)
             correction_BT = jnp.exp(logp_BT - old_BT)
-            # Of k2 the gradient is right, not the value: its ratio is a constant.
+            # The gradient of k2 is that of KL already: one through the ratio would be added to it.
             correction_BT = jax.lax.stop_gradient(correction_BT) if c.kl_estimator == "k2" else correction_BT
             kl_BT = kl_BT * correction_BT * weights_BT
         losses_BT += c.kl_coef * kl_BT
-        metrics["kl"] = token_mean(kl_BT, batch)
+        metrics["kl"] = token_mean(kl_BT, batch)  # corrected, where the loss is
     loss = AGGREGATIONS[c.aggregation](losses_BT, batch, max_new_tokens)
     return loss, metrics | {"loss": loss} | ratio_metrics(ratio_BT, advantage_BT, batch, c)
 
@@ -175,10 +180,11 @@ def grpo_loss(logp_BT: Array, batch: Batch, c: LossConfig, max_new_tokens: int) 
 def ratio_metrics(ratio_BT: Array, advantage_BT: Array, batch: Batch, c: LossConfig) -> Metrics:
     """Shares of tokens whose ratio is clipped, and how far ratios are from 1."""
     mask_BT = batch.loss_mask_BT
-    # The minimum of `clipped_objective` clips on the side that the advantage leads to; `cispo_objective` on both.
-    rises_BT, both = advantage_BT > 0, c.objective == "cispo"
-    clips_low_BT = (ratio_BT < 1 - c.clip_low) & (~rises_BT | both)
-    clips_high_BT = (ratio_BT > 1 + c.clip_high) & (rises_BT | both)
+    # The minimum of `clipped_objective` clips only where the advantage pushes the ratio further from 1; CISPO clips on
+    # both sides.
+    both = c.objective == "cispo"
+    clips_low_BT = (ratio_BT < 1 - c.clip_low) & ((advantage_BT < 0) | both)
+    clips_high_BT = (ratio_BT > 1 + c.clip_high) & ((advantage_BT > 0) | both)
     return {
         "clip_fraction_low": token_mean(clips_low_BT.astype(jnp.float32), batch),
         "clip_fraction_high": token_mean(clips_high_BT.astype(jnp.float32), batch),
@@ -197,7 +203,7 @@ class LossSpec:
 
     config: LossConfig
     max_new_tokens: int  # "constant_length" divides by it
-    mtp: str = "train"  # OptimizerConfig.mtp
+    mtp: str = "train"  # OptimizerConfig.mtp: "train", "freeze" or "off"
     loss: LossFunction = grpo_loss  # or a fork's own
 
 
@@ -212,27 +218,33 @@ def rl_loss(
 ) -> tuple[Array, tuple[Array, Array, Metrics, dict[str, Array]]]:
     """The whole loss of a batch: policy, KL and multi-token prediction (MTP); no balance and no entropy term.
 
+    Args:
+      temperature: float32 scalar, that the samples were drawn at.
+
     Returns:
-      The sum to differentiate, and (weight, mtp_weight, metrics, load) as in `Gradients`.
+      The sum to differentiate, a float32 scalar; and (weight, mtp_weight, metrics, load) as in `Gradients`.
     """
     logprobs, metrics = sample_logprobs, dict[str, Any]()
     if batch.logprobs_old_BT is not None and model.remat == "none":
-        # Recomputing the forward pass for the backward one keeps XLA's kernels those of the program without gradients
-        # that computed the old log-probabilities: the first ratio is exactly 1. With `remat` each layer is recomputed.
+        # This costs a second forward pass, although `remat` is "none": only so XLA compiles the same kernels as in the
+        # program that computed the old log-probabilities, and the first ratio is exactly 1. With `remat` each layer is
+        # recomputed anyway.
         logprobs = jax.checkpoint(sample_logprobs, static_argnums=(3, 4))
     logp_BT, entropy_BT, hidden = logprobs(Weights(params, router_bias), batch, temperature, model, ops)
     if batch.logprobs_old_BT is None:
         batch, metrics = with_old_logprobs(batch, jax.lax.stop_gradient(logp_BT), spec.config)
     loss, of_loss = spec.loss(logp_BT, batch, spec.config, spec.max_new_tokens)
     metrics |= of_loss | {"entropy": token_mean(entropy_BT, batch)}
-    total, load, modules = loss.total, hidden.load, Mean(jnp.zeros(()), jnp.zeros(()))
+    total, load = loss.total, hidden.load
+    mtp_loss = Mean(jnp.zeros(()), jnp.zeros(()))
     if model.num_nextn_predict_layers and spec.mtp != "off":
         # The modules learn to draft what this policy draws, and the policy learns nothing from them.
         detached, hidden = jax.lax.stop_gradient((params, hidden))
         detached = detached | {"mtp": params["mtp"]}
         losses, mtp_load_LE = mtp_losses(detached, router_bias, hidden, batch, model, ops)
-        metrics["mtp_loss"] = modules = pooled(losses)
+        metrics["mtp_loss"] = mtp_loss = pooled(losses)
         if spec.mtp == "train":
-            total += modules.total  # alone in its gradients, which Adam scales: a weight would change nothing
+            # Without a weight: no other term moves the modules, they are clipped apart, and Adam is scale-invariant.
+            total += mtp_loss.total
             load = load | {"mtp": mtp_load_LE}
-    return total, (loss.weight, modules.weight, metrics, load)
+    return total, (loss.weight, mtp_loss.weight, metrics, load)

@@ -1,5 +1,6 @@
 """Samples get their rewards. Each process grades its share of the groups, and receives the others' rewards."""
 
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -34,12 +35,22 @@ class Grading(AbstractContextManager):
         if owns(samples[0].group):
             self.pending.append(self.thread.submit(grade, self.overlapping, samples))
 
-    def collect(self) -> None:
-        """Finishes the rewards of all groups taken on since the last call. Raises what a reward raised."""
+    def collect(self) -> float:
+        """Finishes the rewards of all groups submitted since the last call. Raises what a reward raised.
+
+        Returns the seconds of those that need the devices.
+        """
         for future in self.pending:
             future.result()
-        finish(self.rewards, sorted(self.groups, key=lambda samples: samples[0].group))
+        groups = sorted(self.groups, key=lambda samples: samples[0].group)
+        exchange(groups)
+        start = time.perf_counter()
+        grade({name: reward for name, reward in self.rewards.items() if not reward.overlaps}, list(chain(*groups)))
+        seconds = time.perf_counter() - start
+        for sample in chain(*groups):
+            sample.rewards = {name: sample.rewards[name] for name in self.rewards}  # in their own order
         self.groups, self.pending = [], []
+        return seconds
 
     def failures(self) -> dict[str, float]:
         """How often verifiers failed, in all processes, since the last call."""
@@ -52,16 +63,13 @@ class Grading(AbstractContextManager):
         self.thread.shutdown(cancel_futures=True)
 
 
-def finish(rewards: Mapping[str, Reward], groups: Groups) -> None:
-    """Exchanges the rewards that processes graded by themselves, and grades those that need the devices."""
+def exchange(groups: Groups) -> None:
+    """Gives each process the rewards that others computed."""
     mine = {i: [s.rewards for s in group] for i, group in enumerate(groups) if owns(group[0].group)}
     for share in gather_values("rewards", mine):
         for i, values in share.items():
             for sample, its in zip(groups[int(i)], values, strict=True):
                 sample.rewards = its
-    grade({name: reward for name, reward in rewards.items() if not reward.overlaps}, list(chain(*groups)))
-    for sample in chain(*groups):
-        sample.rewards = {name: sample.rewards[name] for name in rewards}  # in their own order
 
 
 def grade_groups(rewards: Mapping[str, Reward], groups: Groups) -> None:

@@ -88,8 +88,8 @@ class Validation:
         """The first step with the best figure; 0 before a validation."""
         return max(self.figures, key=lambda step: (self.figures[step], -step), default=0)
 
-    def remaining_steps(self, done: int) -> Iterator[int]:
-        """The steps of RL after `done`, until `patience` validations in a row are no better than the best."""
+    def training_steps(self, done: int) -> Iterator[int]:
+        """The steps of RL after step `done`, until `patience` validations in a row are no better than the best."""
         for step in range(done + 1, self.last + 1):
             if self.patience is not None and sum(later > self.best for later in self.figures) >= self.patience:
                 return

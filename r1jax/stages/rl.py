@@ -55,11 +55,12 @@ def rl(
     advantage: AdvantageFunction = broadcast_advantages,
     loss: LossFunction = grpo_loss,
 ) -> epath.Path:
-    """Trains the policy in `base` on `problems` (an ArrayRecord); returns the stage's directory.
+    """Trains the policy in `base` on `problems`, a file of `Problem`s (data/feeds.py); returns the stage's directory.
 
-    A fork's own functions, which have to have names: advantage(samples, rewards_G, valid_G, c) -> an array [tokens] for
-    each sample of a group (rollout/advantages.py); loss(logp_BT, batch, c, max_new_tokens) -> (Mean(sum, weight),
-    metrics) (`grpo_loss` in objectives/grpo.py).
+    A fork passes its own functions, not lambdas, since the stage's config.json records their names:
+    advantage(samples, rewards_G, valid_G, c) gives an array float32 [tokens] for each sample of a group
+    (rollout/advantages.py); loss(logp_BT, batch, c, max_new_tokens) gives (Mean(total, weight), metrics)
+    (`grpo_loss` in objectives/grpo.py).
     """
     run = stage.run
     open_stage(stage, config, {"base": base, "problems": problems}, rewards, (advantage, loss))
@@ -74,15 +75,15 @@ def rl(
     with Grading(rewards) as grading, RLLog(stage, config, done, clock) as log:
         rollouts = Rollouts(stage, config, feed, grading)
         validation = Validation(stage, config, rewards, done)
-        for step in validation.remaining_steps(done):
+        for step in validation.training_steps(done):
             log.begin(step)
-            # Rollout: groups of samples, a group for each prompt. Rules grade complete groups in a thread meanwhile.
-            with clock("rollout"), saves.save_on_failure(step, state):
-                rollout = rollouts.draw(step, state.train.weights)
-
-            # Rewards: those that the thread has not finished, and those of reward models, which need the devices.
-            with clock("rewards"):
-                rollout.compute_rewards(grading, config)
+            with saves.save_on_failure(step, state):
+                # Rollout: a group of samples for each prompt. Meanwhile a thread grades complete groups by rules.
+                with clock("rollout"):
+                    rollout = rollouts.draw(step, state.train.weights)
+                # Rewards: those that the thread has not finished, and those of reward models, which need the devices.
+                with clock("rewards"):
+                    rollout.compute_rewards(grading, config)
 
             # Advantages: of each token, from the rewards of its group. Invalid samples drop out here.
             samples = compute_advantages(rollout.groups, config.loss, config.sampling, advantage)
@@ -91,11 +92,11 @@ def rl(
             with clock("update"):
                 # Old and reference log-probabilities of what was drawn, by the trainer's own forward pass.
                 packed, metrics = trainer.add_logprobs(state, minibatches)
-                # Updates: one on each minibatch, in each epoch. With max_staleness 1 the next rollout decodes between.
+                # Updates: one on each minibatch, in each epoch. With max_staleness 1 the next rollout decodes as well.
                 state, updates = trainer.update(state, packed, step, rollouts.advance)
                 state = trainer.refresh_reference(state, step)
 
-            # Metrics, held-out problems among them, and checkpoint.
+            # Metrics, those of held-out problems among them, and checkpoint.
             with clock("validation"), saves.save_on_failure(step, None):
                 held_out_figures = validation.measure(step, state.train.weights)
             log.write(step, rollout, metrics | updates, grading.failures() | held_out_figures)
@@ -125,13 +126,13 @@ def open_stage(
 
 
 def name_of(function: Any) -> str:
-    """The name of a function or class, or of that which a partial or another object stands for."""
+    """The name of a function or class; of a partial that of its function, of `InProcesses` that of its environment."""
     inner = getattr(function, "func", None) or getattr(function, "make", None)
     return name_of(inner) if inner else getattr(function, "__qualname__", type(function).__qualname__)
 
 
 def prepare(stage: Stage, rewards: Mapping[str, Reward]) -> None:
-    """Keeps the tokenizer, and what rewards have to say at the start, such as how a sandbox isolates programs."""
+    """Saves the tokenizer, and what rewards have to say at the start, such as how a sandbox isolates programs."""
     stage.task.save_tokenizer(stage.directory)
     notices = {name: reward.notice for name, reward in rewards.items() if reward.notice}
     write_atomically(stage.directory / "notices.json", json.dumps(notices, indent=1))
@@ -148,7 +149,7 @@ class Rollout:
       groups: those that are trained on; set by `compute_rewards`.
       staleness: steps by which the policy that drew is older than the one that is trained: 0 or 1.
       metrics: the engine's, of this rollout.
-      device_seconds: time in which the devices drew it, without that which was hidden behind the update before.
+      device_seconds: time in which the devices drew and scored it, but for what was hidden behind the update before.
     """
 
     drawn: list[list[Sample]]
@@ -162,7 +163,7 @@ class Rollout:
 
         With dynamic sampling these are the first `prompts_per_step` groups with a signal.
         """
-        grading.collect()
+        self.device_seconds += grading.collect()
         for samples in self.drawn:
             score_group(grading.rewards, samples, mask_truncated=config.loss.mask_truncated)
         require_verified(grading.rewards, self.drawn)
@@ -190,12 +191,15 @@ class Rollouts:
 
     def draw(self, step: int, weights: Weights) -> Rollout:
         """The rollout of `step`; by `weights`, unless it was begun with those before."""
-        under_way, self.next, before = self.next, None, self.engine.device_seconds
+        under_way, self.next = self.next, None
+        seconds_before = self.engine.device_seconds
         rollout = (under_way or AsyncRollout(self.draw_groups(step, weights))).finish(stop_if_preempted)
         rollout.staleness = int(under_way is not None)
         # Taken now: the engine counts anew for the rollout that is drawn during the update.
-        rollout.metrics, rollout.device_seconds = self.engine.metrics(), self.engine.device_seconds - before
-        # Nothing is under way when a checkpoint is saved: the step after it draws with the policy that was saved.
+        rollout.metrics = self.engine.metrics()
+        rollout.device_seconds += self.engine.device_seconds - seconds_before
+        # A checkpoint holds no rollout that is under way. None is begun before a save: the step after it draws with the
+        # policy that was saved, whether the run was killed between them or not.
         if self.config.max_staleness and not is_due(step, self.config):
             self.next = AsyncRollout(self.draw_groups(step + 1, snapshot(weights)))
         return rollout
@@ -236,10 +240,11 @@ class Trainer:
 
     def start(self, base: epath.Path) -> RLState:
         """A fresh optimizer on the base policy, which is also the first reference."""
-        return self.begin(load_policy(base, self.layout, updated_model(self.config.optimizer, self.model)).weights)
+        model = updated_model(self.config.optimizer, self.model)
+        return self.start_from(load_policy(base, self.layout, model).weights)
 
-    def begin(self, weights: Weights) -> RLState:
-        """The same on weights of `updated_model`, which it takes over."""
+    def start_from(self, weights: Weights) -> RLState:
+        """`start` on weights in the dtypes of `updated_model`; their buffers are donated."""
         train = programs.make_start_training(self.layout, self.model, self.config.optimizer)(weights)
         reference = snapshot(train.weights) if self.config.has_reference else None
         return RLState(train, reference, jax.device_put(np.int32(0), self.layout.replicated()))
@@ -249,30 +254,33 @@ class Trainer:
     ) -> tuple[list[list[Batch]], Metrics]:
         """Packs each minibatch that is not empty into microbatches, with the log-probabilities that the loss reads.
 
-        Old ones are those of the policy itself where it is updated once.
+        With one update per rollout the old policy is the one that is updated: no pass is run for its log-probabilities,
+        `rl_loss` takes its own as constants.
         """
         metrics: Metrics = packing_metrics([], [])
         packed: list[list[Batch]] = []
-        reference, is_run = on_device(state.reference), self.config.needs_old_logprobs or self.config.has_reference
+        reference = on_device(state.reference)
+        needs_pass = self.config.needs_old_logprobs or self.config.has_reference
         for samples in filter(len, minibatches):
             packed.append([])
             batches = pack_microbatches(samples, self.shape)
             metrics = merge_metrics(metrics, packing_metrics(samples, batches))
             for batch in map(self.layout.put_batch, batches):
-                if is_run:
+                if needs_pass:
                     batch, gap = self.logprobs_program(state.train.weights, reference, batch, self.temperature)
                     metrics = merge_metrics(metrics, gap)
                 packed[-1].append(batch)
         return packed, metrics
 
     def update(
-        self, state: RLState, packed: Sequence[Sequence[Batch]], step: int, between: Callable[[], None]
+        self, state: RLState, packed: Sequence[Sequence[Batch]], step: int, after_microbatch: Callable[[], None]
     ) -> tuple[RLState, Metrics]:
-        """One update on each minibatch, in each epoch; `between` runs after each microbatch."""
+        """One update on each minibatch, in each epoch; `after_microbatch` is called after each microbatch."""
         config, metrics = self.config, dict[str, Any]()
+        # Schedules count planned updates, so that a minibatch without samples does not shift them.
         updates_before = (step - 1) * config.updates_per_rollout
         for i, minibatch in enumerate(list(packed) * config.epochs_per_rollout):
-            total = self.gradients(state.train.weights, minibatch, between)
+            total = self.gradients(state.train.weights, minibatch, after_microbatch)
             rate = learning_rate(config.optimizer, updates_before + i, config.steps * config.updates_per_rollout)
             train = replace(state.train, opt_state=on_device(state.train.opt_state))
             train, update_metrics = self.update_program(train, total, np.float32(rate))
@@ -283,28 +291,31 @@ class Trainer:
             del train, total  # or the sum of gradients, and what was offloaded, would stay on the devices
         return state, jax.block_until_ready(metrics)  # the log reads them next; waiting is part of the update's time
 
-    def gradients(self, weights: Weights, minibatch: Sequence[Batch], between: Callable[[], None]) -> Gradients:
-        """Those of the sum of the loss over a minibatch, added up over its microbatches; `between` runs after each."""
+    def gradients(
+        self, weights: Weights, minibatch: Sequence[Batch], after_microbatch: Callable[[], None] = lambda: None
+    ) -> Gradients:
+        """The gradient of the loss summed over a minibatch, microbatch by microbatch."""
         total: Gradients | None = None
         for batch in minibatch:
             gradients = self.gradients_program(weights, batch, self.temperature)
             total = gradients if total is None else programs.add_gradients(total, gradients)
             del gradients  # the devices hold two trees of them at most
-            between()
+            after_microbatch()
         assert total is not None  # `pack_microbatches` makes one at least
         return total
 
     def refresh_reference(self, state: RLState, step: int) -> RLState:
         """Every `reference_refresh_updates` updates the reference becomes the latest policy (R1 supplement)."""
-        updates, every = step * self.config.updates_per_rollout, self.config.reference_refresh_updates
-        if not self.config.has_reference or updates // every == (updates - self.config.updates_per_rollout) // every:
+        per_step, every = self.config.updates_per_rollout, self.config.reference_refresh_updates
+        is_due = step * per_step // every > (step - 1) * per_step // every
+        if not (self.config.has_reference and is_due):
             return state
         weights, updates_done = snapshot((state.train.weights, state.train.step))
         return offload(replace(state, reference=weights, reference_update=updates_done), self.config)
 
 
 def offload(state: RLState, config: RLConfig) -> RLState:
-    """The same, with what `RLConfig.offload` names in the hosts' memory."""
+    """Moves the parts of the state that `RLConfig.offload` lists to the hosts' memory."""
     if "reference" in config.offload:
         state = replace(state, reference=on_host(state.reference))
     if "optimizer" in config.offload:
@@ -324,18 +335,19 @@ class Checkpoints:
         self.store = CheckpointStore(stage.checkpoints, kept=config.checkpoints)
 
     def resume(self, state: RLState) -> tuple[RLState, int]:
-        """The latest checkpoint, or `state`; and the steps that are done."""
-        first = broadcast_from_main(f"{self.stage.name}: its latest checkpoint", self.store.latest_step) or 0
-        say_if_lost(self.stage, first, self.config.save_every)
-        if first:
-            state, position = restore_onto(self.store, first, state)
+        """The latest checkpoint, or `state`; and the number of steps that are done."""
+        done = broadcast_from_main(f"{self.stage.name}: its latest checkpoint", self.store.latest_step) or 0
+        say_if_lost(self.stage, done, self.config.save_every)
+        if done:
+            state, position = restore_onto(self.store, done, state)
             self.feed.set_state(position)
-        return offload(state, self.config), first
+        return offload(state, self.config), done
 
     def is_due(self, step: int) -> bool:
         return is_due(step, self.config)
 
     def save(self, step: int, state: RLState, position: Any = None, metric: float | None = None) -> None:
+        """Saves the state after `step`, with the feed's `position`, by default the present one, and its validation."""
         task = self.stage.task
         metadata = make_metadata(self.stage.model, task.name, task.template)
         self.store.save(step, *split_policy(state), position or self.feed.get_state(), metadata, metric)
@@ -343,39 +355,38 @@ class Checkpoints:
 
     @contextmanager
     def save_on_failure(self, step: int, state: RLState | None) -> Iterator[None]:
-        """Around a rollout: saves the step before it when the rollout fails, or the run is told to stop.
+        """Saves `state`, which is that before `step`, on an error or a request to stop; names the step in the error.
 
-        Without a `state`, in a validation, which belongs to a step that is not complete, it saves nothing.
+        `state` is None in a validation: the one before the step is gone, and the step is not complete.
         """
         name, position = self.stage.name, self.feed.get_state()
         try:
             yield
         except (RunError, Preempted) as error:
             agreed = isinstance(error, Preempted) or jax.process_count() == 1  # all processes save, or none
-            if state and agreed and not self.config.max_staleness and step - 1 > (self.store.latest_step() or 0):
+            is_newer = step - 1 > (self.store.latest_step() or 0)
+            if state is not None and is_newer and agreed and not self.config.max_staleness:
                 self.save(step - 1, state, position)
             resumes = (self.store.latest_step() or 0) + 1
             self.store.close()
             if isinstance(error, Preempted):
                 raise Preempted(f"{name} is saved at step {resumes - 1}") from error
-            raise RunError(
-                f"{name}, rollout of step {step}: {error}. Started again, it resumes with step {resumes}"
-            ) from error
+            raise RunError(f"{name}, step {step}: {error}. Started again, it resumes with step {resumes}") from error
 
 
 class RLLog:
     """Metrics, samples and progress of each step."""
 
     SHOWN = ("reward", "accuracy", "response_tokens", "tokens_per_second")
-    PATIENCE = 5  # steps without a signal after which there is a warning
+    PATIENCE = 5  # steps without an advantage after which there is a warning
 
-    def __init__(self, stage: Stage, config: RLConfig, first: int, clock: Stopwatch):
+    def __init__(self, stage: Stage, config: RLConfig, done: int, clock: Stopwatch):
         self.stage, self.config, self.clock = stage, config, clock
-        self.metrics = MetricsWriter(stage.directory, first + 1, stage.loggers(first + 1))
-        self.samples = SamplesWriter(stage.directory, first + 1, self.metrics)
-        self.progress: Progress = stage.run.progress.start(stage.name, first, config.steps)
+        self.metrics = MetricsWriter(stage.directory, done + 1, stage.loggers(done + 1))
+        self.samples = SamplesWriter(stage.directory, done + 1, self.metrics)
+        self.progress: Progress = stage.run.progress.start(stage.name, done, config.steps)
         self.profiler = stage.profiler()
-        self.without_signal = 0
+        self.steps_without_advantages = 0
 
     def __enter__(self) -> "RLLog":
         return self
@@ -397,26 +408,25 @@ class RLLog:
         values |= summarize(rollout.drawn) | spread(rollout.drawn)
         values["groups_with_signal"] = fmean(has_signal(group) for group in rollout.drawn)
         values["samples_trained"] = float(sum(s.valid for group in rollout.groups for s in group))
-        # The share of the step in which the devices, busy in rollouts and updates, had nothing to do.
+        # The share of the step in which the devices did not decode, score, update or validate.
         busy = rollout.device_seconds + self.clock.seconds["update"] + self.clock.seconds["validation"]
         values |= self.clock.figures() | {"device_idle": max(0.0, 1 - busy / self.clock.total)}
-        layout, flops = (
-            self.stage.run.layout,
-            rl_step_flops(self.stage.model, self.config, rollout.drawn, rollout.groups),
-        )
+        layout = self.stage.run.layout
+        flops = rl_step_flops(self.stage.model, self.config, rollout.drawn, rollout.groups)
         values |= throughput(layout, values["rollout_tokens"], flops, self.clock.total)
         values["seconds_left"] = self.progress.seconds_left(step)
         values |= {**others, "memory_gib": memory_in_use(layout) / GIB}
         if step % self.config.log_samples_every == 0:
             self.samples.write(step, [s for group in rollout.groups for s in group])
         self.metrics.write(step, values)
-        self.warn(values["groups_with_signal"])
+        self.warn(rollout.groups)
         self.progress.step(step, {name: values[name] for name in self.SHOWN if name in values})
 
-    def warn(self, groups_with_signal: float) -> None:
-        """Says when no group has taught anything for some steps."""
-        self.without_signal = 0 if groups_with_signal else self.without_signal + 1
-        if self.without_signal == self.PATIENCE:
+    def warn(self, groups: Sequence[Sequence[Sample]]) -> None:
+        """Says when no sample has had an advantage for some steps."""
+        has_advantages = any(np.any(sample.advantages) for group in groups for sample in group if sample.valid)
+        self.steps_without_advantages = 0 if has_advantages else self.steps_without_advantages + 1
+        if self.steps_without_advantages == self.PATIENCE:
             self.progress.say(
                 f"{self.stage.name}: nothing was learnt in {self.PATIENCE} steps: all samples of each prompt earn the"
                 " same. Look at samples.jsonl: is a reward always 0, are responses cut off, are problems too hard?"

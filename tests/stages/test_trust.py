@@ -172,11 +172,18 @@ def test_environments_that_mostly_fail_stop_the_run():
         require_environments([samples])
 
 
-def test_steps_without_a_signal_are_said_once(capsys):
+def test_steps_that_teach_nothing_are_said_once(capsys):
+    """Where all answers are wrong, a group whose rewards for the format differ teaches something."""
     log = RLLog.__new__(RLLog)
-    log.without_signal, log.progress, log.stage = 0, Progress(), SimpleNamespace(name="rl")  # type: ignore[assignment]
-    for share in [0.0] * 4 + [0.5] + [0.0] * 9:
-        log.warn(share)
+    log.steps_without_advantages, log.progress = 0, Progress()
+    log.stage = SimpleNamespace(name="rl")  # type: ignore[assignment]
+    alike, differing = [group("a", "b") for _ in range(2)]
+    for samples, rewards in ((alike, (1.0, 1.0)), (differing, (0.1, 0.0))):
+        for sample, reward in zip(samples, rewards, strict=True):
+            sample.rewards, sample.reward, sample.valid = {"accuracy": 0.0}, reward, True
+        compute_advantages([samples], LossConfig(), SamplingConfig(8, 8))
+    for samples in [alike] * 4 + [differing] + [alike] * 9:
+        log.warn([samples])
     assert capsys.readouterr().out.count("nothing was learnt") == 1
 
 
