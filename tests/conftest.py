@@ -23,6 +23,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["EPATH_USE_TF"] = "false"  # as the command line has it; read once, by the first path
 
 import dataclasses
+import fcntl
 import zlib
 
 import jax
@@ -129,13 +130,21 @@ def fork(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, fork) -> Path:
-    """The workdir of a small run that nothing interrupted; what it printed is beside it, in stdout.txt."""
+    """The workdir of a small run that nothing interrupted; what it printed is beside it, in stdout.txt.
+
+    It is made by the first of pytest-xdist's processes that asks; tests only read it.
+    """
     from tests.shared.small_run import r1jax, settings
 
-    home = tmp_path_factory.mktemp("runs")
-    done = r1jax("run", str(fork), "--workdir", str(home / "whole"), *settings(), cwd=home)
-    assert done.returncode == 0, done.stderr
-    (home / "stdout.txt").write_text(done.stdout)
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small_run"
+    home.mkdir(exist_ok=True)
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "stdout.txt").exists():
+            done = r1jax("run", str(fork), "--workdir", str(home / "whole"), *settings(), cwd=home)
+            assert done.returncode == 0, done.stderr
+            (home / "stdout.txt").write_text(done.stdout)
     return home / "whole"
 
 

@@ -8,6 +8,7 @@ import tokenizers
 from etils import epath
 from rich.console import Console
 
+from r1jax.cli.main import main
 from r1jax.cli.responder import AnswerStream, Responder
 from r1jax.config import EngineConfig, SamplingConfig
 from r1jax.data.published_tokenizer import load_tokenizer
@@ -111,16 +112,17 @@ def test_without_a_template_each_question_stands_alone(talker):
     assert talker.converse([*messages, {"role": "user", "content": "w5"}]) == [8]
 
 
-def test_chat_answers_line_by_line(finished):
+def test_chat_answers_line_by_line(finished, capsys):
     given = "compute 3 #a - 1\nwhat is love\ncompute 3 #a - 1\n"
     done = r1jax("chat", str(finished / "rl"), "--temperature", "0", "--max_tokens", "6", given=given)
     assert done.returncode == 0, done.stderr
     first, second, third = done.stdout.splitlines()
     assert first == third
     assert "'what'" in second
-    generate = ("generate", str(finished / "rl"), "--prompt", "compute 3 #a - 1", "--max_tokens", "6")
-    assert r1jax(*generate).stdout.splitlines() == [first]
-    assert r1jax(*generate, "--speculative").stdout.splitlines() == [first]
+    generate = ["generate", str(finished / "rl"), "--prompt", "compute 3 #a - 1", "--max_tokens", "6"]
+    for words in (generate, [*generate, "--speculative"]):
+        assert main(words) == 0
+        assert capsys.readouterr().out.splitlines() == [first]
 
 
 def test_chat_refuses_what_it_cannot_do(finished, capsys, tmp_path, monkeypatch):

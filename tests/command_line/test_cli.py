@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import shutil
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -243,12 +245,13 @@ def test_eval_errors(capsys, finished):
     assert (status, str(finished / "nowhere") in err) == (2, True)
 
 
-def test_report_again(capsys, finished):
-    (finished / "report.html").unlink(missing_ok=True)
-    status, out, _ = command(capsys, "report", str(finished))
+def test_report_again(capsys, finished, tmp_path):
+    workdir = Path(shutil.copytree(finished, tmp_path / "run"))
+    (workdir / "report.html").unlink()
+    status, out, _ = command(capsys, "report", str(workdir))
     assert status == 0
-    assert (finished / "report.html").exists()
-    assert command(capsys, "report", str(finished / "rl"))[0] == 2
+    assert (workdir / "report.html").exists()
+    assert command(capsys, "report", str(workdir / "rl"))[0] == 2
 
 
 def test_importing_and_exporting_print_nothing_to_stderr(finished, tmp_path):

@@ -90,7 +90,7 @@ def test_grouped_queries_with_experts_over_a_cache_equal_whole_sequences(
     assert_cached_equals_whole_sequences(c, grouped_moe_policy, T=5)
 
 
-def assert_cached_equals_whole_sequences(c, policy, T=9):
+def assert_cached_equals_whole_sequences(c, policy, T=6):
     params, bias = policy
     batch = plain_batch(random_tokens((2, T)))
     whole = jax.jit(forward, static_argnames="config")(params, bias, batch, config=c).hidden_BTD

@@ -107,6 +107,7 @@ def test_sharded_rollout_and_update_equal_unsharded(model, policy, name):
     assert_same_rollout_and_update(model, policy, name)
 
 
+@pytest.mark.slow
 def test_a_dense_models_sharded_rollout_and_update_equal_unsharded(dense_model, dense_policy):
     """Also with prompts that are shared on the mesh alone."""
     assert_same_rollout_and_update(dense_model, dense_policy, "dense", share_prompts=True)

@@ -142,7 +142,9 @@ def test_the_trainer_replays_routes_of_grouped_queries(one_device, grouped_moe_m
     np.testing.assert_array_equal(run(other, routes)[2]["moe"], load["moe"])
 
 
-@pytest.mark.parametrize("config", [{}, {"speculative": True, "prefill_chunk": 7, "slots": 4}], ids=str)
+@pytest.mark.parametrize(
+    "config", [pytest.param({}, marks=pytest.mark.slow), {"speculative": True, "prefill_chunk": 7, "slots": 4}], ids=str
+)
 def test_routes_come_back_with_the_tokens(one_device, model, policy, prompts, config):
     engine = make_engine(one_device, model, routing_replay=True, **config)
     groups = generate(engine, policy, prompts)

@@ -222,7 +222,7 @@ def random_rewards() -> np.ndarray:
 PACKED = {"row_tokens": 50, "microbatch_rows": 3}
 
 
-@pytest.mark.parametrize("remat", ["attention", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("attention", marks=pytest.mark.slow), "full"])
 def test_with_layers_recomputed_the_first_ratio_is_one(one_device, model, policy, prompts, remat):
     config = rl_config(aggregation="token_mean")
     generation = sample(one_device, model, policy, prompts)

@@ -114,10 +114,12 @@ def require_alike(one: Path, several: Path) -> None:
     assert mark(one, "evaluate") == mark(several, "evaluate")
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(alone, together):
     require_alike(alone / "run", together / "run")
 
 
+@pytest.mark.slow
 def test_each_process_grades_its_share(alone, together):
     graded = [p.read_text().splitlines() for p in sorted((together / "graded").iterdir())]
     [all_of_it] = [p.read_text().splitlines() for p in (alone / "graded").iterdir()]
@@ -126,6 +128,7 @@ def test_each_process_grades_its_share(alone, together):
     assert min(map(len, graded)) >= 0.4 * len(all_of_it)
 
 
+@pytest.mark.slow
 def test_one_process_writes(together):
     run = together / "run"
     assert len(json.loads((run / "run.json").read_text())["sessions"]) == 1
@@ -138,6 +141,7 @@ def test_one_process_writes(together):
     assert "pretrain 4/4" not in said[1]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_onto_another_mesh(together, one_device):
     """A checkpoint of 2 processes x 4 devices, restored by one process onto one device, has the same bits."""
     policy = load_policy(epath.Path(together) / "run" / "rl", one_device)
@@ -314,7 +318,7 @@ def start(code: str, processes: int = 2, *, by_slurm: bool = False) -> list[subp
     return [process(i) for i in range(processes)]
 
 
-@pytest.mark.parametrize("by_slurm", [False, True], ids=["by flags", "by Slurm"])
+@pytest.mark.parametrize("by_slurm", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["by flags", "by Slurm"])
 def test_processes_exchange_values(by_slurm):
     running = start(TALK, by_slurm=by_slurm)
     (out, _), (other, told) = [process.communicate(timeout=120) for process in running]

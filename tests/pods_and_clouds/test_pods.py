@@ -88,6 +88,7 @@ def test_two_layers_of_qwen3_30b_on_64_chips(program, hurried):
     assert "ragged-all-to-all" not in collectives
 
 
+@pytest.mark.slow
 def test_the_demo_with_rows_that_two_chips_share(hurried):
     """With a context axis, the first token of a part of a row is sent to the part before it, as its next token.
 

@@ -6,6 +6,7 @@ import random
 import shutil
 import threading
 from collections import Counter
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from r1jax.errors import RunError, UsageError
 from r1jax.rewards.rules import Reward
 from r1jax.rollout import engine as engine_module
 from r1jax.rollout.advantages import compute_advantages
+from r1jax.rollout.engine import RolloutEngine
 from r1jax.rollout.packing import make_minibatches
 from r1jax.runs.policy import load_policy
 from r1jax.runs.run import Experiment, open_run
@@ -53,9 +55,10 @@ def test_restoring_deletes_the_state_it_replaces_first(tmp_path, one_device):
     assert [np.unique(x) for x in jax.tree.leaves(state)] == [1, 1, 1, 1]
 
 
-def test_killed_twice_ends_in_the_same_bits(finished, fork, tmp_path):
+@pytest.mark.parametrize("stages", [["rl"], pytest.param(["pretrain", "rl"], marks=pytest.mark.slow)])
+def test_killed_it_ends_in_the_same_bits(finished, fork, tmp_path, stages):
     arguments = ("run", str(fork), "--workdir", str(tmp_path / "killed"), *settings())
-    for stage in ("pretrain", "rl"):
+    for stage in stages:
         assert r1jax(*arguments, kill_in=stage).returncode == -9
         assert not (tmp_path / "killed" / stage / "complete.json").exists()
     again = r1jax(*arguments)
@@ -103,16 +106,18 @@ def test_rl_moved_the_policy_and_refreshed_the_reference(finished):
     assert rl_state[step] == 6  # 2 updates a step: refreshed after step 2 (past 3 updates) and step 3 (at 6)
 
 
-def test_a_repeated_run_skips_complete_stages(finished, fork):
-    before = {p: p.stat().st_mtime_ns for p in finished.glob("*/c*.json")}
-    again = r1jax("run", str(fork), "--workdir", str(finished), *settings())
+def test_a_repeated_run_skips_complete_stages(finished, fork, tmp_path):
+    workdir = Path(shutil.copytree(finished, tmp_path / "again"))
+    before = {p: p.stat().st_mtime_ns for p in workdir.glob("*/c*.json")}
+    again = r1jax("run", str(fork), "--workdir", str(workdir), *settings())
     assert again.returncode == 0, again.stderr
-    assert {p: p.stat().st_mtime_ns for p in finished.glob("*/c*.json")} == before
-    assert len(json.loads((finished / "run.json").read_text())["sessions"]) >= 2
+    assert {p: p.stat().st_mtime_ns for p in workdir.glob("*/c*.json")} == before
+    assert len(json.loads((workdir / "run.json").read_text())["sessions"]) == 2
 
 
-def test_another_config_in_the_same_workdir_is_refused(finished, fork):
-    done = r1jax("run", str(fork), "--workdir", str(finished), *settings(**{"LossConfig.kl_coef": 0.5}))
+def test_another_config_in_the_same_workdir_is_refused(finished, fork, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "other")
+    done = r1jax("run", str(fork), "--workdir", str(workdir), *settings(**{"LossConfig.kl_coef": 0.5}))
     assert done.returncode == 2
     assert "rl.loss.kl_coef: 0.001" in done.stderr
 
@@ -152,8 +157,16 @@ def in_process(tmp_path, experiment_config, one_device, toy_records):
     return run, config, toy_records["running_sum_corpus"], toy_records["running_sum_problems"]
 
 
-def test_nothing_compiles_after_the_first_step(in_process, monkeypatch):
-    """By JAX's own events, steps 2 and later compile nothing, not even a small host-side operation."""
+TRANSFERS_OF_ROUND = 8  # of decoding: the slots that are free, limits, and six settings
+TRANSFERS_OF_STEP = 30  # insertion, keys, the temperature and the learning rate
+
+
+def test_nothing_compiles_and_little_is_transferred_after_the_first_step(in_process, monkeypatch, capfd):
+    """By JAX's own events, steps 2 and later compile nothing, not even a small host-side operation.
+
+    By its transfer guard they give programs a stated number of arrays and numbers of the host. (On a CPU, where devices
+    have the host's memory, the guard does not see transfers to the host.)
+    """
     run, config, corpus, problems = in_process
     compilations: list[int] = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -162,18 +175,29 @@ def test_nothing_compiles_after_the_first_step(in_process, monkeypatch):
         )
     )
     per_step: dict[str, list[int]] = {}
-    write = rl_stage.MetricsWriter.write
+    transfers, rounds = list[int](), list[int]()
+    write, metrics = rl_stage.MetricsWriter.write, RolloutEngine.metrics
 
     def counting(self, step, values):
         per_step.setdefault(self.path.parent.name, []).append(len(compilations))
+        transfers.append(capfd.readouterr().err.count("host-to-device transfer"))
         write(self, step, values)
 
+    def counting_rounds(self):
+        rounds.append(self.counts.rounds)
+        return metrics(self)
+
     monkeypatch.setattr(rl_stage.MetricsWriter, "write", counting)
+    monkeypatch.setattr(RolloutEngine, "metrics", counting_rounds)
     base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
     rewards = zero_rules(config.rewards)
-    with jax.numpy_rank_promotion("raise"):  # arrays of other ranks are broadcast by hand, so that none is by mistake
+    # Arrays of other ranks are broadcast by hand, so that none is by mistake.
+    with jax.numpy_rank_promotion("raise"), jax.transfer_guard_host_to_device("log"):
         rl(run.stage("rl"), config.rl, base, problems, rewards)
     jax.monitoring.clear_event_listeners()
+    assert len(rounds) == 4
+    for made, of_rounds in zip(transfers[-3:], rounds[1:], strict=True):
+        assert 0 < made <= TRANSFERS_OF_ROUND * of_rounds + TRANSFERS_OF_STEP
     assert compilations, "the listener saw nothing at all"
     for name, counts in per_step.items():
         assert len(counts) == 4
@@ -272,6 +296,7 @@ def in_bfloat16(in_process):
     return run, start_pretrain, start_rl
 
 
+@pytest.mark.slow
 def test_masters_resume_with_the_same_bits(in_bfloat16):
     """From the checkpoint of the second step, with the optimizer in the hosts' memory as the first run has not."""
     run, start_pretrain, start_rl = in_bfloat16
