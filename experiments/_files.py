@@ -9,8 +9,8 @@ from typing import Any
 from etils import epath
 
 from experiments._inputs import Inputs, Problems, held_out_count, split_held_out
-from r1jax.config import JsonlConfig, SamplingConfig
-from r1jax.data.feeds import Records, ensure_records, numbered, write_problems
+from r1jax.config import JsonlConfig, RLConfig, SamplingConfig
+from r1jax.data.feeds import Records, ensure_records, numbered, problem_batches, write_problems
 from r1jax.data.jsonl import read_problems
 from r1jax.data.sources import Source, alternate
 from r1jax.data.tasks import Task, text_task
@@ -27,6 +27,7 @@ from r1jax.stages.preferences import written_preferences
 from r1jax.types import Problem
 
 OWN = {"arithmetic", "countdown"}  # generators of problems in plain text
+ENDLESS = 100_000  # problems of a fork's task that does not say how many are asked
 TASK, FILE, REQUESTS = "problems", "math", "requests"  # the task; the sources of a file, and of R1's chat requests
 
 
@@ -56,24 +57,33 @@ def zero_inputs(run: Run, config: Any, stack: ExitStack) -> Inputs:
         require_room(task, read_problems(config.train, FILE), config.rl.sampling)
     trained = Records(TASK, "train", config.rl.num_prompts, sources(config, config.train))
     [records] = ensure_records([trained], run.seed, run.workdir / "data")
+    require_batches(records, config)
     task = replace(task, validation=validation)
     return Inputs(task, lambda run: directory, records, asked, make_rules(config, stack))
 
 
 def task_inputs(run: Run, config: Any, problems: Problems, rewards: Mapping[str, Reward]) -> Inputs:
     """Those of a fork's own task: `config` is a `r1_zero.TaskConfig`."""
-    directory = absolute(config.base.path)
+    directory, count = absolute(config.base.path), config.rl.num_prompts
     task = text_task(TASK, directory / "tokenizer", problems, config.prompt)
     asked, trained = (
-        numbered(islice(problems(split, run.seed), count), f"the task's {split} problems")
-        for split, count in (("test", held_out_count(config)), ("train", config.rl.num_prompts))
+        numbered(islice(problems(split, run.seed), most), f"the task's {split} problems")
+        for split, most in (("test", held_out_count(config)), ("train", count or ENDLESS))
     )
+    if count is None and len(trained) == ENDLESS:
+        raise UsageError(f"the task has {ENDLESS:,} problems or more: set RLConfig.num_prompts to how many are asked")
     asked, validation = split_held_out(asked, config)
     require_room(task, asked, config.evaluate.sampling)
     require_room(task, [*trained, *validation], config.rl.sampling)
     records = write_problems(trained, TASK, run.workdir / "data")
+    require_batches(records, config)
     task = replace(task, validation=validation)
     return Inputs(task, lambda run: directory, records, asked, lambda _: dict(rewards))
+
+
+def require_batches(records: epath.Path, config: Any) -> None:
+    """Raises UsageError where there are fewer problems than a step of RL asks: at the start, not when RL begins."""
+    problem_batches(records, max(s.prompts_per_step for s in vars(config).values() if isinstance(s, RLConfig)), 0)
 
 
 def require_room(task: Task, problems: Sequence[Problem], sampling: SamplingConfig) -> None:

@@ -6,8 +6,9 @@ python -m r1jax run r1_zero_math --dry_run  # prints memory and programs on thes
 
 Run so far with tiny random bases only: no time or accuracy of a published base can be stated.
 
-For another base or other files, set --set BaseConfig.path="'…'", --set train/JsonlConfig.path="'…'" and the same with
-held_out/. For files whose columns are not GSM8K's: --gin algorithm/grpo.gin --gin scale/math.gin --gin data/math.gin.
+Another base and other files: --set BaseConfig.path=… --set train/JsonlConfig.path=… --set held_out/JsonlConfig.path=…,
+with --set JsonlConfig.answer_form=plain where the column `answer` is the answer alone. For columns that are not
+GSM8K's: --gin algorithm/grpo.gin --gin scale/math.gin --gin data/math.gin.
 """
 
 from experiments.r1_zero import Config, run

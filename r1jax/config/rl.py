@@ -109,7 +109,7 @@ class RLConfig:
       prompts_per_step: prompts of a rollout.
       group_size: responses to each prompt.
       minibatches_per_rollout: parts of a rollout, with an update on each.
-      num_prompts: size of the generated set of prompts.
+      num_prompts: problems that prompts are made of; None: each line of the files, or all problems of a fork's task.
       epochs_per_rollout: times that each minibatch is trained on.
       row_tokens: tokens of a packed row, at least the longest prompt with its response; None: a row for each response.
         Two to four times that length leaves little of a row empty where responses differ in length.
@@ -133,7 +133,7 @@ class RLConfig:
     prompts_per_step: int
     group_size: int
     minibatches_per_rollout: int
-    num_prompts: int
+    num_prompts: int | None = None
     epochs_per_rollout: int = 1
     row_tokens: int | None = None
     microbatch_rows: int | None = None
@@ -173,17 +173,17 @@ class RLConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
-        require_positive(self, "steps", "prompts_per_step", "group_size", "minibatches_per_rollout", "num_prompts")
+        require_positive(self, "steps", "prompts_per_step", "group_size", "minibatches_per_rollout")
         require_positive(self, "epochs_per_rollout", "reference_refresh_updates", "max_generation_batches")
         require_positive(self, "save_every", "log_samples_every")
-        for name in ("row_tokens", "microbatch_rows"):
+        for name in ("num_prompts", "row_tokens", "microbatch_rows"):
             if getattr(self, name) is not None:
                 require_positive(self, name)
         require_positive(self.sampling, "temperature", why=": RL needs the log-probabilities of what was drawn")
         needed, samples = self.prompts_per_step * self.max_generation_batches, self.prompts_per_step * self.group_size
         if self.group_size == 1:
             raise ValueError("group_size is 1, expected 2 or more: an advantage compares the responses to a prompt")
-        if self.num_prompts < needed:
+        if self.num_prompts is not None and self.num_prompts < needed:
             raise ValueError(
                 f"num_prompts is {self.num_prompts}, expected at least prompts_per_step * max_generation_batches"
                 f" ({needed}): a step would draw the same responses to the same prompt twice"

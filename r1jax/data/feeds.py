@@ -15,6 +15,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
+from r1jax.data.jsonl import read_problems
 from r1jax.data.sources import Source, fingerprint
 from r1jax.errors import RunError, UsageError
 from r1jax.parallel.hosts import broadcast_from_main, is_main_process
@@ -26,12 +27,27 @@ NO_THREADS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # records
 
 @dataclass(frozen=True)
 class Records:
-    """`examples` of one split of the seqio task named `task`, or of a mixture of `sources` that is given this name."""
+    """`examples` of one split of the seqio task named `task`, or of a mixture of `sources` that is given this name.
+
+    `examples` None: as many as the sources' files have lines.
+    """
 
     task: str
     split: str
-    examples: int
+    examples: int | None
     sources: tuple[Source, ...] = ()
+
+    def counted(self) -> "Records":
+        """The same with a number of examples. Raises UsageError where none is given and a source has no end."""
+        if self.examples is not None:
+            return self
+        files = [source.file for source in self.sources if source.file is not None]
+        if not files or len(files) < len(self.sources):
+            raise UsageError(
+                f"RLConfig.num_prompts is not set, but '{self.task}' has generated problems, of which there is no end:"
+                " set it to how many are asked"
+            )
+        return replace(self, examples=sum(len(read_problems(file, self.task)) for file in files))
 
     def file_name(self, seed: int) -> str:
         """Unique to the contents: it hashes the sources. Raises UsageError when a source can't be read."""
@@ -43,8 +59,10 @@ def ensure_records(wanted: Sequence[Records], seed: int, folder: epath.Path) -> 
     """Writes the ArrayRecords that `folder` lacks, and returns the paths of all, in the order of `wanted`.
 
     A subprocess writes them, so that TensorFlow's memory and threads end with it. Source files are read before that:
-    raises UsageError for a line that isn't a problem, and RunError when the subprocess fails.
+    raises UsageError for a line that isn't a problem and for a number that is not known, and RunError when the
+    subprocess fails.
     """
+    wanted = [records.counted() for records in wanted]
     paths = [folder / r.file_name(seed) for r in wanted]
     broadcast_from_main("records", lambda: write_missing(wanted, paths, seed, folder))
     return paths

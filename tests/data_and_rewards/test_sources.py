@@ -238,11 +238,23 @@ def made(tmp_path_factory) -> dict[str, epath.Path]:
         lines = [{"question": f"{i}.{j}", "answer": j} for j in range(5)]
         sources.append(Source("small", file=JsonlConfig(write_lines(folder / f"{i}.jsonl", *lines))))
     wanted = [Records("both", "train", 60, tuple(sources)), Records("one", "test", 10, (sources[0],))]
+    wanted += [Records("whole", "train", None, (sources[0],))]
     wanted += [MATH] if GSM8K.exists() else []
     paths = ensure_records(wanted, SEED, epath.Path(folder))
     assert ensure_records(wanted, SEED, epath.Path(folder)) == paths  # a second call writes nothing
     assert not list(folder.glob("*.partial"))
     return {r.task: path for r, path in zip(wanted, paths, strict=True)}
+
+
+def test_without_a_number_each_line_of_a_file_is_asked_once(made):
+    found = [row["question"] for row in records(made["whole"], None)]
+    assert sorted(found) == [f"0.{j}" for j in range(5)]
+
+
+def test_without_a_number_generated_problems_are_refused():
+    for sources in ((), (Source("countdown"),)):
+        with pytest.raises(UsageError, match="RLConfig.num_prompts is not set"):
+            Records("mix", "train", None, sources).counted()
 
 
 @needs_gsm8k

@@ -234,6 +234,14 @@ def test_a_documented_task_on_an_import_and_on_another_runs_stage(tmp_path, impo
     assert base["content"] == json.loads((tmp_path / "run" / "rl" / "complete.json").read_text())["content"]
 
 
+def test_a_task_without_an_end_needs_a_number_of_problems(tmp_path, imported, capsys, monkeypatch):
+    monkeypatch.setattr("experiments._files.ENDLESS", 40)
+    arguments = [*write_task(tmp_path / "fork", imported), "--set", "RLConfig.num_prompts=None"]
+    status, _, err = command(capsys, *arguments, "--workdir", str(tmp_path / "run"))
+    assert status == 2 and "40 problems or more: set RLConfig.num_prompts" in err, err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [

@@ -11,6 +11,7 @@ from r1jax.config import JsonlConfig, PromptConfig, RewardConfig, SamplingConfig
 from r1jax.data.tasks import TASKS
 from r1jax.errors import UsageError
 from r1jax.paths import absolute
+from tests.shared.configs import rl_config
 
 TASK = TASKS["running_sum"]
 
@@ -44,6 +45,13 @@ def test_prompts_that_are_too_long_are_counted_before_the_first_step():
     with pytest.raises(UsageError) as error:
         _files.require_room(TASK, problems, SamplingConfig(max_prompt_tokens=lengths[0] - 1, max_new_tokens=8))
     assert "4 of 4" in str(error.value) and str(lengths[-1]) in str(error.value)
+
+
+def test_fewer_problems_than_a_step_asks_are_refused_before_the_first(toy_records):
+    records = toy_records[TASK.prompts]  # 16
+    _files.require_batches(records, SimpleNamespace(rl=rl_config(prompts_per_step=16, num_prompts=None)))
+    with pytest.raises(UsageError, match="16 problems, expected 17 or more: lower prompts_per_step"):
+        _files.require_batches(records, SimpleNamespace(rl=rl_config(prompts_per_step=17, num_prompts=None)))
 
 
 @pytest.mark.parametrize("missing, command", [("checkpoints/base", "SOURCE {}"), ("owner/model", "owner/model DEST")])

@@ -25,7 +25,7 @@ from tests.shared.small_run import r1jax
 
 PROMPT, NEW, STEPS, ROWS = 128, 6, 3, 4
 NUMBERS = {
-    "RLConfig.steps": STEPS, "RLConfig.prompts_per_step": 2, "RLConfig.group_size": 2, "RLConfig.num_prompts": 8,
+    "RLConfig.steps": STEPS, "RLConfig.prompts_per_step": 2, "RLConfig.group_size": 2,
     "RLConfig.save_every": 2, "SamplingConfig.max_prompt_tokens": PROMPT, "SamplingConfig.max_new_tokens": NEW,
     "RLConfig.row_tokens": None, "RLConfig.microbatch_rows": ROWS, "RLConfig.log_samples_every": 1,
     "rl/OptimizerConfig.mtp": "'off'", "EngineConfig.slots": 4, "EngineConfig.prefill_rows": 2,
