@@ -13,7 +13,7 @@ from r1jax.data.published_tokenizer import FILES, read_json
 from r1jax.errors import UsageError
 from r1jax.paths import absolute
 
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+HUB_ID = re.compile(r"(?!runs/|checkpoints/)\w[\w.-]*/\w[\w.-]*")  # those two are directories of this project
 DESCRIPTION = ["config.json", *FILES]
 WEIGHTS = [INDEX, SINGLE, "model-*.safetensors"]  # not the second copies that some models have under other names
 
@@ -43,20 +43,21 @@ def download(name: str, revision: str | None, *, mtp: bool) -> epath.Path:
 
 
 def snapshot(name: str, revision: str | None, files: list[str]) -> epath.Path:
+    """The directory of some files of a model. Raises UsageError, without the traceback of the Hub's client."""
     from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download  # imports a web client: many commands never need it
 
     try:
         return epath.Path(snapshot_download(name, revision=revision, allow_patterns=files))
-    except hub.GatedRepoError as error:
+    except hub.GatedRepoError:
         say = f"is gated: accept its terms at https://huggingface.co/{name}, then `hf auth login` or set HF_TOKEN"
-        raise UsageError(f"{name} {say}") from error
-    except hub.RevisionNotFoundError as error:
-        raise UsageError(f"{name} has no revision {revision!r}: set --revision to a branch, tag or commit") from error
-    except (hub.RepositoryNotFoundError, hub.HFValidationError) as error:
-        say = "is neither a path here nor a model on the Hub: check its name; private models need `hf auth login`"
-        raise UsageError(f"{name} {say}") from error
+        raise UsageError(f"{name} {say}") from None
+    except hub.RevisionNotFoundError:
+        raise UsageError(f"{name} has no revision {revision!r}: set --revision to a branch, tag or commit") from None
+    except (hub.RepositoryNotFoundError, hub.HFValidationError):
+        say = f"there is no {absolute(name)}, and no model of this name on the Hugging Face Hub"
+        raise UsageError(f"{name}: {say}: check its name; private models need `hf auth login`") from None
     except (hub.HTTPError, hub.LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        say = "is no path here and can't be downloaded from the Hub"
-        raise UsageError(f"{name} {say}: {reason[:200]}; repeat the command to resume") from error
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        say = f"there is no {absolute(name)}, and the Hugging Face Hub can't be asked for a model of this name"
+        raise UsageError(f"{name}: {say}: {reason}; repeat the command to resume a download") from None

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import httpx2
@@ -12,8 +13,10 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
+import r1jax
 from r1jax.cli.main import main
 from r1jax.data.toy.running_sum import TOKENIZER
+from r1jax.errors import UsageError
 from tests.conftest import ROOT
 from tests.shared.checkpoints import export, make_checkpoint, read_tensors
 
@@ -102,7 +105,7 @@ FAILURES = {
     "not found": (lambda: http_error(errors.RepositoryNotFoundError, 404), ["owner/model", "check its name"]),
     "revision": (lambda: http_error(errors.RevisionNotFoundError, 404), ["no revision 'v1'", "--revision"]),
     "name": (lambda: errors.HFValidationError("Repo id must\nuse …"), ["owner/model", "check its name"]),
-    "server": (lambda: http_error(errors.HfHubHTTPError, 503), ["503", "can't be downloaded"]),
+    "server": (lambda: http_error(errors.HfHubHTTPError, 503), ["503", "Hub can't be asked"]),
     "no network": (lambda: errors.LocalEntryNotFoundError("No\nconnection"), ["No connection"]),
     "connection": (lambda: httpx2.ConnectError("[Errno -2] Name not known"), ["Name not known"]),
     "read": (lambda: httpx2.ReadTimeout("slow"), ["slow"]),
@@ -121,6 +124,23 @@ def test_a_failed_download_is_one_line_and_dest_untouched(case, tmp_path, monkey
     assert main(["import-hf", "owner/model", str(tmp_path / "dest"), "--revision", "v1"]) == 2
     assert_one_line(capsys, "owner/model", *says)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("case", ["not found", "no network"])
+def test_a_mistyped_path_of_two_parts_is_one_error_with_both_readings(case, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise FAILURES[case][0]()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(UsageError) as raised:
+        r1jax.load("models/qwem")
+    assert f"there is no {tmp_path / 'models' / 'qwem'}" in str(raised.value)
+    assert "Hugging Face Hub" in str(raised.value) and "\n" not in str(raised.value)
+    assert "httpx" not in "".join(traceback.format_exception(raised.value))  # what a notebook shows
+    for path in ("runs/r1_zer0", "runs/r1_zero/rl", "checkpoints/qwem"):  # the Hub is not asked
+        with pytest.raises(UsageError, match=f"no checkpoint at {tmp_path / path}: expected a stage's directory"):
+            r1jax.load(path)
 
 
 def test_an_unsupported_model_is_refused_before_its_weights_are_downloaded(hub, tmp_path, monkeypatch, capsys):
