@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from r1jax.cli.devices import find_devices
+from r1jax.cli.devices import find_devices, set_defaults
 from r1jax.config import (
     EngineConfig,
     LossConfig,
@@ -35,7 +35,7 @@ from r1jax.parallel.layout import make_layout
 from r1jax.paths import absolute
 from r1jax.rewards.rules import Reward, RewardFunction
 from r1jax.rollout.advantages import AdvantageFunction, broadcast_advantages, compute_advantages
-from r1jax.rollout.engine import RolloutEngine
+from r1jax.rollout.engine import RolloutEngine, bucket
 from r1jax.rollout.packing import BatchShape, batch_shape, fill_rows
 from r1jax.runs.hugging_face import imported, is_published
 from r1jax.runs.policy import Policy, load_policy
@@ -77,6 +77,7 @@ def load(source: str | epath.Path, *, prompt: PromptConfig | None = None, mesh: 
       UsageError: there is no such checkpoint or model, or it has no tokenizer or chat template that `prompt` needs.
       RunError: the checkpoint can't be read.
     """
+    set_defaults()
     find_devices()
     layout = make_layout(MeshConfig(data=1), devices=jax.local_devices()[:1]) if mesh is None else make_layout(mesh)
     policy = load_policy(imported(source, Progress()) if is_published(source) else absolute(source), layout)
@@ -98,18 +99,18 @@ def logits(policy: Policy, prompts: Sequence[str | Sequence[int]]) -> list[np.nd
       UsageError: a prompt is empty or longer than the model's max_position_embeddings, or has an unknown id.
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    written = [policy.encode(p) if isinstance(p, str) else list(p) for p in prompts]
+    written = [require_ids(policy, policy.encode(p) if isinstance(p, str) else p) for p in prompts]
     run, rows = programs.make_logits(policy.layout, policy.model), policy.layout.round_up(1)
-    found: list[np.ndarray] = []
-    for start in range(0, len(written), rows):
-        part = [
-            Sample(Problem(0, "", "", ""), tokens=require_ids(policy, ids)) for ids in written[start : start + rows]
-        ]
-        shape = BatchShape(rows, max(len(sample.tokens) for sample in part), 1, 1)
-        batch = fill_rows([[[untrained(sample)]] for sample in part], shape)
+    found: dict[int, np.ndarray] = {}
+    order = sorted(range(len(written)), key=lambda i: len(written[i]))  # so that prompts of a batch are of one bucket
+    for start in range(0, len(order), rows):
+        part = order[start : start + rows]
+        samples = [untrained(Sample(Problem(0, "", "", ""), tokens=written[i])) for i in part]
+        longest = bucket(len(written[part[-1]]), policy.model.max_position_embeddings)  # a program for each bucket
+        batch = fill_rows([[[sample]] for sample in samples], BatchShape(rows, longest, 1, 1))
         logits_BTV = jax.device_get(run(policy.weights, policy.layout.put_batch(batch)))
-        found += [logits_BTV[row, : len(sample.tokens)] for row, sample in enumerate(part)]
-    return found
+        found |= {i: logits_BTV[row, : len(written[i])] for row, i in enumerate(part)}
+    return [found[i] for i in range(len(written))]
 
 
 def sample(
@@ -131,9 +132,11 @@ def sample(
       the response was cut off.
 
     Raises:
-      UsageError: a prompt is empty, prompt and response are longer than the model's max_position_embeddings, there is
-        no such field, or the policy has no tokenizer for text.
+      UsageError: n is below 1, a prompt is empty, prompt and response are longer than the model's
+        max_position_embeddings, there is no such field, or the policy has no tokenizer for text.
     """
+    if n < 1:
+        raise UsageError(f"n is {n}, expected 1 or more responses to each prompt")
     prompts = [prompts] if isinstance(prompts, str) else prompts
     asked = [(problem_of(i, prompt), prompt_ids(policy, prompt)) for i, prompt in enumerate(prompts)]
     if not asked:
@@ -310,7 +313,7 @@ def train(
 def own_task(policy: Policy, prompt: PromptConfig | None = None) -> Task:
     """The policy's tokenizer, and how questions are asked: as `Policy.ask` does where `prompt` is None."""
     policy.require_tokenizer()
-    prompt = prompt or PromptConfig("chat" if policy.keeps_turns else "plain")
+    prompt = prompt or policy.template
     directory = getattr(policy.tokenizer, "directory", None)
     if directory is None:
         raise UsageError("the policy's task has its own tokenizer and prompt: leave `prompt` out")
@@ -385,6 +388,11 @@ def one_update(
         raise UsageError("there are no samples: give one or more")
     asked, said = max(s.prompt_length for s in samples), max(len(s.response_tokens) for s in samples)
     config = checked(SamplingConfig, {"max_prompt_tokens": asked, "max_new_tokens": max(said, 1)} | dict(sampling))
+    if config.temperature == 0:
+        raise UsageError(
+            "temperature is 0, expected more than 0: greedy decoding draws from no distribution. Set temperature=1.0 to"
+            " score by the model's own"
+        )
     if asked > config.max_prompt_tokens or said > config.max_new_tokens:
         raise UsageError(
             f"a sample has {asked} tokens of a prompt or {said} of a response, expected at most max_prompt_tokens"

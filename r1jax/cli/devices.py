@@ -1,4 +1,4 @@
-"""How commands start JAX and find devices. JAX is imported inside the functions, so that `--help` is quick."""
+"""How commands and the library start JAX and find devices. JAX is imported in functions, so that `--help` is quick."""
 
 import contextlib
 import ctypes
@@ -12,15 +12,38 @@ from pathlib import Path
 from typing import Any
 
 
-def start_jax(*, cpu_only: bool = False) -> None:
-    """Enables the compilation cache (JAX_COMPILATION_CACHE_DIR moves it) and silences libraries that log to stderr.
+def use_gcsfs() -> None:
+    """Has gs:// paths go through gcsfs, before the first path is made: TensorFlow would take memory and threads.
 
-    `cpu_only` is for commands that need no accelerator: JAX then takes none, and does not load libtpu.
+    Listings are not cached, because other hosts write to the directories that this one lists.
+    """
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    os.environ.setdefault("FSSPEC_GCS", '{"use_listings_cache": false}')
+
+
+def set_defaults() -> None:
+    """What commands and the library have in common: gcsfs, quiet libraries, and the compilation cache.
+
+    JAX_COMPILATION_CACHE_DIR, or jax_compilation_cache_dir in a notebook, moves the cache.
     """
     import jax
     from absl import logging
 
+    use_gcsfs()
     logging.set_verbosity(logging.FATAL)  # Orbax logs its options at each checkpoint, and errors that it raises
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "r1jax" / "xla"))
+
+
+def start_jax(*, cpu_only: bool = False) -> None:
+    """`set_defaults`, and what is for a process that is the command's own: hooks, and how memory is reused.
+
+    `cpu_only` is for commands that need no accelerator: JAX then takes none, and does not load libtpu.
+    """
+    import jax
+
+    set_defaults()
     py_logging.getLogger("asyncio").setLevel(py_logging.CRITICAL)  # futures that nobody waits for after a failure
     # A restore that fails leaves reads of other arrays, which fail as well, as coroutines that nobody waits for.
     sys.unraisablehook = lambda raised: (
@@ -31,9 +54,6 @@ def start_jax(*, cpu_only: bool = False) -> None:
         jax.config.update("jax_platforms", "cpu")
     if cpu_only or not has_device_file("accel*", "vfio/*", "nvidia*"):
         keep_freed_memory()
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "r1jax" / "xla"))
 
 
 def has_device_file(*patterns: str) -> bool:

@@ -7,13 +7,13 @@ Exit status: 0 on success, 1 on failure, 2 on a usage or config error, 75 when s
 """
 
 import argparse
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
 from r1jax.cli import bench, chat, evaluate, experiments, export_hf, generate, import_hf, report, run
+from r1jax.cli.devices import use_gcsfs
 from r1jax.errors import Preempted, RunError, UsageError
 
 COMMANDS = {
@@ -26,10 +26,7 @@ TEMPORARY_FAILURE = 75  # os.EX_TEMPFAIL, which Windows lacks
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status; an error is one line on stderr."""
     args = make_parser().parse_args(argv)
-    # gs:// paths go through gcsfs: TensorFlow would take memory and threads. Listings are not cached, because other
-    # hosts write to the directories that this one lists.
-    os.environ.setdefault("EPATH_USE_TF", "false")
-    os.environ.setdefault("FSSPEC_GCS", '{"use_listings_cache": false}')
+    use_gcsfs()
     status, error = 0, None
     try:
         args.command(args)

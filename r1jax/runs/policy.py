@@ -69,6 +69,12 @@ class Policy:
         return self.tokenizer.encode(self.tokenizer.chat(worded))
 
     @property
+    def template(self) -> PromptConfig:
+        """How questions are asked: as in training; else by the tokenizer's chat template, or by the question alone."""
+        trained = self.task.template if self.task else None
+        return trained or PromptConfig("chat" if self.keeps_turns else "plain")
+
+    @property
     def keeps_turns(self) -> bool:
         """Whether a conversation's earlier turns are part of a prompt: where it is in the tokenizer's chat template."""
         if self.task is not None:
@@ -90,12 +96,9 @@ def load_environments(name: str | None, policy: Policy, template: PromptConfig |
         raise UsageError(f"--environment is '{name}', expected MODULE:NAME of a callable: {error}") from error
     if policy.tokenizer is None:
         raise UsageError("the checkpoint has no tokenizer, which --environment needs: import it with one")
-    template = (
-        template or (policy.task and policy.task.template) or PromptConfig("chat" if policy.keeps_turns else "plain")
-    )
     if not isinstance(policy.tokenizer, PublishedTokenizer):
         return Environments(make, policy.tokenizer.encode_plain)
-    return Environments(make, observation_encoder(policy.tokenizer, template))
+    return Environments(make, observation_encoder(policy.tokenizer, template or policy.template))
 
 
 # Fields that say how a model is computed and stored: a run may set them otherwise than the checkpoint it starts from.
