@@ -94,6 +94,7 @@ def compact(stage: str, line: bytes) -> dict[str, Any]:
             "reward": short(row.get("reward")),
             "rewards": rewards,
             "finished": bool(row.get("finished")),
+            "trained": row.get("trained"),  # None: an evaluation's
         }
         if row.get("turns"):
             parts = [(clip(turn["text"]), clip(turn.get("observation") or "")) for turn in row["turns"]]

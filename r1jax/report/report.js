@@ -255,6 +255,7 @@ function answer(text) {
 function sampleCard(sample) {
   const card = element("div", "card");
   const where = [words(sample.stage), sample.step === null ? "" : `step ${sample.step}`, words(sample.source)];
+  if (sample.trained === false) where.push("left out of training");
   const question = element("div", "question", sample.question);
   if ("accuracy" in sample.rewards) question.append(element("span", "soft", ` = ${sample.answer}`));
   const text = element("div", "text");
@@ -290,6 +291,7 @@ function startBrowser() {
     && (!form.low.value || (sample.reward !== null && sample.reward >= +form.low.value))
     && (!form.high.value || (sample.reward !== null && sample.reward <= +form.high.value))
     && (!form.verdict.value || verdict(sample) === form.verdict.value)
+    && (!form.trained.value || String(sample.trained) === form.trained.value)
     && `${sample.question}\n${textOf(sample)}`.toLowerCase().includes(form.text.value.toLowerCase());
   const update = () => {
     const found = data.samples.filter(passes);

@@ -417,7 +417,7 @@ class RLLog:
         values["seconds_left"] = self.progress.seconds_left(step)
         values |= {**others, "memory_gib": memory_in_use(layout) / GIB}
         if step % self.config.log_samples_every == 0:
-            self.samples.write(step, [s for group in rollout.groups for s in group])
+            self.samples.write(step, rollout.drawn, trained=rollout.groups)
         self.metrics.write(step, values)
         self.warn(rollout.groups)
         self.progress.step(step, {name: values[name] for name in self.SHOWN if name in values})

@@ -22,7 +22,7 @@ from r1jax.paths import in_bucket, read_json
 from r1jax.telemetry.files import named, write_atomically
 
 Rows = Sequence[Mapping[str, Any]]
-COLUMNS = ("question", "text", "reward", "rewards", "tokens", "finish_reason")  # of a table of samples
+COLUMNS = ("question", "text", "reward", "rewards", "trained", "tokens", "finish_reason")  # of a table of samples
 
 
 class Logger(Protocol):
@@ -34,7 +34,7 @@ class Logger(Protocol):
 
 
 @dataclass(frozen=True)
-class StageRun:
+class TrackedStage:
     """A stage as a tracker knows it: the project, its name there, an id that sessions share, and its config.json."""
 
     directory: epath.Path
@@ -44,10 +44,11 @@ class StageRun:
 
     @property
     def name(self) -> str:
-        return f"{self.group}/{self.directory.name}"
+        return f"{self.run_name}/{self.directory.name}"
 
     @property
-    def group(self) -> str:
+    def run_name(self) -> str:
+        """The name of the run's directory, whose stages trackers show as one group."""
         return self.directory.parent.name
 
     def config(self) -> dict[str, Any]:
@@ -61,18 +62,18 @@ class TensorBoard:
     They are written here, not by tensorboardX's thread: it ends when the disk is full, and then `add_scalar` blocks.
     """
 
-    def __init__(self, run: StageRun):
+    def __init__(self, stage: TrackedStage):
         # Takes seconds: tensorboardX imports torch and Google's storage client where they are installed.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.summary import scalar
 
-        self.event, self.scalar, self.directory = Event, scalar, run.directory / "tensorboard"
+        self.event, self.scalar, self.directory = Event, scalar, stage.directory / "tensorboard"
         with named(self.directory):
             self.directory.mkdir(exist_ok=True)
             self.writer = EventsWriter(str(self.directory / "events"))
             start = SessionLog(status=SessionLog.START)
-            self.writer.write_event(Event(step=run.first_step, wall_time=time.time(), session_log=start))
+            self.writer.write_event(Event(step=stage.first_step, wall_time=time.time(), session_log=start))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         event = self.event(step=step, wall_time=time.time())
@@ -93,16 +94,16 @@ class TensorBoard:
 class WandB:
     """Weights & Biases; a run's stages are one group. A kill loses what its own process has not written yet."""
 
-    def __init__(self, run: StageRun):
+    def __init__(self, stage: TrackedStage):
         os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "0.5")  # seconds; 15 by default
         self.wandb = require("wandb")
-        local = None if in_bucket(run.directory) else str(run.directory)
+        local = None if in_bucket(stage.directory) else str(stage.directory)
         self.run = self.wandb.init(
-            project=run.project,
-            id=run.id,
-            name=run.name,
-            group=run.group,
-            config=run.config(),
+            project=stage.project,
+            id=stage.id,
+            name=stage.name,
+            group=stage.run_name,
+            config=stage.config(),
             resume="allow",
             dir=local,
         )
@@ -121,17 +122,17 @@ class WandB:
 class MLflow:
     """MLflow; the project is its experiment. Samples are artifacts, a table for each step that logs some."""
 
-    def __init__(self, run: StageRun):
+    def __init__(self, stage: TrackedStage):
         self.mlflow = require("mlflow")
         self.client = self.mlflow.MlflowClient()
-        experiment = self.mlflow.set_experiment(run.project).experiment_id
-        found = self.client.search_runs([experiment], f"tags.r1jax_id = '{run.id}'")
+        experiment = self.mlflow.set_experiment(stage.project).experiment_id
+        found = self.client.search_runs([experiment], f"tags.r1jax_id = '{stage.id}'")
         if found:
             self.id = found[0].info.run_id
             self.client.update_run(self.id, "RUNNING")
         else:
-            self.id = self.client.create_run(experiment, run_name=run.name, tags={"r1jax_id": run.id}).info.run_id
-            self.client.log_dict(self.id, run.config(), "config.json")
+            self.id = self.client.create_run(experiment, run_name=stage.name, tags={"r1jax_id": stage.id}).info.run_id
+            self.client.log_dict(self.id, stage.config(), "config.json")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         now, metric = int(time.time() * 1000), self.mlflow.entities.Metric
@@ -150,10 +151,14 @@ class MLflow:
 class Trackio:
     """Trackio, which finds the run of an earlier session by its name: that has the id in it."""
 
-    def __init__(self, run: StageRun):
+    def __init__(self, stage: TrackedStage):
         self.trackio = require("trackio")
         self.run = self.trackio.init(
-            project=run.project, name=f"{run.name}-{run.id}", group=run.group, config=run.config(), resume="allow"
+            project=stage.project,
+            name=f"{stage.name}-{stage.id}",
+            group=stage.run_name,
+            config=stage.config(),
+            resume="allow",
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -169,7 +174,7 @@ class Trackio:
         self.run.finish()
 
 
-TRACKERS: dict[str, Callable[[StageRun], Logger]] = {"wandb": WandB, "mlflow": MLflow, "trackio": Trackio}
+TRACKERS: dict[str, Callable[[TrackedStage], Logger]] = {"wandb": WandB, "mlflow": MLflow, "trackio": Trackio}
 
 
 def columns(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,7 +183,7 @@ def columns(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: flat[name] for name in COLUMNS}
 
 
-class Once:
+class OncePerStep:
     """Gives a tracker, which can't take back what it has, each step once: a resumed run makes some steps again.
 
     `loggers.json` in the stage's directory holds the tracker's id of the stage and the last steps that it was given.
@@ -190,7 +195,7 @@ class Once:
         self.state = known.get(tracker) or {"id": uuid.uuid4().hex[:8], "metrics": -1, "samples": -1}
         self.keep()
         with self.calling():
-            self.logger = TRACKERS[tracker](StageRun(directory, project, self.state["id"], first_step))
+            self.logger = TRACKERS[tracker](TrackedStage(directory, project, self.state["id"], first_step))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self.once("metrics", step, lambda: self.logger.log(step, values))
@@ -247,8 +252,8 @@ def require_loggers(names: Sequence[str]) -> None:
 def open_loggers(names: Sequence[str], project: str, directory: epath.Path, first_step: int) -> list[Logger]:
     """The loggers of a stage, on the main process. What a run from `first_step` on makes again is logged once."""
     return [
-        TensorBoard(StageRun(directory, project, "", first_step))
+        TensorBoard(TrackedStage(directory, project, "", first_step))
         if name == "tensorboard"
-        else Once(name, directory, project, first_step)
+        else OncePerStep(name, directory, project, first_step)
         for name in names
     ]

@@ -15,6 +15,8 @@ from r1jax.telemetry.files import append, write_atomically
 from r1jax.telemetry.loggers import Logger
 from r1jax.types import Sample
 
+Groups = Sequence[Sequence[Sample]]  # the samples to each prompt
+
 
 class RowWriter:
     """Appends rows of a step. On opening, it drops the rows that an interrupted run wrote from `first_step` on."""
@@ -62,8 +64,10 @@ class SamplesWriter(RowWriter):
         super().__init__(directory / "samples.jsonl", first_step)
         self.metrics = metrics
 
-    def write(self, step: int, samples: Sequence[Sample]) -> None:
-        rows = [sample_row(sample) for sample in samples]
+    def write(self, step: int, drawn: Groups, trained: Groups) -> None:
+        """Writes the samples of all groups that were `drawn`; `trained` are the groups of them that are trained on."""
+        learnt = {id(sample) for group in trained for sample in group if sample.valid}
+        rows = [sample_row(sample) | {"trained": id(sample) in learnt} for group in drawn for sample in group]
         self.append(step, rows)
         for logger in self.metrics.loggers:
             logger.log_samples(step, rows)

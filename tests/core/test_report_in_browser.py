@@ -33,6 +33,7 @@ def write_rl_run(workdir: Path, seed: int = 0) -> Path:
         sample(f"{step} + 1", "sums", accuracy=float(step > 20)) | {"step": step, "reward": 1.0} for step in STEPS
     ]
     samples[0] |= {"turns": TURNS}
+    samples[1] |= {"trained": False}
     write_stage(workdir, "rl", "rl", {"base": "base"}, {"steps": 40}, metrics=rows, samples=samples)
     write_stage(workdir, "evaluate_rl", "evaluate", {"checkpoint": "rl"}, BETTER)
     return workdir
@@ -152,6 +153,9 @@ def test_the_sample_browser_filters(run_page):
         assert fill(page, high="0.5") == 0
         assert fill(page, high="", verdict="", first="", last="", text="tool says") == 1
         assert text(page, "#report-browser .observed") == "the tool says 2"
+        assert fill(page, text="", trained="false") == 1
+        assert "left out of training" in text(page, "#report-browser .card")
+        assert fill(page, trained="", text="tool says") == 1
         assert page("document.querySelector('#report-browser .text details').open") is False  # the thinking
         assert page.errors == []
 

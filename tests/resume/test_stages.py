@@ -426,7 +426,8 @@ def test_groups_without_signal_give_way_to_others(in_process):
         assert row["prompts_run"] in (8, 12, 16)
     samples = read_metrics(directory / "samples.jsonl")
     assert {s["step"] for s in samples} == {2, 4}
-    assert all(s["problem"]["id"] % 2 == 0 for s in samples)
+    assert all((s["problem"]["id"] % 2 == 0) == s["trained"] for s in samples)  # what was replaced is there as well
+    assert len(samples) == 4 * sum(row["prompts_run"] for row in rows if row["step"] in (2, 4))
     rows, _ = run_rl(in_process, "kept", {"varied": varied})
     assert {row["prompts_run"] for row in rows} == {4}
     assert any(row["groups_with_signal"] < 1 for row in rows)
@@ -449,6 +450,7 @@ def test_the_sample_log_says_what_each_output_was_worth(in_process):
     samples = read_metrics(directory / "samples.jsonl")
     assert len(samples) == 16
     of_sample = {"problem", "text", "tokens", "finished", "finish_reason", "rewards", "reward", "valid", "advantage"}
+    of_sample |= {"trained"}
     assert samples[0].keys() == {"step"} | of_sample
     for first in range(0, 16, 4):
         group = samples[first : first + 4]
