@@ -28,6 +28,7 @@ from r1jax.config import (
 from r1jax.rewards.rules import Reward, format_reward
 from r1jax.runs.learned_reward import LearnedReward
 from r1jax.runs.run import Run
+from r1jax.runs.validation import require_validation
 from r1jax.stages.evaluate import evaluate
 from r1jax.stages.rejection import rejection
 from r1jax.stages.reward_model import reward_model
@@ -112,6 +113,9 @@ def train(run: Run, config: Config, inputs: Inputs) -> None:
     def measure(name: str, checkpoint: epath.Path) -> None:
         rewards = rules(0.0) | dict(inputs.watched)
         evaluate(run.stage(f"evaluate_{name}"), config.evaluate, checkpoint, rewards, inputs.held_out)
+
+    for name in ("rl", "reasoning_rl", "rules_rl", "final_rl"):  # none of the held-out problems is for reward models
+        require_validation(name, getattr(config, name), rules(1.0), len(inputs.task.validation))
 
     base = inputs.base(run)
     measure("base", base)

@@ -31,6 +31,7 @@ from r1jax.errors import UsageError
 from r1jax.rewards.rules import Reward
 from r1jax.runs.policy import base_model, base_task
 from r1jax.runs.run import Run
+from r1jax.runs.validation import require_validation
 from r1jax.stages.evaluate import evaluate
 from r1jax.stages.rl import rl
 
@@ -153,6 +154,7 @@ def run_stages(
 ) -> None:
     """The base is evaluated, trained and evaluated again."""
     run = run.with_task(inputs.task)
+    require_validation("rl", config.rl, rewards, len(inputs.task.validation))
     base = inputs.base(run)
     evaluate(run.stage("evaluate_base"), config.evaluate, base, rewards, inputs.held_out)
     r1_zero = rl(run.stage("rl"), config.rl, base, inputs.problems, rewards, **functions)

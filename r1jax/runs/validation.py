@@ -1,6 +1,6 @@
 """Held-out problems between the steps of RL: figures, the best step so far, and when to stop early."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 from statistics import fmean
 
@@ -19,6 +19,25 @@ from r1jax.types import Weights
 PREFIX = "validation_"  # of its metrics
 
 
+def require_validation(name: str, config: RLConfig, rewards: Collection[str], problems: int) -> None:
+    """Raises UsageError where validations of the stage `name` lack held-out problems, or a reward for their metric.
+
+    Experiments call it before their first stage, since they know both; a stage of RL calls it again.
+    """
+    asked, metric = config.validation.num_prompts, config.validation.metric
+    if not config.validation.every:
+        return
+    if problems < asked:
+        raise UsageError(
+            f"{name}: ValidationConfig.num_prompts is {asked}, but there are {problems} held-out problems beside those"
+            " of evaluations: set it or EvaluateConfig.num_prompts lower (an experiment of your own sets"
+            " Task.validation)"
+        )
+    if metric not in (*rewards, "reward"):
+        known = ", ".join([*rewards, "reward"])
+        raise UsageError(f"{name}: ValidationConfig.metric is '{metric}', expected one of {known}")
+
+
 class Validation:
     """Draws responses to the same held-out problems, with the same keys, at every validation.
 
@@ -33,17 +52,7 @@ class Validation:
         if not self.config.every:
             return
         problems = stage.task.validation
-        if len(problems) < self.config.num_prompts:
-            raise UsageError(
-                f"{stage.name}: ValidationConfig.num_prompts is {self.config.num_prompts}, but there are"
-                f" {len(problems)} held-out problems beside those of evaluations: set it or EvaluateConfig.num_prompts"
-                " lower (an experiment of its own sets Task.validation)"
-            )
-        if self.config.metric not in (*rewards, "reward"):
-            raise UsageError(
-                f"{stage.name}: ValidationConfig.metric is '{self.config.metric}', expected one of"
-                f" {', '.join([*rewards, 'reward'])}"
-            )
+        require_validation(stage.name, config, rewards, len(problems))
         encode, prompt = stage.task.tokenizer.encode, stage.task.prompt
         self.asked = [(p, encode(prompt(p.question))) for p in problems[: self.config.num_prompts]]
         self.engine = RolloutEngine(

@@ -18,6 +18,7 @@ from r1jax.sampling.draw import position_key
 from r1jax.stages.rl import rl
 from r1jax.telemetry.metrics import MetricsWriter, read_metrics
 from r1jax.telemetry.progress import Progress
+from tests.shared.command_line import command
 from tests.shared.configs import change
 
 STEPS, SEED = 8, 0
@@ -116,3 +117,17 @@ def test_what_a_validation_lacks_is_said(start):
         start("few", num_prompts=9)
     with pytest.raises(UsageError, match="variety"):
         start("metric", metric="accuracy")
+
+
+@pytest.mark.parametrize("experiment, scope", [("r1_zero", "rl"), ("r1", "final_rl")])
+def test_an_experiment_refuses_a_wrong_metric_before_its_first_stage(experiment, scope, tmp_path, capsys, monkeypatch):
+    def nothing(*_, **__):
+        raise AssertionError("a stage has begun")
+
+    monkeypatch.setattr("experiments._toy.pretrain", nothing)
+    wrong = [f"{scope}/ValidationConfig.{setting}" for setting in ("every=20", "num_prompts=4", "metric=acuracy")]
+    sets = [word for binding in wrong for word in ("--set", binding)]
+    status, _, err = command(capsys, "run", experiment, "--workdir", str(tmp_path / "run"), *sets)
+    assert (status, len(err.strip().splitlines())) == (2, 1), err
+    assert f"{scope}: ValidationConfig.metric is 'acuracy', expected one of accuracy, format" in err
+    assert not (tmp_path / "run").exists()
