@@ -125,7 +125,7 @@ def _build(cls: type, scope: str, bound: set[str], used: set[str]) -> Any:
             used |= {candidate for candidate in (f"{scope}/{name}", name) if candidate in bound}
             value, hint = bindings[field.name], hints[field.name]
             if not configs.fits(value, hint):
-                given = f"{value!r} ({type(value).__name__}), expected {getattr(hint, '__name__', hint)}"
+                given = f"{value!r} ({type(value).__name__}), expected {configs.expected_type(value, hint)}"
                 raise UsageError(f"gin: {name} is {given}: set {scope}/{name} to one")
             values[field.name] = value
         elif dataclasses.is_dataclass(hints[field.name]):

@@ -3,7 +3,7 @@
 A field without a default must be bound: sizes and schedules are choices that no library should make in silence.
 """
 
-from r1jax.config.checks import fits, require_choice, require_positive, require_types
+from r1jax.config.checks import expected_type, fits, require_choice, require_positive, require_types
 from r1jax.config.data import (
     DemonstrationsConfig,
     ExamplesConfig,

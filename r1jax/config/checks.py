@@ -20,14 +20,29 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
+EXAMPLES = {str: ("a", "b"), int: (1, 2)}  # of tuples, by the type of what is in them
+
+
+def expected_type(value: Any, hint: Any) -> str:
+    """The name of an annotated type; of a tuple with an example, which has the `value` in it where it can."""
+    if typing.get_origin(hint) is not tuple:
+        return getattr(hint, "__name__", str(hint))
+    item = typing.get_args(hint)[0]
+    items = tuple(value) if isinstance(value, list) else (value,)
+    if fits(items, hint):
+        return f"a tuple such as {items!r}"
+    return f"a tuple such as {EXAMPLES[item]!r}" if item in EXAMPLES else f"a tuple of {item.__name__}"
+
+
 def require_types(config) -> None:
     """Raises ValueError for the first field that is not of its annotated type."""
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value, hint = getattr(config, field.name), hints[field.name]
         if not fits(value, hint):
-            expected = getattr(hint, "__name__", str(hint))
-            raise ValueError(f"{field.name} is {value!r} ({type(value).__name__}), expected {expected}")
+            raise ValueError(
+                f"{field.name} is {value!r} ({type(value).__name__}), expected {expected_type(value, hint)}"
+            )
 
 
 def require_positive(config, *names: str, why: str = "") -> None:
