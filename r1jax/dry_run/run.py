@@ -11,7 +11,8 @@ from r1jax.dry_run.lowering import lower_stages
 from r1jax.dry_run.topology import topology_devices
 from r1jax.errors import RunError
 from r1jax.parallel.layout import make_layout
-from r1jax.runs.checks import check_stages
+from r1jax.parallel.memory import KNOBS
+from r1jax.runs.checks import check_stages, stages
 from r1jax.telemetry.progress import Progress
 
 
@@ -20,16 +21,19 @@ def dry_run(config: Any, topology: str | None, slices: int, names: Sequence[str]
 
     For a TPU `topology` it compiles the programs `names`, () for all, and prints their memory, FLOPs, collectives and
     times, which it also writes to `file`, as JSON. Raises UsageError for a stage that does not fit the mesh or the
-    model, a program that can't be lowered, or an unknown topology or program; RunError where a compiled program does
-    not fit.
+    model, a program that can't be lowered, or an unknown topology or program; RunError, after all tables, where a stage
+    does not fit on this machine's devices, or a compiled program on the topology's.
     """
     devices = topology_devices(topology, slices) if topology else None
     tables.print_parameters(config.model)
     layout = make_layout(config.mesh, devices)
     check_stages(layout, config, memory=False)
-    tables.print_memory(config, layout)
+    too_large = tables.print_memory(config, layout)
     if topology is None:
         tables.print_programs(lower_stages(config, layout, Progress()))
+        if too_large:
+            listed = ", ".join(too_large)
+            raise RunError(f"{len(too_large)} of {len(stages(config))} stages do not fit here: {listed}. {KNOBS}")
         return
     programs = compile_stages(config, layout, names, tables.make_console())
     tables.print_fit(programs, layout, f"{slices} x {topology}" if slices > 1 else topology)

@@ -57,20 +57,26 @@ def print_parameters(model: ModelConfig) -> None:
     print_lines(table)
 
 
-def print_memory(config: Any, layout: Layout) -> None:
-    """What each stage holds on each device, and whether the device has it; `stage_memory` says what is not counted."""
+def print_memory(config: Any, layout: Layout) -> list[str]:
+    """What each stage holds on each device, and whether the device has it; `stage_memory` says what is not counted.
+
+    Returns the stages that do not fit.
+    """
     configs = stages(config)
     held = {name: stage_memory(layout, config.model, stage) for name, stage in configs.items()}
     parts = list(dict.fromkeys(part for sizes in held.values() for part in sizes))
     available = device_memory(layout)
+    misfits = []
     table = make_table("GiB on each device", *parts, "peak", f"of {available / GIB:,.1f}")
     for name, sizes in held.items():
         numbers = (f"{sizes[part] / GIB:,.3f}" if part in sizes else "" for part in parts)
         peak = sum(at_once(sizes).values())
+        misfits += [name] if peak > available else []
         table.add_row(name, *numbers, f"{peak / GIB:,.3f}", "fits" if peak <= available else "does not fit")
     rewards = {name: held[name]["weights"] for name, stage in configs.items() if isinstance(stage, RewardModelConfig)}
     notes = [f"RL stages with {name} as a reward also hold its weights: {x / GIB:,.3f}" for name, x in rewards.items()]
     print_lines(table, *notes, "activations of training steps are not included")
+    return misfits
 
 
 def print_programs(lowered: list[Lowering]) -> None:

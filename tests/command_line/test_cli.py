@@ -106,8 +106,9 @@ def test_a_dry_run_states_parameters_and_memory(capsys, monkeypatch):
     gin = [
         word for file in ("model/deepseek_v3.gin", "algorithm/grpo.gin", "scale/cpu.gin") for word in ("--gin", file)
     ]
-    status, out, _ = command(capsys, "run", "r1_zero", "--dry_run", *gin)
-    assert (status, out.count("does not fit")) == (0, 3)
+    status, out, err = command(capsys, "run", "r1_zero", "--dry_run", *gin)
+    assert (status, out.count("does not fit")) == (1, 3)  # as with --topology, after the tables
+    assert "3 of 3 stages do not fit here: pretrain, rl, evaluate" in err and "MeshConfig" in err
 
 
 @pytest.mark.parametrize(
