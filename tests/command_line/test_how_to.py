@@ -1,18 +1,36 @@
-"""The commands of docs/how_to.md name experiments, gin files and settings that exist."""
+"""The commands of docs/how_to.md and README.md name files and settings that exist; code runs, figures are computed."""
 
 import json
 import re
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
+import jax
 import pytest
+from etils import epath
 
+from experiments import r1_zero
 from r1jax.cli.experiments import gin_path, load_experiment
 from r1jax.cli.gin_config import read_config
 from r1jax.cli.main import make_parser
+from r1jax.config import MeshConfig
+from r1jax.model.spec import count_params
+from r1jax.parallel.layout import make_layout
+from r1jax.parallel.memory import GIB, at_once, stage_memory
+from r1jax.parallel.rollout_programs import RolloutSpec
+from r1jax.runs.checks import stages
+from r1jax.runs.policy import load_policy
 from tests.conftest import ROOT
+from tests.shared.byte_tokenizer import publish_bytes
+from tests.shared.checkpoints import import_
+from tests.shared.command_line import command
 
 PAGE = (ROOT / "docs" / "how_to.md").read_text()
 SECTIONS = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
+README = (ROOT / "README.md").read_text()
+SECTIONS |= dict(re.findall(r"^### (Your own data)\n(.*?)(?=^## )", README, re.DOTALL | re.MULTILINE))
+[FORK] = re.findall(r'```python\n("""SFT of .*?)```', PAGE, re.DOTALL)
 # Stands for every program: prints its words, and does nothing.
 STUB = """#!/usr/bin/env python3
 import json, sys
@@ -34,13 +52,84 @@ def commands(section: str, folder) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_documented_commands_are_read(section, tmp_path, saved_policy):
-    runs = [words for words in commands(section, tmp_path) if words[0] == "run"]
-    assert runs
-    for words in runs:
+def test_documented_commands_are_read(section, tmp_path, saved_policy, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_sft.py").write_text(FORK)
+    parsed = []
+    for words in commands(section, tmp_path):
         words = [word.replace("runs/r1_zero/pretrain", str(saved_policy)) for word in words]  # the demo's base
-        args = make_parser().parse_args(words)
+        parsed.append(make_parser().parse_args(words))
+    runs = [args for args in parsed if hasattr(args, "experiment")]
+    assert runs
+    for args in runs:
         experiment = load_experiment(args.experiment)
         files = [gin_path(file) for file in args.gin or experiment.GIN_FILES]
         config = read_config(experiment.Config, files, args.set)
         assert config.base is None or not config.base.path.startswith("'")
+        if any("boxed" in binding for binding in args.set):
+            assert config.prompt.question == "{question} Put the answer in \\boxed{}."
+
+
+def test_rows_of_a_parquet_file_become_lines(tmp_path, monkeypatch):
+    parquet, table = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow").table
+    monkeypatch.chdir(tmp_path)
+    parquet.write_table(table({"question": ["a", "b"], "answer": ["1", "2"]}), "train.parquet")
+    [code] = re.findall(r"```python\n(import json, pathlib.*?)```", PAGE, re.DOTALL)
+    exec(compile(code, "parquet", "exec"), {})
+    rows = [json.loads(line) for line in Path("train.jsonl").read_text().splitlines()]
+    assert rows == [{"question": "a", "answer": "1"}, {"question": "b", "answer": "2"}]
+
+
+# Qwen2.5's published config.json, beside the presets of 1.5B and 7B, and the numbers of parameters on its model cards.
+SIZES = {
+    "Qwen2.5-0.5B": dict(
+        hidden_size=896, num_hidden_layers=24, first_k_dense_replace=24, intermediate_size=4864,
+        num_attention_heads=14, head_dim=64,
+    ),
+    "Qwen2.5-1.5B": {},
+    "Qwen2.5-3B": dict(
+        hidden_size=2048, num_hidden_layers=36, first_k_dense_replace=36, intermediate_size=11008,
+        num_attention_heads=16,
+    ),
+    "Qwen2.5-7B": {},
+}  # fmt: skip
+PARAMETERS = {
+    "Qwen2.5-0.5B": 494_032_768, "Qwen2.5-1.5B": 1_543_714_304, "Qwen2.5-3B": 3_085_938_688,
+    "Qwen2.5-7B": 7_615_616_512,
+}  # fmt: skip
+HEADER, *ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in SECTIONS["Your model, your GPU, your data"].splitlines()
+    if re.match(r"\| (model|Qwen2\.5-)", line)
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
+def test_the_memory_of_a_size_is_what_a_dry_run_counts(row, monkeypatch):
+    monkeypatch.setattr(RolloutSpec, "unstacks", False)  # as on an accelerator: a CPU unrolls layers
+    layout = make_layout(MeshConfig(data=1), devices=jax.devices()[:1])
+    preset = "model/qwen2_5_7b.gin" if row[0] == "Qwen2.5-7B" else "model/qwen2_5_1_5b.gin"
+    files = [gin_path(file) for file in (preset, "algorithm/grpo.gin", "scale/math.gin")]
+    settings: list[str] = []
+    for column, cell in zip(HEADER[1:], row[1:], strict=True):
+        settings += [binding.replace(" = ", "=") for binding in re.findall("`([^`]+)`", column) if "=" in binding]
+        config = read_config(r1_zero.Config, files, settings)
+        model = replace(config.model, **SIZES[row[0]])
+        assert sum(count_params(model).values()) == PARAMETERS[row[0]]
+        peaks = [sum(at_once(stage_memory(layout, model, stage)).values()) for stage in stages(config).values()]
+        assert cell == f"{max(peaks) / GIB:.1f}", (column, settings)
+
+
+@pytest.mark.slow
+def test_the_documented_sft_alone(tmp_path, model, one_device, capsys, monkeypatch):
+    import_(publish_bytes(tmp_path, model), tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_sft.py").write_text(FORK)
+    rows = [{"question": f"{n}?", "summary": f"{n + 1}."} for n in range(40)]
+    (tmp_path / "demonstrations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [words] = [w for w in commands("Your model, your GPU, your data", tmp_path / "stub") if w[1] == "own_sft.py"]
+    small = ("BaseConfig.path=base", "SFTConfig.batch_size=8", "SFTConfig.sequence_length=64")
+    status, _, err = command(capsys, *words, *(word for binding in small for word in ("--set", binding)))
+    assert status == 0, err
+    policy = load_policy(epath.Path(tmp_path / "runs" / "sft" / "sft"), one_device)
+    assert policy.template.template == "chat"
