@@ -21,6 +21,7 @@ from r1jax.parallel.memory import GIB, at_once, stage_memory
 from r1jax.parallel.rollout_programs import RolloutSpec
 from r1jax.runs.checks import stages
 from r1jax.runs.policy import load_policy
+from r1jax.telemetry.metrics import read_metrics
 from tests.conftest import ROOT
 from tests.shared.byte_tokenizer import publish_bytes
 from tests.shared.checkpoints import import_
@@ -78,6 +79,14 @@ def test_rows_of_a_parquet_file_become_lines(tmp_path, monkeypatch):
     exec(compile(code, "parquet", "exec"), {})
     rows = [json.loads(line) for line in Path("train.jsonl").read_text().splitlines()]
     assert rows == [{"question": "a", "answer": "1"}, {"question": "b", "answer": "2"}]
+
+
+def test_the_metrics_that_are_named_are_logged(finished):
+    section = PAGE[PAGE.index("### What to set first") : PAGE.index("### Afterwards")]
+    named = {name for name in re.findall(r"`(\w+)`", section) if name.islower()}
+    assert {"reward", "groups_with_signal", "entropy", "finished"} <= named
+    [row, *_] = read_metrics(epath.Path(finished / "rl" / "metrics.jsonl"))
+    assert named <= row.keys()
 
 
 # Qwen2.5's published config.json, beside the presets of 1.5B and 7B, and the numbers of parameters on its model cards.
