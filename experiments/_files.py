@@ -10,7 +10,14 @@ from etils import epath
 
 from experiments._inputs import Inputs, Problems, held_out_count, split_held_out
 from r1jax.config import JsonlConfig, RLConfig, SamplingConfig
-from r1jax.data.feeds import Records, ensure_records, numbered, problem_batches, write_problems
+from r1jax.data.feeds import (
+    Records,
+    distinct_problems,
+    ensure_records,
+    numbered,
+    problem_batches,
+    write_problems,
+)
 from r1jax.data.jsonl import read_problems
 from r1jax.data.sources import Source, alternate
 from r1jax.data.tasks import Task, text_task
@@ -132,6 +139,8 @@ def r1_inputs(run: Run, config: Any, stack: ExitStack) -> Inputs:
     requests = JsonlConfig(pairs.path, question=pairs.question, answer=pairs.chosen)
     inputs = zero_inputs(run, config, stack)
     require_room(inputs.task, read_problems(requests, REQUESTS), config.final_rl.sampling)
+    most = max(config.cold_start_data.num_prompts, config.rejection.num_prompts)
+    distinct_problems(inputs.problems, most)  # raises now, not after the first RL
     mixture = (*sources(config, config.train), Source(REQUESTS, file=requests))
     scenarios = Records("scenarios", "train", config.final_rl.num_prompts, mixture)
 

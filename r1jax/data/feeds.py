@@ -165,7 +165,7 @@ def distinct_problems(path: epath.Path, count: int) -> list[Problem]:
     """The first `count` problems without repeated questions. Raises UsageError when the file has fewer than `count`."""
     dataset = records(path, None)
     if len(dataset) < count:
-        raise UsageError(f"{path} has {len(dataset)} problems, expected {count} or more: lower num_prompts")
+        raise UsageError(f"{path} has {len(dataset)} problems, expected {count} or more: lower the stage's num_prompts")
     found: dict[str, Problem] = {}
     for row in (dataset[i] for i in range(count)):
         found.setdefault(row["question"], Problem(**row))

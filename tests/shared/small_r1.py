@@ -17,7 +17,7 @@ from r1jax.telemetry.progress import Progress
 ASKED, NEW = 24, 24
 NUMBERS = {
     "prompt/PromptConfig.template": "'plain'", "BaseConfig.dtype": "'float32'", "BaseConfig.experts": "'dense'",
-    "RLConfig.steps": 1, "RLConfig.prompts_per_step": 2, "RLConfig.group_size": 4, "RLConfig.num_prompts": 8,
+    "RLConfig.steps": 1, "RLConfig.prompts_per_step": 2, "RLConfig.group_size": 4,
     "final_rl/RLConfig.steps": 4, "RLConfig.log_samples_every": 1,
     "RLConfig.minibatches_per_rollout": 1, "OptimizerConfig.learning_rate": 1e-4, "OptimizerConfig.mtp": "'off'",
     "SamplingConfig.max_prompt_tokens": ASKED, "SamplingConfig.max_new_tokens": NEW, "EngineConfig.slots": 8,

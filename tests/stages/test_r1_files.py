@@ -37,6 +37,16 @@ def test_every_stage_runs_from_files_on_an_imported_base(tmp_path, model, one_de
     assert policy.tokenizer.decode(policy.ask("Who?")).endswith("Who?")
 
 
+@needs_data
+def test_more_prompts_than_problems_are_refused_before_the_first_stage(tmp_path, model, capsys):
+    assert main(["import-hf", str(publish(tmp_path, model)), str(tmp_path / "base")]) == 0
+    values = NUMBERS | write_files(tmp_path) | {"BaseConfig.path": repr(str(tmp_path / "base"))}
+    values |= {"rejection/RejectionConfig.num_prompts": 99}
+    assert main(["run", "r1", "--gin", "algorithm/r1.gin", "--workdir", str(tmp_path / "run"), *bind(values)]) == 2
+    assert "8 problems, expected 99 or more: lower the stage's num_prompts" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "change, named",
     [
