@@ -12,12 +12,10 @@ cells = json.load(sys.stdin)
 scope = {"__name__": "__main__"}
 def run(cell):
     try:
-        tree = ast.parse(cell)
-        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-        exec(compile(tree, "cell", "exec"), scope)
-        value = None if last is None else eval(compile(ast.Expression(last.value), "cell", "eval"), scope)
-        if value is not None:
-            print(repr(value))
+        body = ast.parse(cell).body
+        last = [body.pop()] if body and isinstance(body[-1], ast.Expr) else []
+        exec(compile(ast.Module(body, []), "cell", "exec"), scope)
+        exec(compile(ast.Interactive(last), "cell", "single"), scope)  # prints its value
     except BaseException as error:
         print("".join(traceback.format_exception_only(error)).strip())
 for cell in cells[:-1]:

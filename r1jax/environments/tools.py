@@ -3,21 +3,21 @@
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from r1jax.errors import UsageError
 from r1jax.types import Problem, Step
 
 Tool = Callable[..., Any]  # with a __name__, annotated parameters and a docstring
+Call = tuple[str, dict[str, Any]]  # a tool's name, and its arguments
 
 TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
 # A call as Hermes and Qwen write it; the whole turn, as Llama 3 writes it; and for bases <tool> NAME ARGUMENT </tool>.
 # The last tag of a turn may be missing: as a stop string it is cut off.
-JSON_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+TAGGED_CALL = re.compile(r"<(tool_call|tool)>(.*?)(?:</\1>|\Z)", re.DOTALL)
 BARE_CALL = re.compile(r"\s*(?:<\|python_tag\|>)?\s*(\{.*\})\s*", re.DOTALL)
-TAG_CALL = re.compile(r"<tool>(.*?)(?:</tool>|\Z)", re.DOTALL)
 
 
 @dataclass
@@ -35,28 +35,30 @@ class ToolEnvironment:
     tools: Sequence[Tool]
     result: str = "{}"
     error: str = "error: {}"
-    by_name: dict[str, Tool] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.by_name = {name_of(tool): tool for tool in self.tools}
         for tool in self.tools:
             parameters(tool)  # raises for one without types
-        self.by_name = {name_of(tool): tool for tool in self.tools}
 
     def reset(self, problem: Problem, seed: int) -> None:
         """Tools know nothing of the problem."""
 
     def step(self, turn: str) -> Step:
-        results = [self.run(call) for call in self.find_calls(turn)]
-        if not results:
-            return Step(done=True)
-        return Step(self.result.replace("{}", "\n".join(results)))
+        results = [self.run(read, text) for read, text in self.find_calls(turn)]
+        return Step(self.result.replace("{}", "\n".join(results))) if results else Step(done=True)
 
-    def run(self, call: tuple[str, dict[str, Any]] | str) -> str:
-        """The result of a (name, arguments), or of what is wrong with a call."""
+    def find_calls(self, turn: str) -> list[tuple[Callable[[str], Call], str]]:
+        """The text of each call, and the function that reads it."""
+        if (bare := BARE_CALL.fullmatch(turn)) and '"name"' in bare[1]:  # other JSON is an answer
+            return [(read_json, bare[1])]
+        readers = {"tool_call": read_json, "tool": self.read_tag}
+        return [(readers[tag], text) for tag, text in TAGGED_CALL.findall(turn)]
+
+    def run(self, read: Callable[[str], Call], text: str) -> str:
+        """The result of a call, or what is wrong with it."""
         try:
-            if isinstance(call, str):
-                raise UsageError(call)
-            name, arguments = call
+            name, arguments = read(text)
             if name not in self.by_name:
                 raise UsageError(f"there is no tool {name[:40]!r}, expected one of {', '.join(self.by_name)}")
             tool = self.by_name[name]
@@ -64,26 +66,16 @@ class ToolEnvironment:
         except Exception as error:  # a tool may raise anything; the policy reads why
             return self.error.replace("{}", (" ".join(str(error).split()) or type(error).__name__)[:300])
 
-    def find_calls(self, turn: str) -> Iterator[tuple[str, dict[str, Any]] | str]:
-        """Each call's name and arguments, or what is wrong with it."""
-        if (bare := BARE_CALL.fullmatch(turn)) and '"name"' in bare[1]:  # other JSON is an answer
-            yield read_json(bare[1])
-            return
-        for text in JSON_CALL.findall(turn):
-            yield read_json(text)
-        for text in TAG_CALL.findall(turn):
-            yield self.read_tag(text.strip())
-
-    def read_tag(self, text: str) -> tuple[str, dict[str, Any]]:
+    def read_tag(self, text: str) -> Call:
         """NAME ARGUMENT; where there is one tool, ARGUMENT alone will do. It is for the tool's first parameter."""
-        name, _, argument = text.partition(" ")
+        name, _, argument = text.strip().partition(" ")
         if name not in self.by_name and len(self.by_name) == 1:
-            (name,), argument = self.by_name, text
-        tool = self.by_name.get(name)
-        return name, {} if tool is None else {next(iter(parameters(tool)), "argument"): argument.strip()}
+            [name], argument = self.by_name, text
+        names = parameters(self.by_name[name]) if name in self.by_name else {}
+        return name, {next(iter(names), "argument"): argument.strip()}
 
 
-def read_json(text: str) -> tuple[str, dict[str, Any]] | str:
+def read_json(text: str) -> Call:
     """{"name": …, "arguments": {…}}; Llama 3 calls the arguments parameters."""
     try:
         call = json.loads(text)
@@ -91,7 +83,7 @@ def read_json(text: str) -> tuple[str, dict[str, Any]] | str:
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
         return str(call["name"]), dict(arguments)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        return f'the call is no JSON of the form {{"name": …, "arguments": {{…}}}} ({type(error).__name__})'
+        raise UsageError(f'the call is no JSON {{"name": …, "arguments": {{…}}}} ({type(error).__name__})') from error
 
 
 def name_of(tool: Tool) -> str:
@@ -131,11 +123,6 @@ def schema(tool: Tool) -> dict[str, Any]:
         for name, kind in parameters(tool).items()
     }
     required = [name for name in properties if signature[name].default is inspect.Parameter.empty]
-    return {
-        "type": "function",
-        "function": {
-            "name": name_of(tool),
-            "description": " ".join(text.split()),
-            "parameters": {"type": "object", "properties": properties, "required": required},
-        },
-    }
+    arguments = {"type": "object", "properties": properties, "required": required}
+    function = {"name": name_of(tool), "description": " ".join(text.split()), "parameters": arguments}
+    return {"type": "function", "function": function}
