@@ -1,96 +1,77 @@
 """Environments in processes of their own, for those that compute in Python, where threads would hold up the engine."""
 
-import os
 import pickle
 import signal
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 
 from r1jax.errors import UsageError
+from r1jax.rewards.workers import Workers
 from r1jax.types import Environment, Problem, Step
 
-TRIES = 5  # of a turn: a process that dies fails all turns in flight
+MEMORY = 1 << 40  # bytes of address space that a process may have
 
 
-def answer(make: Callable[[], Environment], problem: Problem, seed: int, turns: tuple[str, ...], seconds: int) -> Step:
-    """The step of the last turn, by an environment that has replayed the turns before. Raises TimeoutError."""
+def answer(request: str) -> str:
+    """Answers a request in a process: an environment that replays the turns, and its step of the last one.
 
-    def interrupt(*_):
-        raise TimeoutError(f"the environment took more than {seconds} s")
-
+    A request is a pickled (make, problem, seed, turns, seconds), in hexadecimal. So is the answer: the step, or as text
+    what the environment raised.
+    """
     environment: Environment | None = None
-    signal.signal(signal.SIGALRM, interrupt)
-    signal.alarm(seconds)
     try:
+        make, problem, seed, turns, seconds = pickle.loads(bytes.fromhex(request))
+        signal.alarm(4 * seconds)  # ends this process if it sleeps, and the run that would end it is gone
         environment = make()
         environment.reset(problem, seed)
-        return [environment.step(turn) for turn in turns][-1]
-    except Exception as error:  # as text: another process may not know its type
-        kind = TimeoutError if isinstance(error, TimeoutError) else RuntimeError
-        raise kind(f"{type(error).__name__}: {error}") from None
+        return pickle.dumps([environment.step(turn) for turn in turns][-1]).hex()
+    except Exception as error:
+        return pickle.dumps(f"{type(error).__name__}: {error}").hex()
     finally:
-        signal.alarm(0)
         if close := getattr(environment, "close", None):
             close()
-
-
-def end_with_parent() -> None:
-    """Ends this process when the run is gone, though it was killed."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+        signal.alarm(0)
 
 
 class InProcesses:
     """An `Environments.make` whose environments answer in `count` processes.
 
     Any process answers any turn, since an environment is a function of its problem, seed and turns: earlier turns are
-    played again. `make` has to be importable: a class or function of a module, not one of the experiment's own file.
+    played again. `seconds` of CPU time bound a turn with its replay. Raises UsageError for a `make` that processes
+    can't import: it has to be a class or function of a module, not one of the experiment's own file.
     """
 
     def __init__(self, make: Callable[[], Environment], count: int, seconds: int = 30):
-        """`seconds` bound a turn, with those before it that are played again.
+        module, name = getattr(make, "__module__", "__main__"), getattr(make, "__qualname__", "")
+        if module.startswith(("__main__", "r1jax_experiment_")) or "<" in name:  # <lambda>, or in <locals>
+            raise UsageError(f"InProcesses: {make} is not importable: give a class of a module beside the experiment's")
+        self.make = make
+        self.seconds = seconds
+        self.threads = ThreadPoolExecutor(count, initializer=self.start)
+        self.own = threading.local()  # what each of these threads has
 
-        Raises UsageError for a `make` that another process can't import.
-        """
-        name = getattr(make, "__module__", "")
-        try:
-            pickle.dumps(make)
-        except Exception as error:  # pickle raises many types
-            raise UsageError(f"InProcesses: {make} is not importable ({error}): give a class of a module") from error
-        if name.startswith("r1jax_experiment_") or name == "__main__":
-            raise UsageError(f"InProcesses: {make} is of the experiment's own file: put it in a module beside it")
-        self.make, self.count, self.seconds = make, count, seconds
-        self.pool, self.lock = self.start(), threading.Lock()
-
-    def start(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self.count, mp_context=get_context("spawn"), initializer=end_with_parent)
+    def start(self) -> None:
+        """Starts the process of a thread."""
+        self.own.worker = Workers(f"{__name__}:{answer.__name__}", 1, self.seconds, MEMORY)
 
     def __call__(self) -> Environment:
         return _Remote(self)
 
-    def ask(self, problem: Problem, seed: int, turns: list[str]) -> Step:
-        """The last turn's step. When a process dies, all are started again, and their turns are asked again."""
-        for tries_left in reversed(range(TRIES)):
-            pool = self.pool
-            try:
-                return pool.submit(answer, self.make, problem, seed, tuple(turns), self.seconds).result()
-            except BrokenProcessPool:
-                if not tries_left:
-                    raise
-                with self.lock:
-                    if self.pool is pool:  # no other thread has seen it
-                        self.pool = self.start()
-        raise AssertionError
+    def ask(self, problem: Problem, seed: int, turns: tuple[str, ...]) -> Step:
+        """The last turn's step, by the process of this thread."""
+        worker = self.own.worker
+        request = pickle.dumps((self.make, problem, seed, turns, self.seconds)).hex()
+        crashes = worker.crashes
+        [reply] = worker.map([request])
+        if worker.crashes > crashes:  # the process died, and has been replaced
+            [reply] = worker.map([request])
+        if reply is None:
+            raise TimeoutError(f"the environment took more than {self.seconds} s, or its process died twice")
+        step = pickle.loads(bytes.fromhex(reply))
+        if isinstance(step, str):
+            raise RuntimeError(step)
+        return step
 
 
 class _Remote:
@@ -102,4 +83,4 @@ class _Remote:
 
     def step(self, turn: str) -> Step:
         self.turns.append(turn)
-        return self.owner.ask(self.problem, self.seed, self.turns)
+        return self.owner.threads.submit(self.owner.ask, self.problem, self.seed, tuple(self.turns)).result()

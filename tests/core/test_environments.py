@@ -391,7 +391,7 @@ def test_environments_in_processes_answer_as_in_threads(tmp_path):
             environment.reset(game, 1)
     for turn in ("32", "16", "nonsense"):
         assert [one.step(turn) for one in there] == [one.step(turn) for one in here]
-    make.pool.shutdown()
+    make.threads.shutdown()
 
     make = InProcesses(Suicidal, 1, seconds=1)
     hurt = make()
@@ -399,7 +399,7 @@ def test_environments_in_processes_answer_as_in_threads(tmp_path):
     assert hurt.step("on") == Step("on") and (tmp_path / "died").exists()
     with pytest.raises(TimeoutError):
         hurt.step("loop")
-    make.pool.shutdown()
+    make.threads.shutdown()
 
 
 def test_a_chunk_without_room_for_new_tokens_is_refused():
