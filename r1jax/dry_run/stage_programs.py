@@ -36,7 +36,7 @@ from r1jax.rollout.packing import batch_shape, pack_microbatches
 from r1jax.runs import learned_reward
 from r1jax.runs.policy import placed_weights
 from r1jax.runs.state import State, split_policy
-from r1jax.sampling.decode import places
+from r1jax.sampling.decode import tokens_per_step
 from r1jax.sampling.draw import position_key
 from r1jax.telemetry.flops import Work
 from r1jax.types import RLState, Weights
@@ -195,12 +195,13 @@ def rollout_stage_programs(engine: RolloutEngine, weights: Weights) -> Iterator[
     prompts = spec.layout.abstract_batch(engine.empty_prompts(sampling.max_prompt_tokens))
     work = replace(over_rows(prompts[0], 1), absorbed=True)
     yield (prefilled := Program("prefill", rollout_programs.make_prefill(spec), (policy, *prompts), work))
-    settings, places_S = abstract(engine.settings()), jax.ShapeDtypeStruct((engine.slots,), np.int32)
+    settings, places_S = abstract(engine.draw_settings()), jax.ShapeDtypeStruct((engine.slots,), np.int32)
     arguments = (slots.result, prefilled.result, places_S, places_S, KEY, settings)
     yield (begun := Program("insert", rollout_programs.make_insert(spec), arguments))
     is_free_S, limit_S = (jax.ShapeDtypeStruct((engine.slots,), dtype) for dtype in (bool, np.int32))
     decode = rollout_programs.make_decode(spec, engine.width)
-    work = Work(engine.slots * places(spec.engine) * spec.engine.steps_per_round, engine.width, 1, absorbed=True)
+    tokens = engine.slots * tokens_per_step(spec.engine) * spec.engine.steps_per_round
+    work = Work(tokens, engine.width, 1, absorbed=True)
     yield Program("decode", decode, (policy, begun.result, is_free_S, limit_S, settings), work)
 
 

@@ -19,7 +19,7 @@ BLOCK = 64  # tokens of a block of keys
 
 @struct.dataclass
 class BlockedCache:
-    """One layer's cache, which tokens are written into at their positions. Places behind a row's tokens are undefined.
+    """One layer's cache, which tokens are written into at their positions. What is behind a row's tokens is undefined.
 
     X is the size of a head. With MLA, Y = 1, and latents are stored twice, as keys and as values.
     """
@@ -28,7 +28,7 @@ class BlockedCache:
     values_BYSX: Array
 
     @property
-    def places(self) -> int:
+    def positions(self) -> int:
         return self.values_BYSX.shape[2]
 
     @property
@@ -41,19 +41,14 @@ class BlockedCache:
         return BlockedCache(self.keys_BYcXt[:, :, :blocks], self.values_BYSX[:, :, : blocks * BLOCK])
 
     def write(self, new: Any, positions_BT: Array) -> "BlockedCache":
-        """Returns the cache with T new tokens of each row written at their positions."""
+        """Returns the cache with T new tokens of each row written at their positions; those behind its end are not."""
         k_BYTX1, v_BYTX = by_head(new, self.heads, block=1)
-        caches = self.keys_BYcXt, self.values_BYSX
-
-        def write_row(caches, new, t):
-            (keys_YcXt, values_YSX), (k_YX1, v_YX), zero = caches, new, jnp.zeros_like(t)
-            at = (zero, t // BLOCK, zero, t % BLOCK)
-            keys_YcXt = jax.lax.dynamic_update_slice(keys_YcXt, k_YX1[:, None], at)
-            return keys_YcXt, jax.lax.dynamic_update_slice_in_dim(values_YSX, v_YX[:, None], t, axis=1)
-
-        for i in range(positions_BT.shape[1]):
-            caches = jax.vmap(write_row)(caches, (k_BYTX1[:, :, i], v_BYTX[:, :, i]), positions_BT[:, i])
-        return BlockedCache(*caches)
+        k_BTYX, v_BTYX = k_BYTX1[..., 0].swapaxes(1, 2), v_BYTX.swapaxes(1, 2)
+        row_B1 = jnp.arange(len(positions_BT))[:, None]
+        return BlockedCache(
+            self.keys_BYcXt.at[row_B1, :, positions_BT // BLOCK, :, positions_BT % BLOCK].set(k_BTYX, mode="drop"),
+            self.values_BYSX.at[row_B1, :, positions_BT].set(v_BTYX, mode="drop"),
+        )
 
 
 def by_head(cache: Any, Y: int, block: int = BLOCK) -> tuple[Array, Array]:

@@ -26,7 +26,7 @@ from r1jax.parallel import programs, rollout_programs
 from r1jax.parallel.chips import chip_of
 from r1jax.parallel.layout import Layout, rollout_layout
 from r1jax.parallel.reward_programs import scored_model
-from r1jax.sampling.decode import empty_slots, places
+from r1jax.sampling.decode import empty_slots, tokens_per_step
 from r1jax.sampling.draw import Truncation
 
 GIB = 2**30
@@ -75,7 +75,7 @@ def prefill_rows(layout: Layout, config: EngineConfig, P: int) -> int:
 def rollout_memory(spec: rollout_programs.RolloutSpec, sampling: SamplingConfig) -> dict[str, int]:
     """What rollouts allocate in addition to the trainer's weights."""
     layout, model, engine, P = spec.layout, spec.model, spec.engine, sampling.max_prompt_tokens
-    slots, T, heads = layout.round_up(engine.slots), places(engine), model.num_attention_heads
+    slots, T, heads = layout.round_up(engine.slots), tokens_per_step(engine), model.num_attention_heads
     shards = layout.round_up(1)
     width, here = sampling.max_tokens + engine.steps_per_round * T, slots // shards
     params = programs.abstract_weights(model).params

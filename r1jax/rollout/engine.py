@@ -19,25 +19,19 @@ from r1jax.errors import RunError, UsageError
 from r1jax.parallel import rollout_programs as programs
 from r1jax.parallel.hosts import stop_if_preempted
 from r1jax.parallel.layout import Layout, rollout_layout
-from r1jax.parallel.memory import (
-    GIB,
-    KNOBS,
-    prefill_rows,
-    require_memory,
-    rollout_memory,
-    weights_memory,
-)
+from r1jax.parallel.memory import GIB, KNOBS, prefill_rows, require_memory, rollout_memory, weights_memory
 from r1jax.rollout.async_rollout import AsyncRollout
 from r1jax.rollout.environments import Answer, Episodes
 from r1jax.sampling.append import Appended
-from r1jax.sampling.decode import Emitted, Prefilled, Slots, places
+from r1jax.sampling.decode import Emitted, Prefilled, Slots, tokens_per_step
 from r1jax.sampling.draw import DrawSettings, Truncation
 from r1jax.types import Environments, Problem, Sample, Turn, Weights
 
 SMALLEST_BUCKET = 128  # prompts, and the part of the cache that is read, are padded to powers of two from here on
 SPECIALS = 16  # tokens without text, that a stop string may be interrupted by
 
-Prompt = tuple[Problem, list[int]]  # and its ids
+Prompt = tuple[Problem, list[int]]  # the problem and its prompt's token ids
+Ready = tuple[Prefilled, int, Sample]  # a prompt that was run, as a row of its batch, and one of its samples
 Groups = list[list[Sample]]  # the samples of each prompt
 
 
@@ -53,14 +47,32 @@ class Tokenizer(Protocol):
 class Counts:
     """What the engine has done so far."""
 
-    prompts: int = 0  # run, each once
-    tokens: int = 0  # drawn
-    rounds: int = 0  # trips to the device and back
-    model_steps: int = 0  # of all slots at once
+    prompts: int = 0  # prompts prefilled
+    tokens: int = 0  # tokens drawn
+    rounds: int = 0  # decoding rounds dispatched
+    model_steps: int = 0  # decoding steps, each over all slots
     drafted: int = 0  # tokens that the multi-token-prediction module proposed
     accepted: int = 0  # of them, those that the model drew as well
-    environment_seconds: float = 0.0  # of environments at work, added up
-    environment_failures: int = 0
+    environment_seconds: float = 0.0  # seconds of environments at work, summed over threads
+    environment_failures: int = 0  # turns that an environment failed to answer
+
+
+@dataclass
+class RolloutState:
+    """A rollout that is under way."""
+
+    weights: Weights  # as rollouts read them
+    slots: Slots  # on the devices; each program that changes them replaces them
+    settings: DrawSettings
+    owners: list[Sample | None]  # the sample in each slot
+    groups: Groups  # of complete samples
+    watch: Callable[[Sample], None] | None  # as of `generate`, like `done`
+    done: Callable[[list[Sample]], None] | None
+    episodes: Episodes | None = None  # None: samples have one turn
+
+    def decoding(self) -> list[tuple[int, Sample]]:
+        """The slots, with their samples, whose last turn is not complete; the others wait for their environments."""
+        return [(s, owner) for s, owner in enumerate(self.owners) if owner and not owner.turns[-1].stop]
 
 
 @dataclass
@@ -69,12 +81,13 @@ class RolloutEngine:
 
     Attributes:
       layout: the trainer's; EngineConfig.mesh makes another one of it.
+      model, config, sampling: the policy's architecture, how it draws, and what it draws.
       tokenizer: None: samples are ids without text, and nothing but the limit ends them.
       keeps_sampling_masks: samples come with the ids that each token was drawn from, where not all could be.
       checks_memory: refuse what the devices have no room for; a dry run allocates nothing on them.
       environments: answer the samples between their turns; None: a sample has one turn.
-      episodes: the environments of the rollout that is under way.
-      device_seconds: so far, in calls to the devices and waiting for them.
+      counts: what the engine has done since the caller last replaced them.
+      device_seconds: wall time in calls to the devices and waiting for them, of all rollouts so far.
     """
 
     layout: Layout
@@ -86,9 +99,8 @@ class RolloutEngine:
     keeps_sampling_masks: bool = False
     checks_memory: bool = True
     environments: Environments | None = None
-    counts: Counts = field(default_factory=Counts)
-    device_seconds: float = 0.0
-    episodes: Episodes | None = None
+    counts: Counts = field(default_factory=Counts, init=False)
+    device_seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         require_possible(self.model, self.config, self.sampling)
@@ -122,8 +134,8 @@ class RolloutEngine:
 
     @property
     def width(self) -> int:
-        """Places of a slot in the cache: the longest sample, and one round more."""
-        return self.sampling.max_tokens + self.config.steps_per_round * places(self.config)
+        """Positions of a slot in the cache: those of the longest sample, and of one round more."""
+        return self.sampling.max_tokens + self.config.steps_per_round * tokens_per_step(self.config)
 
     def generate(
         self,
@@ -137,10 +149,9 @@ class RolloutEngine:
     ) -> Groups:
         """`group_size` samples for each prompt; after each round `watch` gets every sample that grew.
 
-        `done` gets each prompt's samples as soon as all of them are complete.
-
-        The same key, problem id and sample index give the same tokens whatever is drawn beside them. Raises UsageError
-        for a prompt that is empty or too long, RunError when the logits are not finite or memory runs out.
+        `done` gets each prompt's samples as soon as all are complete. The same key, problem id and sample index give
+        the same tokens whatever is drawn beside them. Raises UsageError for a prompt that is empty or too long,
+        RunError when the logits are not finite or memory runs out.
         """
         rounds = self.rounds(weights, prompts, key, ignore_eos=ignore_eos, watch=watch, done=done)
         return AsyncRollout(rounds).finish(stop_if_preempted)
@@ -157,112 +168,85 @@ class RolloutEngine:
     ) -> Generator[None, None, Groups]:
         """`generate` as a generator: it yields when it has dispatched a round of decoding, before it waits for it."""
         self.check(prompts)
-        settings = self.settings(ignore_eos)
         queue = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i][1])))  # neighbours share a bucket
-        ready: deque[tuple[Prefilled, int, Sample]] = deque()  # prompts that were run, a row for each sample
+        ready: deque[Ready] = deque()
         with self.device_call("the copy of the weights that rollouts read", "copy of the weights"):
             weights = programs.sync(self.spec, weights)
         with self.device_call(f"the cache of {self.slots} slots of {self.width:,} tokens", "cache"):
             slots = jax.block_until_ready(programs.make_slots(self.spec, self.slots, self.width)())
-        owners: list[Sample | None] = [None] * self.slots
+        settings = self.draw_settings(ignore_eos)
         groups: Groups = [[] for _ in prompts]
-
-        def complete(samples: Sequence[Sample]) -> None:
-            for sample in samples:
-                group = groups[sample.group]
-                group.append(sample)
-                group.sort(key=lambda s: s.index)
-                if done and len(group) == self.group_size:
-                    done(group)
-
-        self.episodes = episodes = self.begin_episodes(key)
-        while queue or ready or any(owners):
-            while (queue or ready) and not all(owners):
+        state = RolloutState(weights, slots, settings, [None] * self.slots, groups, watch, done)
+        if self.environments:
+            seed = int(np.asarray(jax.random.key_data(key)).ravel()[-1])
+            state.episodes = Episodes(self.environments, self.config, self.model.vocab_size, seed)
+        while queue or ready or any(state.owners):
+            while (queue or ready) and not all(state.owners):
                 if not ready:
                     ready += self.prefill(weights, prompts, queue)
-                slots = self.insert(slots, owners, ready, key, settings)
-            if episodes and episodes.waiting:
-                decoding = len(episodes.waiting) < sum(owner is not None for owner in owners)
-                slots, ended = self.go_on(weights, slots, owners, episodes.answers(wait=not decoding), settings)
-                complete(ended)
-            if any(is_decoding_S := self.decoding(owners)):
-                slots, emitted = self.decode(weights, slots, owners, is_decoding_S, settings)
+                self.insert(state, ready, key)
+            if state.episodes:
+                self.resume_answered(state, state.episodes.answers(wait=not state.decoding()))
+            if state.decoding():
+                emitted = self.decode(state)
                 yield
-                complete(self.collect(self.fetch(emitted), owners, is_decoding_S, settings.stop_ids, watch))
-        if episodes:
-            self.counts.environment_seconds += episodes.seconds
-            self.counts.environment_failures += episodes.failures
+                self.collect(state, emitted)
         return groups
 
-    def begin_episodes(self, key: Any) -> Episodes | None:
-        if self.environments is None:
-            return None
-        seed = int(np.asarray(jax.random.key_data(key)).ravel()[-1])
-        return Episodes(self.environments, self.config, self.model.vocab_size, seed)
-
-    def decoding(self, owners: Sequence[Sample | None]) -> np.ndarray:
-        """Which slots have an owner that does not wait for its environment, bool [S]."""
-        waiting = self.episodes.waiting if self.episodes else {}
-        return np.asarray([owner is not None and (owner.group, owner.index) not in waiting for owner in owners])
-
-    def go_on(
-        self, weights: Weights, slots: Slots, owners, answers: Sequence[tuple[Sample, Answer]], settings: DrawSettings
-    ) -> tuple[Slots, list[Sample]]:
-        """Gives samples what was answered; returns the slots, and the samples that end. Their slots are free."""
-        ended, appended = [], []
+    def resume_answered(self, state: RolloutState, answers: Sequence[tuple[Sample, Answer]]) -> None:
+        """Delivers environment answers: completes the sample, or appends the observation to it."""
+        observed = []
         for sample, answer in answers:
+            self.counts.environment_seconds += answer.seconds
+            self.counts.environment_failures += answer.reason in ("timeout", "environment_error")
             turn = sample.turns[-1]
             turn.observation, turn.reward = answer.text, answer.reward
-            reason = answer.reason or ("turns" if len(sample.turns) == self.sampling.max_turns else "")
-            if reason:
-                owners[slot_of(sample, owners)] = None
-                ended.append(self.close(sample, reason))
+            if answer.reason or len(sample.turns) == self.sampling.max_turns:
+                self.complete(state, sample, answer.reason or "turns")
             else:
-                appended.append((sample, list(answer.ids)))
-        rows = self.append_rows
-        for i in range(0, len(appended), rows):
-            slots = self.append(weights, slots, owners, appended[i : i + rows], settings)
-        return slots, ended
+                observed.append((sample, answer.ids))
+        for i in range(0, len(observed), self.append_rows):
+            self.append(state, observed[i : i + self.append_rows])
 
-    def append(self, weights: Weights, slots: Slots, owners, answers, settings: DrawSettings) -> Slots:
-        """Runs the ids of some (sample, ids), a chunk of each at a time; the samples' next turns begin."""
+    def append(self, state: RolloutState, observed: Sequence[tuple[Sample, Sequence[int]]]) -> None:
+        """Feeds observations to their slots, `append_chunk` tokens per call, and opens each sample's next turn."""
         A, C = self.append_rows, self.config.append_chunk
-        again = places(self.config) if self.config.speculative else 0  # tokens that the MTP module has to see again
-        at = [len(sample.tokens) for sample, _ in answers]
-        for sample, ids in answers:
+        overlap = tokens_per_step(self.config) if self.config.speculative else 0  # tokens that the MTP module rereads
+        for sample, ids in observed:
             sample.tokens += ids
             sample.loss_mask += [0] * len(ids)
             sample.logprobs += [0.0] * len(ids)
             sample.turns.append(Turn(len(sample.tokens)))
             if mask_ids := self.spec.truncation.mask_ids:
                 sample.sampling_masks.append(np.full((len(ids), mask_ids), -1, np.int32))
-        run = programs.make_append(self.spec, bucket(max(len(sample.tokens) for sample, _ in answers), self.width))
-        while any(at[i] < len(sample.tokens) for i, (sample, _) in enumerate(answers)):
-            new = Appended(np.zeros((A, C), np.int32), *(np.zeros(A, np.int32) for _ in range(4)))
-            for i, (sample, _) in enumerate(answers):
-                chunk = sample.tokens[at[i] - again : at[i] - again + C] if at[i] < len(sample.tokens) else []
-                new.tokens_AC[i, : len(chunk)], new.length_A[i] = chunk, len(chunk)
-                new.slot_A[i], new.start_A[i] = slot_of(sample, owners), at[i] - again
-                new.count_A[i] = drawn_tokens(sample)
+        run = programs.make_append(self.spec, bucket(max(len(sample.tokens) for sample, _ in observed), self.width))
+        for fed in range(0, max(len(ids) for _, ids in observed), C - overlap):
+            tokens_AC = np.zeros((A, C), np.int32)
+            length_A, slot_A, start_A, count_A = np.zeros((4, A), np.int32)  # rows of length 0 are ignored
+            for row, (sample, ids) in enumerate(observed):
+                if fed < len(ids):
+                    start_A[row] = sample.turns[-2].stop + fed - overlap
+                    chunk = sample.tokens[start_A[row] :][:C]
+                    tokens_AC[row, : len(chunk)] = chunk
+                    length_A[row] = len(chunk)
+                    slot_A[row] = state.owners.index(sample)
+                    count_A[row] = drawn_tokens(sample)
+            new = Appended(tokens_AC=tokens_AC, length_A=length_A, slot_A=slot_A, start_A=start_A, count_A=count_A)
             with self.device_call(f"{C} tokens of {A} observations", "attention scores"):
-                slots, routes_ACLK = run(weights, slots, new, settings)
-            for i, (sample, _) in enumerate(answers):
-                n = max(int(new.length_A[i]) - again, 0)
-                at[i] += n
+                state.slots, routes = run(state.weights, state.slots, new, state.settings)
+                routes_ACLK = jax.device_get(routes)
+            for row, (sample, _) in enumerate(observed):
                 if routes_ACLK is not None:
-                    sample.routes.append(np.asarray(routes_ACLK[i, again : again + n]))
-        return slots
+                    sample.routes.append(routes_ACLK[row, overlap : length_A[row]])
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         most = self.sampling.max_prompt_tokens
         for problem, ids in prompts:
             if not 0 < len(ids) <= most:
-                raise UsageError(
-                    f"the prompt of problem {problem.id} has {len(ids)} tokens, expected 1 to {most}:"
-                    " set SamplingConfig.max_prompt_tokens"
-                )
+                found = f"the prompt of problem {problem.id} has {len(ids)} tokens"
+                raise UsageError(f"{found}, expected 1 to {most}: set SamplingConfig.max_prompt_tokens")
 
-    def settings(self, ignore_eos: bool = False) -> DrawSettings:
+    def draw_settings(self, ignore_eos: bool = False) -> DrawSettings:
         c = self.sampling
         eos_ids = (-1,) if self.tokenizer is None else self.tokenizer.eos_ids
         eos_ids = (-1,) * len(eos_ids) if ignore_eos else eos_ids  # of the same shape: compiles nothing
@@ -276,24 +260,25 @@ class RolloutEngine:
         )
 
     def empty_prompts(self, P: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Tokens [B, P], lengths [B] and ids [B] for the prompts of at most P tokens that are run at once."""
+        """Tokens [B, P], lengths [B] and problem ids [B] for the prompts of at most P tokens that are run at once.
+
+        Rows that no prompt fills have length 1, since the position of a row's last token is read.
+        """
         rows = prefill_rows(self.spec.layout, self.config, P)
         return np.zeros((rows, P), np.int32), np.ones(rows, np.int32), np.zeros(rows, np.int32)
 
-    def prefill(
-        self, weights: Weights, prompts: Sequence[Prompt], queue: deque[int]
-    ) -> list[tuple[Prefilled, int, Sample]]:
+    def prefill(self, weights: Weights, prompts: Sequence[Prompt], queue: deque[int]) -> list[Ready]:
         """Runs the next prompts of the queue that share a bucket; their samples, to be inserted into slots."""
         P = bucket(len(prompts[queue[0]][1]), self.sampling.max_prompt_tokens)
-        tokens_BP, length_B, id_B = self.empty_prompts(P)
-        rows, taken = len(id_B), list[int]()
+        tokens_BP, length_B, problem_id_B = self.empty_prompts(P)
+        rows, taken = len(problem_id_B), list[int]()
         while queue and len(taken) < rows and len(prompts[queue[0]][1]) <= P:
             row, i = len(taken), queue.popleft()
             problem, ids = prompts[i]
-            tokens_BP[row, : len(ids)], length_B[row], id_B[row] = ids, len(ids), problem.id
+            tokens_BP[row, : len(ids)], length_B[row], problem_id_B[row] = ids, len(ids), problem.id
             taken.append(i)
         run = programs.make_prefill(self.spec)
-        arrays = self.spec.layout.put_batch((tokens_BP, length_B, id_B))
+        arrays = self.spec.layout.put_batch((tokens_BP, length_B, problem_id_B))
         with self.device_call(f"running {rows} prompts of {P:,} tokens", "attention scores"):
             prefilled = jax.block_until_ready(run(weights, *arrays))
         self.counts.prompts += len(taken)
@@ -309,34 +294,40 @@ class RolloutEngine:
                 sample.sampling_masks = [np.full((length_B[row], mask_ids), -1, np.int32)]
         return samples
 
-    def insert(self, slots: Slots, owners, ready: deque, key, settings: DrawSettings) -> Slots:
-        """Free slots take the samples that wait for the first prefilled prompts."""
+    def insert(self, state: RolloutState, ready: deque[Ready], key: Any) -> None:
+        """Copies prefilled prompts into free slots, from the oldest prefill batch only: a call reads one batch."""
         row_S, sample_S = np.full(self.slots, -1, np.int32), np.zeros(self.slots, np.int32)
         prefilled = ready[0][0]
-        for s, owner in enumerate(owners):
+        for s, owner in enumerate(state.owners):
             if owner is None and ready and ready[0][0] is prefilled:
-                _, row_S[s], owners[s] = ready.popleft()
-                sample_S[s] = owners[s].index
-        return programs.make_insert(self.spec)(slots, prefilled, row_S, sample_S, key, settings)
+                _, row_S[s], sample = ready.popleft()
+                state.owners[s] = sample
+                sample_S[s] = sample.index
+        state.slots = programs.make_insert(self.spec)(state.slots, prefilled, row_S, sample_S, key, state.settings)
 
-    def decode(self, weights: Weights, slots: Slots, owners, is_decoding_S, settings) -> tuple[Slots, Emitted]:
-        """Dispatches one round. Other slots are done: free ones, and those whose samples met a stop string or wait."""
-        filled = max(len(owner.tokens) for owner in owners if owner is not None)
+    def decode(self, state: RolloutState) -> Emitted:
+        """Dispatches a round, and returns before the devices have finished it.
+
+        The mask overrides the devices' own `done_S`: only the host knows of stop strings and waiting environments.
+        """
+        filled = max(len(owner.tokens) for owner in state.owners if owner)
         run = programs.make_decode(self.spec, bucket(filled, self.width))
-        limit_S = np.asarray([0 if owner is None else self.limit(owner) for owner in owners], np.int32)
+        is_idle_S, limit_S = np.ones(self.slots, bool), np.zeros(self.slots, np.int32)
+        for s, sample in state.decoding():
+            is_idle_S[s] = False
+            limit_S[s] = self.limit(sample)
         with self.device_call(f"a round of {self.slots} slots", "attention scores"):
-            return run(weights, slots, ~is_decoding_S, limit_S, settings)
+            state.slots, emitted = run(state.weights, state.slots, is_idle_S, limit_S, state.settings)
+        return emitted
 
     def limit(self, sample: Sample) -> int:
-        """Tokens that the policy may have drawn at the end of this turn."""
-        c, before, start = self.sampling, drawn_tokens(sample), sample.turns[-1].start
-        room = c.max_new_tokens - (start - sample.turns[0].start)
-        return before + (room if c.max_turn_tokens is None else min(room, c.max_turn_tokens))
+        """Cap on the policy's tokens in all turns when this one ends; observations count against max_new_tokens."""
+        room = self.max_length(sample) - sample.turns[-1].start
+        return drawn_tokens(sample) + min(room, self.sampling.max_turn_tokens or room)
 
-    def fetch(self, emitted: Emitted) -> Emitted:
-        """What a round emitted, once it is done."""
-        with self.device_call(f"a round of {self.slots} slots", "attention scores"):
-            return jax.device_get(emitted)
+    def max_length(self, sample: Sample) -> int:
+        """Tokens that the sample may have, with its prompt and observations."""
+        return sample.turns[0].start + self.sampling.max_new_tokens
 
     @contextmanager
     def device_call(self, what: str, estimate: str) -> Iterator[None]:
@@ -353,74 +344,76 @@ class RolloutEngine:
                 f" {error}. {KNOBS}"
             ) from error
 
-    def collect(self, emitted: Emitted, owners, is_decoding_S, stop_ids, watch) -> list[Sample]:
-        """Appends what the round emitted to its samples; returns those that ended, and frees their slots."""
-        ended = []
-        for s in np.flatnonzero(is_decoding_S):
-            sample = owners[s]
-            new_N = emitted.is_token_SN[s]
-            logprobs, length = emitted.logp_SN[s, new_N], len(sample.tokens)
+    def collect(self, state: RolloutState, emitted: Emitted) -> None:
+        """Waits for a round, and appends what it emitted to its samples; then environments answer, or samples end."""
+        with self.device_call(f"a round of {self.slots} slots", "attention scores"):
+            emitted = jax.device_get(emitted)
+        for s, sample in state.decoding():
+            is_new_N = emitted.is_token_SN[s]
+            logprobs, length = emitted.logp_SN[s, is_new_N], len(sample.tokens)
             if not np.isfinite(logprobs).all():
                 bad = length - sample.prompt_length + int(np.argmin(np.isfinite(logprobs)))
-                raise RunError(
-                    f"the policy's logits are not finite: problem {sample.problem.id}, sample {sample.index},"
-                    f" token {bad}"
-                )
-            sample.tokens += emitted.tokens_SN[s, new_N].tolist()
+                where = f"problem {sample.problem.id}, sample {sample.index}, token {bad}"
+                raise RunError(f"the policy's logits are not finite: {where}")
+            sample.tokens += emitted.tokens_SN[s, is_new_N].tolist()
             sample.loss_mask += [1] * len(logprobs)
             sample.logprobs += logprobs.tolist()
             if emitted.routes_SNLK is not None:
-                sample.routes.append(emitted.routes_SNLK[s, new_N])
+                sample.routes.append(emitted.routes_SNLK[s, is_new_N])
             if emitted.masks_SNI is not None:
-                sample.sampling_masks.append(emitted.masks_SNI[s, new_N])
-            if reason := self.finish_turn(sample, bool(emitted.done_S[s]), length, stop_ids):
-                if self.episodes and reason == "stop":
-                    self.episodes.ask(sample, self.room(sample))
+                sample.sampling_masks.append(emitted.masks_SNI[s, is_new_N])
+            if reason := self.finish_turn(sample, bool(emitted.done_S[s]), length, state.settings.stop_ids):
+                if state.episodes and reason == "stop":  # the next turn needs room for one token at least
+                    state.episodes.ask(sample, self.max_length(sample) - len(sample.tokens) - 1)
                 else:
-                    ended.append(self.close(sample, reason))
-                    owners[s] = None
-            elif watch and self.tokenizer:
+                    self.complete(state, sample, reason)
+            elif state.watch and self.tokenizer:
                 said = [turn.text for turn in sample.turns[:-1]]
                 sample.text = "\n".join([*said, self.tokenizer.decode(sample.tokens[sample.turns[-1].start :])])
-            if watch:
-                watch(sample)
+            if state.watch:
+                state.watch(sample)
         self.count(emitted)
-        return ended
 
-    def room(self, sample: Sample) -> int:
-        """Tokens of an observation for which there is room before another turn of one token."""
-        return sample.turns[0].start + self.sampling.max_new_tokens - len(sample.tokens) - 1
+    def finish_turn(self, sample: Sample, done: bool, length: int, stop_ids: np.ndarray) -> str:
+        """Why the sample's turn is complete, and "" if it is not; then it gets its text.
 
-    def finish_turn(self, sample: Sample, done: bool, length: int, stop_ids) -> str:
-        """Why the turn is complete, and "" if it is not. Its tokens from `length` on are new."""
-        turn, text = sample.turns[-1], self.find_stop(sample, length)
+        `done`: the device met a stop token or a limit. `length`: len(sample.tokens) before this round.
+        """
+        text = self.find_stop(sample, length)
         if text is None and not done:
             return ""
-        has_end, limit = sample.tokens[-1] in stop_ids, sample.turns[0].start + self.sampling.max_new_tokens
-        reason = "length" if len(sample.tokens) == limit else "turn_length"
+        turn = sample.turns[-1]
+        turn.stop = len(sample.tokens)
+        has_end = sample.tokens[-1] in stop_ids
+        reason = "length" if turn.stop == self.max_length(sample) else "turn_length"
         reason = "stop" if text is not None or has_end else reason
         if text is None and self.tokenizer is not None:
-            text = self.tokenizer.decode(sample.tokens[turn.start : len(sample.tokens) - has_end])
-        turn.text, turn.stop = text or "", len(sample.tokens)
+            text = self.tokenizer.decode(sample.tokens[turn.start : turn.stop - 1 if has_end else turn.stop])
+        turn.text = text or ""
         sample.text = "\n".join(turn.text for turn in sample.turns)
         for arrays in filter(None, (sample.routes, sample.sampling_masks)):
             arrays[:] = [np.concatenate(arrays)[: turn.stop]]  # what follows a stop string is cut off
         return reason
 
-    def close(self, sample: Sample, reason: str) -> Sample:
-        """Completes the sample."""
+    def complete(self, state: RolloutState, sample: Sample, reason: str) -> None:
+        """Finishes the sample, adds it to its group, frees its slot, and closes its environment."""
         sample.finish_reason = reason
         sample.routes = None if sample.routes is None else sample.routes[0]
         sample.sampling_masks = None if sample.sampling_masks is None else sample.sampling_masks[0]
-        if self.episodes:
-            self.episodes.end(sample)
-        return sample
+        state.owners[state.owners.index(sample)] = None
+        if state.episodes:
+            state.episodes.end(sample)
+        group = state.groups[sample.group]
+        group.append(sample)
+        group.sort(key=lambda s: s.index)
+        if state.done and len(group) == self.group_size:
+            state.done(group)
 
     def find_stop(self, sample: Sample, length: int) -> str | None:
-        """Cuts the sample behind the first stop string among its tokens from `length` on; the text before the string.
+        """The turn's text before the first stop string that ends among the tokens from `length` on, or None.
 
-        Only the last tokens are decoded, so that each token costs a constant: a token that is not special has a byte of
-        text at least. The whole response is decoded when they have a stop string.
+        Deletes the sample's tokens behind that string. Only a window of the last tokens is decoded, so that each token
+        costs a constant. It holds any stop string, since every token that is not special decodes to one byte at least.
         """
         stops = self.sampling.stop
         if self.tokenizer is None or not stops:
@@ -441,13 +434,10 @@ class RolloutEngine:
         self.counts.rounds += 1
         self.counts.model_steps += int(emitted.steps)
         self.counts.tokens += int(emitted.is_token_SN.sum())
-        if self.config.speculative:  # a step's second place is its draft; there is none behind a last token
+        if self.config.speculative:  # a step's second token is its draft; there is none behind a last token
             first_SN, second_SN = emitted.is_token_SN[:, ::2], emitted.is_token_SN[:, 1::2]
-            ended_first_S = (
-                emitted.done_S
-                & (first_SN.sum(axis=1) > 0)
-                & ~second_SN[np.arange(len(first_SN)), np.maximum(first_SN.sum(axis=1) - 1, 0)]
-            )
+            last_S = emitted.is_token_SN.shape[1] - 1 - np.argmax(emitted.is_token_SN[:, ::-1], axis=1)
+            ended_first_S = emitted.done_S & first_SN.any(axis=1) & (last_S % 2 == 0)
             self.counts.drafted += int(first_SN.sum() - ended_first_S.sum())
             self.counts.accepted += int(second_SN.sum())
 
@@ -469,10 +459,6 @@ def begin(group: int, index: int, problem: Problem, ids: list[int]) -> Sample:
     """A sample with its prompt alone."""
     n = len(ids)
     return Sample(problem, group, index, tokens=list(ids), loss_mask=[0] * n, logprobs=[0.0] * n, turns=[Turn(n)])
-
-
-def slot_of(sample: Sample, owners: Sequence[Sample | None]) -> int:
-    return next(s for s, owner in enumerate(owners) if owner is sample)
 
 
 def drawn_tokens(sample: Sample) -> int:

@@ -5,8 +5,8 @@ would copy a cache that every step writes. New latents go to a short tail, which
 (On one CPU device layers are unrolled, and XLA does not copy: there steps write into `BlockedCache`s, and no tail
 exists.)
 
-A step runs T places of each slot: the token that was drawn last and, with speculation, the draft of the next one by the
-multi-token-prediction module. A draft is drawn with the same noise as the model's own draw at that place, and is
+A step runs T tokens of each slot: the token that was drawn last and, with speculation, the draft of the next one by the
+multi-token-prediction module. A draft is drawn with the same noise as the model's own draw at that position, and is
 accepted when the two draws are the same token: speculation changes no token, greedy or sampled.
 """
 
@@ -41,7 +41,7 @@ class Sampler:
 
 @struct.dataclass
 class Prefilled:
-    """Prompts that have been run; B rows, the first `length` of P places of each are tokens."""
+    """Prompts that have been run; B rows, the first `length` of P positions of each are tokens."""
 
     latents: dict[str, Any]  # [L, B, P, X] for each stack
     hidden_BD: Array  # of the last token, after the final norm
@@ -53,18 +53,18 @@ class Prefilled:
 
 @struct.dataclass
 class DraftInputs:
-    """The T places that the last step ran, which the multi-token-prediction (MTP) module reads next."""
+    """The T tokens that the last step ran, which the multi-token-prediction (MTP) module reads next."""
 
     hidden_STD: Array  # after the final norm
-    next_ST: Array  # int32, the token behind each place
-    accepted_ST: Array  # bool: the place is part of the response; the first is, unless the slot is done
+    next_ST: Array  # int32, the token behind each of them
+    accepted_ST: Array  # bool: the token is part of the response; the first is, unless the slot is done
 
 
 @struct.dataclass
 class Slots:
     """S responses that are decoded. `drawn` is the pending token: neither emitted nor run."""
 
-    # [L, S, W, X] for each stack, or the `BlockedCache`s of its layers; places from `length` on are undefined
+    # [L, S, W, X] for each stack, or the `BlockedCache`s of its layers; positions from `length` on are undefined
     cache: dict[str, Any]
     length_S: Array  # int32, tokens that were run
     key_S: Array  # the response's key
@@ -76,7 +76,7 @@ class Slots:
 
 @struct.dataclass
 class Emitted:
-    """What a round emitted, N = T places a step."""
+    """What a round emitted, N = T tokens times the steps of a round."""
 
     tokens_SN: Array  # int32
     logp_SN: Array  # float32, as drawn
@@ -87,7 +87,7 @@ class Emitted:
     routes_SNLK: Any  # int16, the experts of each token with routing replay, else None
 
 
-def places(engine: EngineConfig) -> int:
+def tokens_per_step(engine: EngineConfig) -> int:
     """T: tokens of a slot that a step runs."""
     return 2 if engine.speculative else 1
 
@@ -152,7 +152,7 @@ def empty_slots(
 
 
 def new_drafts(hidden_SD: Array, next_S: Array) -> DraftInputs:
-    """One place that was run, and one that was not."""
+    """One token that was run, and one that was not."""
     return DraftInputs(
         jnp.stack([hidden_SD, hidden_SD], axis=1),
         jnp.stack([next_S, next_S], axis=1),
@@ -221,7 +221,7 @@ class Round:
     step: Array  # int32
     slots: Slots  # without their cache, but for the read part of `BlockedCache`s
     tail: dict[str, Any]  # [L, S, N, X] for each stack; none with `BlockedCache`s
-    drafted_SN: Array  # bool: which places of the MTP module's tail are part of the response
+    drafted_SN: Array  # bool: which tokens of the MTP module's tail are part of the response
     out: Emitted
 
 
@@ -232,11 +232,11 @@ def decode_round(
 
     Args:
       limit_S: int32, most tokens that each response may have drawn.
-      width: places of the cache that any slot has filled; the rest is not read.
+      width: positions of the cache that any slot has filled; the rest is not read.
     """
-    T = places(sampler.engine)
+    T = tokens_per_step(sampler.engine)
     state = empty_round(sampler, slots, width)
-    # The MTP module has run all places but those that the last step accepted.
+    # The MTP module has run all tokens but those that the last step accepted.
     drafted_S = slots.length_S - (slots.drafts.accepted_ST.sum(axis=1) if slots.drafts else 0)
     seen_S1W, drafted_S1W = ((jnp.arange(width)[None] < n_S[:, None])[:, None] for n_S in (slots.length_S, drafted_S))
 
@@ -248,7 +248,7 @@ def decode_round(
             tokens_ST = jnp.stack([state.slots.drawn.token_S, draft_S], axis=1)
         positions_ST = state.slots.length_S[:, None] + jnp.arange(T)[None]
         contexts = [(slots.cache, seen_S1W), (state.tail, state.out.is_token_SN[:, None])]
-        contexts = contexts if state.tail else written_contexts(state, positions_ST)
+        contexts = contexts if state.tail else written_contexts(state.slots.cache, positions_ST)
         is_token_ST = jnp.broadcast_to(~state.slots.done_S[:, None], tokens_ST.shape)
         run = functools.partial(forward_cached, config=sampler.model, ops=sampler.ops, is_token_BT=is_token_ST)
         hidden_STD, new, routes_STLK = run(sampler.weights, tokens_ST, positions_ST, contexts)
@@ -280,7 +280,7 @@ def decode_round(
 
 def empty_round(sampler: Sampler, slots: Slots, width: int) -> Round:
     c, mask_ids = sampler.model, sampler.truncation.mask_ids
-    S, N = slots.count_S.shape[0], sampler.engine.steps_per_round * places(sampler.engine)
+    S, N = slots.count_S.shape[0], sampler.engine.steps_per_round * tokens_per_step(sampler.engine)
     L, K = c.num_hidden_layers - c.first_k_dense_replace, c.num_experts_per_tok
     tokens_SN, none_SN = jnp.zeros((S, N), jnp.int32), jnp.zeros((S, N), bool)
     routes = jnp.zeros((S, N, L, K), jnp.int16) if sampler.engine.routing_replay else None
@@ -296,14 +296,14 @@ def is_list(stack: Any) -> bool:
     return isinstance(stack, list)
 
 
-def written_contexts(state: Round, positions_ST: Array) -> list[tuple[dict[str, Any], Array]]:
-    """Of tokens that are written into `BlockedCache`s: all places up to their own."""
-    (first, *_), *_ = state.slots.cache.values()
-    return [(state.slots.cache, jnp.arange(first.places)[None, None] <= positions_ST[..., None])]
+def written_contexts(cache: dict[str, Any], positions_ST: Array) -> list[tuple[dict[str, Any], Array]]:
+    """Of tokens that are written into `BlockedCache`s: all positions up to their own."""
+    (first, *_), *_ = cache.values()
+    return [(cache, jnp.arange(first.positions)[None, None] <= positions_ST[..., None])]
 
 
 def keep(state: Round, new: dict[str, Any], at: Array) -> Round:
-    """With new latents, accepted or not: masks tell which count. In the tail they go to the places from `at` on."""
+    """With new latents, accepted or not: masks tell which count. In the tail they go to the positions from `at` on."""
     if not state.tail:
         return replace(state, slots=replace(state.slots, cache=state.slots.cache | new))
     old = {name: state.tail[name] for name in new}
@@ -312,15 +312,15 @@ def keep(state: Round, new: dict[str, Any], at: Array) -> Round:
 
 
 def propose(sampler: Sampler, state: Round, cache: tuple[dict, Array], s: DrawSettings) -> tuple[Array, Round]:
-    """Runs the MTP module on the last step's places; its draft of the next token, [S].
+    """Runs the MTP module on the last step's tokens; its draft of the next token, [S].
 
-    `cache` is the latents and the mask of those places that the module has run.
+    `cache` is the latents and the mask of those tokens that the module has run.
     """
-    slots, drafts, at = state.slots, state.slots.drafts, state.step * places(sampler.engine)
+    slots, drafts, at = state.slots, state.slots.drafts, state.step * tokens_per_step(sampler.engine)
     accepted_S1 = drafts.accepted_ST.sum(axis=1, keepdims=True)
-    positions_ST = slots.length_S[:, None] - accepted_S1 + jnp.arange(places(sampler.engine))
+    positions_ST = slots.length_S[:, None] - accepted_S1 + jnp.arange(tokens_per_step(sampler.engine))
     contexts = [cache, (state.tail, state.drafted_SN[:, None])]
-    contexts = contexts if state.tail else written_contexts(state, positions_ST)
+    contexts = contexts if state.tail else written_contexts(state.slots.cache, positions_ST)
     inputs = MTPInputs(drafts.hidden_STD, drafts.next_ST, positions_ST)
     is_token_ST = jnp.broadcast_to(~slots.done_S[:, None], positions_ST.shape)
     hidden_STD, new = forward_mtp_cached(sampler.weights, inputs, contexts, sampler.model, sampler.ops, is_token_ST)
@@ -330,15 +330,15 @@ def propose(sampler: Sampler, state: Round, cache: tuple[dict, Array], s: DrawSe
     return draft_S, replace(keep(state, new, at), drafted_SN=drafted_SN)
 
 
-def emit(state: Round, place: Array, accepted_S: Array, limit_S: Array, s: DrawSettings) -> Round:
-    """Emits the pending token of each slot where it is the token that was run; it may be the last."""
+def emit(state: Round, n: Array, accepted_S: Array, limit_S: Array, s: DrawSettings) -> Round:
+    """Emits the pending token of each slot as the round's token `n`, where it was run; it may be the last."""
     slots, out, drawn = state.slots, state.out, state.slots.drawn
     out = replace(
         out,
-        tokens_SN=out.tokens_SN.at[:, place].set(drawn.token_S),
-        logp_SN=out.logp_SN.at[:, place].set(drawn.logp_S),
-        is_token_SN=out.is_token_SN.at[:, place].set(accepted_S),
-        masks_SNI=None if out.masks_SNI is None else out.masks_SNI.at[:, place].set(drawn.mask_SI),
+        tokens_SN=out.tokens_SN.at[:, n].set(drawn.token_S),
+        logp_SN=out.logp_SN.at[:, n].set(drawn.logp_S),
+        is_token_SN=out.is_token_SN.at[:, n].set(accepted_S),
+        masks_SNI=None if out.masks_SNI is None else out.masks_SNI.at[:, n].set(drawn.mask_SI),
     )
     count_S = slots.count_S + accepted_S
     is_last_S = (drawn.token_S[:, None] == s.stop_ids[None]).any(axis=-1) | (count_S >= limit_S)
@@ -367,7 +367,7 @@ def merge_round(sampler: Sampler, slots: Slots, state: Round, drafted_S: Array) 
 
 
 def merge(cache, tail, at_S: Array, is_token_SN: Array):
-    """Appends each slot's accepted places to its cache, which has room for one round more than any response."""
+    """Appends each slot's accepted tokens to its cache, which has room for one round more than any response."""
     order_SN = jnp.argsort(~is_token_SN, axis=1, stable=True)
     # Mapped over leading dimensions only: any other order makes XLA transpose the whole cache, and hold it twice.
     write_SWX = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=0))

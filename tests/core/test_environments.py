@@ -289,11 +289,11 @@ def test_episodes_in_byte_level_bpe_are_never_tokenized_again(one_device, model,
     emitted: dict[tuple[int, int], list[int]] = defaultdict(list)
     collect = engine.collect
 
-    def watched(round_, owners, is_decoding_S, *rest):
-        for s in np.flatnonzero(is_decoding_S):
-            place = (owners[s].group, owners[s].index)
-            emitted[place] += round_.tokens_SN[s, round_.is_token_SN[s]].tolist()
-        return collect(round_, owners, is_decoding_S, *rest)
+    def watched(state, round_):
+        round_ = jax.device_get(round_)
+        for s, sample in state.decoding():
+            emitted[sample.group, sample.index] += round_.tokens_SN[s, round_.is_token_SN[s]].tolist()
+        collect(state, round_)
 
     engine.collect = watched  # type: ignore[method-assign]
     prompts = [(problem(i), tokenizer.encode(f"def f{i}(x):")) for i in range(count // 10)]

@@ -210,10 +210,10 @@ def test_ignoring_end_tokens_compiles_nothing(one_device, model):
     """One end token keeps the settings' shapes, and so the programs, that a dry run has without a tokenizer."""
     engine = make_engine(one_device, model)
     without = RolloutEngine(one_device, model, None, engine.config, engine.sampling, 1)
-    assert engine.settings().stop_ids.shape == without.settings().stop_ids.shape == (1,)
+    assert engine.draw_settings().stop_ids.shape == without.draw_settings().stop_ids.shape == (1,)
     engine.tokenizer.eos_ids = (7, 8, 9)
-    assert engine.settings().stop_ids.tolist() == [7, 8, 9]
-    assert engine.settings(ignore_eos=True).stop_ids.tolist() == [-1, -1, -1]
+    assert engine.draw_settings().stop_ids.tolist() == [7, 8, 9]
+    assert engine.draw_settings(ignore_eos=True).stop_ids.tolist() == [-1, -1, -1]
 
 
 def test_logits_that_are_not_finite_name_the_request(one_device, model, policy, prompts):
@@ -238,7 +238,7 @@ def lower_round(layout, model, slots: int, width: int, weights=None, **engine):
     shapes = jax.eval_shape(rollout_programs.make_slots(spec, slots, width))
     weights = weights or programs.abstract_weights(model)
     run = rollout_programs.make_decode(spec, width)
-    return run.lower(weights, shapes, np.zeros(slots, bool), np.int32(9), made.settings())
+    return run.lower(weights, shapes, np.zeros(slots, bool), np.int32(9), made.draw_settings())
 
 
 class ScannedSpec(rollout_programs.RolloutSpec):

@@ -117,7 +117,7 @@ def test_eight_bits_are_held_on_the_device_and_nowhere_expanded_whole(one_device
     quantized = jax.eval_shape(lambda p: rollout_programs.rollout_params(p, c, "int8"), params)
     slots = jax.eval_shape(rollout_programs.make_slots(engine.spec, S, W))
     run = rollout_programs.make_decode(engine.spec, W)
-    arguments = (Weights(quantized, bias), slots, np.zeros(S, bool), np.full(S, 9, np.int32), engine.settings())
+    arguments = (Weights(quantized, bias), slots, np.zeros(S, bool), np.full(S, 9, np.int32), engine.draw_settings())
     text = run.lower(*arguments).compile().as_text()
     assert "s8[5,4,64,32]" in text  # gate_EDF of the five layers
     assert "f32[5,4,64,32]" not in text
