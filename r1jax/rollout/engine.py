@@ -66,7 +66,7 @@ class RolloutState:
     settings: DrawSettings
     owners: list[Sample | None]  # the sample in each slot
     groups: Groups  # of complete samples
-    watch: Callable[[Sample], None] | None  # as of `generate`, like `done`
+    watch: Callable[[Sample], None] | None  # called as `generate` says, like `done`
     done: Callable[[list[Sample]], None] | None
     episodes: Episodes | None = None  # None: samples have one turn
 
@@ -87,7 +87,7 @@ class RolloutEngine:
       checks_memory: refuse what the devices have no room for; a dry run allocates nothing on them.
       environments: answer the samples between their turns; None: a sample has one turn.
       counts: what the engine has done since the caller last replaced them.
-      device_seconds: wall time in calls to the devices and waiting for them, of all rollouts so far.
+      device_seconds: seconds of wall time so far in calls to the devices and in waiting for them.
     """
 
     layout: Layout
@@ -345,7 +345,7 @@ class RolloutEngine:
             ) from error
 
     def collect(self, state: RolloutState, emitted: Emitted) -> None:
-        """Waits for a round, and appends what it emitted to its samples; then environments answer, or samples end."""
+        """Waits for a round and appends its tokens; a complete turn goes to an environment, or ends the sample."""
         with self.device_call(f"a round of {self.slots} slots", "attention scores"):
             emitted = jax.device_get(emitted)
         for s, sample in state.decoding():

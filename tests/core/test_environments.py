@@ -24,6 +24,7 @@ from r1jax.data.published_tokenizer import PublishedTokenizer, load_tokenizer
 from r1jax.data.tasks import TASKS
 from r1jax.data.toy.episodes import HigherLower, games
 from r1jax.environments.processes import InProcesses
+from r1jax.errors import UsageError
 from r1jax.model.spec import init_params
 from r1jax.model.transformer import forward
 from r1jax.objectives.logprobs import hidden_logprobs
@@ -375,6 +376,8 @@ class Suicidal:
         if turn == "loop":
             while True:
                 pass
+        if turn == "sleep":
+            time.sleep(1000)
         if not self.path.exists():
             self.path.touch()
             os._exit(1)
@@ -382,7 +385,7 @@ class Suicidal:
 
 
 def test_environments_in_processes_answer_as_in_threads(tmp_path):
-    """Turns are played again wherever they are asked; a process that dies is replaced; a loop is interrupted."""
+    """Turns are played again wherever they are asked; a process that dies is replaced, and one that is stuck."""
     drawn = list(itertools.islice(games("train", 0), 3))
     make = InProcesses(HigherLower, 2)
     here, there = ([environment() for _ in drawn] for environment in (HigherLower, make))
@@ -397,8 +400,13 @@ def test_environments_in_processes_answer_as_in_threads(tmp_path):
     hurt = make()
     hurt.reset(Problem(0, "", str(tmp_path / "died"), ""), 0)
     assert hurt.step("on") == Step("on") and (tmp_path / "died").exists()
-    with pytest.raises(TimeoutError):
-        hurt.step("loop")
+    for turn in ("loop", "sleep"):
+        stuck = make()
+        stuck.reset(Problem(0, "", str(tmp_path / "died"), ""), 0)
+        with pytest.raises(TimeoutError):
+            stuck.step(turn)
+    with pytest.raises(UsageError, match="importable"):
+        InProcesses(lambda: Suicidal(), 1)
     make.threads.shutdown()
 
 
