@@ -26,7 +26,6 @@ REPORT_NOTE = (
     "The base was pretrained on answers of which one in eight calls the calculator and the others guess. RL is run"
     " twice from it: with a calculator that answers, and with none."
 )
-TASK = TASKS["tool_sums"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,9 @@ def make_environment() -> ToolEnvironment:
     return ToolEnvironment([spelled_calculator], episodes.RESULT, episodes.ERROR)
 
 
+TASK = replace(TASKS["tool_sums"], environments=Environments(make_environment, episodes.TOKENIZER.encode_plain))
+
+
 def run(run: Run, config: Config) -> None:
     corpus, problems = ensure_records(
         [
@@ -67,11 +69,8 @@ def run(run: Run, config: Config) -> None:
     rewards = {"accuracy": Reward(accuracy_reward, 1.0), "format": Reward(format_reward, config.rewards.format_weight)}
     held_out = TASK.held_out(config.evaluate.num_prompts, run.seed)
     base = pretrain(run.with_task(TASK).stage("pretrain"), config.pretrain, corpus)
-    for name, environments in (
-        ("tool", Environments(make_environment, episodes.TOKENIZER.encode_plain)),
-        ("no_tool", None),
-    ):
-        each = run.with_task(replace(TASK, environments=environments))
+    for name, task in {"tool": TASK, "no_tool": replace(TASK, environments=None)}.items():
+        each = run.with_task(task)
         evaluate(each.stage(f"evaluate_base_{name}"), config.evaluate, base, rewards, held_out)
         policy = rl(each.stage(f"rl_{name}"), config.rl, base, problems, rewards)
         evaluate(each.stage(f"evaluate_{name}"), config.evaluate, policy, rewards, held_out)

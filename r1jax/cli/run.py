@@ -81,7 +81,8 @@ def main(args: argparse.Namespace) -> None:
         from r1jax.dry_run.run import dry_run
 
         names = args.programs.split(",") if args.programs else []
-        dry_run(config, args.topology, args.slices or 1, names, args.json)
+        environments = getattr(vars(module).get("TASK"), "environments", None)
+        dry_run(config, args.topology, args.slices or 1, names, args.json, environments)
     else:
         run_experiment(args, module, config)
 

@@ -19,6 +19,7 @@ from r1jax.parallel.layout import Layout
 from r1jax.parallel.memory import resident_memory, stage_memory
 from r1jax.runs.checks import stages
 from r1jax.telemetry.flops import model_flops
+from r1jax.types import Environments
 
 CACHE = Path(".cache", "r1jax", "topology")  # below the home directory
 
@@ -63,10 +64,13 @@ def least_times(costs: Costs, chip: Chip) -> Times:
     return Times(costs.flops / chip.flops, costs.hbm_bytes / chip.hbm_bandwidth, network, costs.cycles / chip.clock)
 
 
-def compile_stages(config: Any, layout: Layout, names: Sequence[str], console: Console) -> list[CompiledProgram]:
+def compile_stages(
+    config: Any, layout: Layout, names: Sequence[str], console: Console, environments: Environments | None = None
+) -> list[CompiledProgram]:
     """Compiles every program of every stage, or those named; a program that several stages share only once."""
     configs = stages(config)
-    programs = [(stage, p) for stage, one in configs.items() for p in stage_programs(layout, config.model, one)]
+    made = {stage: stage_programs(layout, config.model, one, environments) for stage, one in configs.items()}
+    programs = [(stage, program) for stage in made for program in made[stage]]
     known = {program.name for _, program in programs}
     if unknown := set(names) - known:
         raise UsageError(f"--programs names '{min(unknown)}', expected one of {', '.join(sorted(known))}")

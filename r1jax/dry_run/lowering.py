@@ -9,6 +9,7 @@ from r1jax.errors import UsageError
 from r1jax.parallel.layout import Layout
 from r1jax.runs.checks import stages
 from r1jax.telemetry.progress import Progress
+from r1jax.types import Environments
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,12 @@ class Lowering:
     shared_with: str | None  # that stage
 
 
-def lower_stages(config: Any, layout: Layout, progress: Progress) -> list[Lowering]:
+def lower_stages(
+    config: Any, layout: Layout, progress: Progress, environments: Environments | None = None
+) -> list[Lowering]:
     """Lowers every program of every stage, a program that several stages share only once. Results are not kept.
+
+    `environments` are those of the experiment's task.
 
     Raises UsageError for a program that can't be lowered.
     """
@@ -33,7 +38,7 @@ def lower_stages(config: Any, layout: Layout, progress: Progress) -> list[Loweri
     with progress.start("lowering", 0, len(configs)):
         for number, (stage, stage_config) in enumerate(configs.items()):
             try:
-                for program in stage_programs(layout, config.model, stage_config):
+                for program in stage_programs(layout, config.model, stage_config, environments):
                     shared_with, start = first.get(program.key), time.perf_counter()
                     if shared_with is None:
                         lower_program(program)

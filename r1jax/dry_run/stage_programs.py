@@ -15,6 +15,7 @@ import numpy as np
 
 from r1jax.config import (
     ModelConfig,
+    PreferencesConfig,
     PretrainConfig,
     RewardModelConfig,
     RLConfig,
@@ -36,10 +37,11 @@ from r1jax.rollout.packing import batch_shape, pack_microbatches
 from r1jax.runs import learned_reward
 from r1jax.runs.policy import placed_weights
 from r1jax.runs.state import State, split_policy
+from r1jax.sampling.append import Appended
 from r1jax.sampling.decode import tokens_per_step
 from r1jax.sampling.draw import position_key
 from r1jax.telemetry.flops import Work
-from r1jax.types import RLState, Weights
+from r1jax.types import Environments, RLState, Weights
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,10 @@ KEY = jax.eval_shape(lambda: position_key(0))
 SCALAR = abstract(np.float32(1))  # a temperature or a learning rate
 
 
-def stage_programs(layout: Layout, model: ModelConfig, config: StageConfig) -> Iterator[Program]:
-    """In the order in which the stage first runs them; `model` is the experiment's."""
+def stage_programs(
+    layout: Layout, model: ModelConfig, config: StageConfig, environments: Environments | None = None
+) -> Iterator[Program]:
+    """In the order in which the stage first runs them; `model` and `environments` are the experiment's."""
     if isinstance(config, PretrainConfig):
         return pretrain_programs(layout, model, config)
     if isinstance(config, SFTConfig):
@@ -92,15 +96,25 @@ def stage_programs(layout: Layout, model: ModelConfig, config: StageConfig) -> I
     if isinstance(config, RewardModelConfig):
         return reward_model_programs(layout, model, config)
     if isinstance(config, RLConfig):
-        return rl_programs(layout, model, config)
-    return rollout_stage_programs(make_engine(layout, model, config), placed_weights(layout, model))
+        return rl_programs(layout, model, config, environments)
+    return rollout_stage_programs(make_engine(layout, model, config, environments), placed_weights(layout, model))
 
 
-def make_engine(layout: Layout, model: ModelConfig, config: RolloutStageConfig) -> RolloutEngine:
+def make_engine(
+    layout: Layout, model: ModelConfig, config: RolloutStageConfig, environments: Environments | None
+) -> RolloutEngine:
     is_rl = isinstance(config, RLConfig)
     group_size = config.group_size if isinstance(config, RLConfig) else config.samples_per_prompt
     return RolloutEngine(
-        layout, model, None, config.engine, config.sampling, group_size, keeps_sampling_masks=is_rl, checks_memory=False
+        layout,
+        model,
+        None,
+        config.engine,
+        config.sampling,
+        group_size,
+        keeps_sampling_masks=is_rl,
+        checks_memory=False,
+        environments=None if isinstance(config, PreferencesConfig) else environments,  # preferences have one turn
     )
 
 
@@ -146,7 +160,9 @@ def reward_model_programs(layout: Layout, model: ModelConfig, config: RewardMode
     yield Program("reward_scores", scores, (*placed_weights(layout, scored), *rows), over_rows(rows[0], 1))
 
 
-def rl_programs(layout: Layout, model: ModelConfig, config: RLConfig) -> Iterator[Program]:
+def rl_programs(
+    layout: Layout, model: ModelConfig, config: RLConfig, environments: Environments | None
+) -> Iterator[Program]:
     start_training = programs.make_start_training(layout, model, config.optimizer)
     weights = placed_weights(layout, updated_model(config.optimizer, model))
     yield (start := Program("start_training", start_training, (weights,)))
@@ -155,7 +171,7 @@ def rl_programs(layout: Layout, model: ModelConfig, config: RLConfig) -> Iterato
     if config.has_reference or config.max_staleness:
         # The reference, and the policy that draws ahead.
         yield Program("snapshot", transfers.snapshot, (train.weights,))
-    yield from rollout_stage_programs(make_engine(layout, model, config), train.weights)
+    yield from rollout_stage_programs(make_engine(layout, model, config, environments), train.weights)
 
     (packed,) = pack_microbatches([], batch_shape(config, programs.on_platform(layout, model), layout.round_up(1)))
     objective = LossSpec(config.loss, config.sampling.max_new_tokens, config.optimizer.mtp)
@@ -195,14 +211,20 @@ def rollout_stage_programs(engine: RolloutEngine, weights: Weights) -> Iterator[
     prompts = spec.layout.abstract_batch(engine.empty_prompts(sampling.max_prompt_tokens))
     work = replace(over_rows(prompts[0], 1), absorbed=True)
     yield (prefilled := Program("prefill", rollout_programs.make_prefill(spec), (policy, *prompts), work))
-    settings, places_S = abstract(engine.draw_settings()), jax.ShapeDtypeStruct((engine.slots,), np.int32)
-    arguments = (slots.result, prefilled.result, places_S, places_S, KEY, settings)
+    settings, numbers_S = abstract(engine.draw_settings()), jax.ShapeDtypeStruct((engine.slots,), np.int32)
+    arguments = (slots.result, prefilled.result, numbers_S, numbers_S, KEY, settings)
     yield (begun := Program("insert", rollout_programs.make_insert(spec), arguments))
-    is_free_S, limit_S = (jax.ShapeDtypeStruct((engine.slots,), dtype) for dtype in (bool, np.int32))
+    is_idle_S = jax.ShapeDtypeStruct((engine.slots,), bool)
     decode = rollout_programs.make_decode(spec, engine.width)
     tokens = engine.slots * tokens_per_step(spec.engine) * spec.engine.steps_per_round
     work = Work(tokens, engine.width, 1, absorbed=True)
-    yield Program("decode", decode, (policy, begun.result, is_free_S, limit_S, settings), work)
+    yield Program("decode", decode, (policy, begun.result, is_idle_S, numbers_S, settings), work)
+    if engine.environments:
+        A, C = engine.append_rows, spec.engine.append_chunk
+        tokens_AC, numbers_A = (jax.ShapeDtypeStruct(shape, np.int32) for shape in ((A, C), (A,)))
+        new = Appended(tokens_AC=tokens_AC, length_A=numbers_A, slot_A=numbers_A, start_A=numbers_A, count_A=numbers_A)
+        append = rollout_programs.make_append(spec, engine.width)
+        yield Program("append", append, (policy, begun.result, new, settings), replace(work, tokens=A * C))
 
 
 def over_rows(tokens, passes: int) -> Work:

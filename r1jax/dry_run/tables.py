@@ -39,6 +39,7 @@ SETTINGS = {
     "make_slots": DECODING,
     "insert": DECODING,
     "decode": f"{DECODING}; EngineConfig.weight_dtype = 'int8'",
+    "append": f"EngineConfig.append_rows and append_chunk, lower; {DECODING}; EngineConfig.weight_dtype = 'int8'",
     "prefill": f"{PREFILL}; SamplingConfig.max_prompt_tokens, lower",
     "copy_weights": "EngineConfig.weight_dtype = 'int8'",
 }

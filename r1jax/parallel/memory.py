@@ -152,6 +152,7 @@ TAKES = {
     "prefill": ("prompts",),
     "insert": ("cache", "prompts"),
     "decode": ("cache",),
+    "append": ("cache",),
 }
 
 
@@ -160,11 +161,11 @@ def resident_memory(held: dict[str, int], program: str, *, accumulates: bool) ->
 
     `accumulates`: gradients are summed over microbatches, so that rl_gradients runs beside the sum so far.
     """
-    in_rollout = program in ("copy_weights", "make_slots", "prefill", "insert", "decode")
+    in_rollout = program in ("copy_weights", "make_slots", "prefill", "insert", "decode", "append")
     # An asynchronous rollout continues during training.
     parts = IN_ROLLOUTS if in_rollout or held.get("policy that draws ahead") else IN_TRAINING
     takes = set(TAKES.get(program, ("weights",)))
-    if program in ("prefill", "decode"):
+    if program in ("prefill", "decode", "append"):
         reads = ("copy of the weights", "policy that draws ahead", "weights")
         takes.add(next(part for part in reads if held.get(part)))
     resident = {part: held[part] for part in parts if part not in takes and held.get(part)}

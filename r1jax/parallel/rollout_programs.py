@@ -148,10 +148,10 @@ def make_append(spec: RolloutSpec, width: int):
 
 @functools.cache
 def make_decode(spec: RolloutSpec, width: int):
-    """(Weights, Slots, is_free [S], limits [S], DrawSettings) -> (Slots, Emitted). The slots are donated."""
+    """(Weights, Slots, is_idle [S], limits [S], DrawSettings) -> (Slots, Emitted). The slots are donated."""
 
-    def decode(weights: Weights, slots: Slots, is_free_S, limit_S, settings):
-        slots = replace(slots, done_S=slots.done_S | is_free_S)
+    def decode(weights: Weights, slots: Slots, is_idle_S, limit_S, settings):
+        slots = replace(slots, done_S=slots.done_S | is_idle_S)
         return decode_round(spec.sampler(weights), slots, limit_S, settings, width=width)
 
     return jax.jit(decode, out_shardings=(slot_shardings(spec), spec.layout.replicated()), donate_argnums=1)

@@ -28,11 +28,11 @@ from r1jax.config import (
 from r1jax.data.feeds import Records, distinct_problems, ensure_records, write_array_record
 from r1jax.data.tasks import TASKS
 from r1jax.dry_run.lowering import Lowering, lower_stages
-from r1jax.dry_run.stage_programs import stage_programs
+from r1jax.dry_run.stage_programs import abstract, stage_programs
 from r1jax.dry_run.tables import format_bytes
 from r1jax.parallel import programs, reward_programs, rollout_programs, transfers
 from r1jax.parallel.layout import make_layout
-from r1jax.parallel.memory import stage_memory
+from r1jax.parallel.memory import resident_memory, stage_memory
 from r1jax.rewards.rules import Reward
 from r1jax.runs.checks import check_stages, stages
 from r1jax.runs.learned_reward import LearnedReward
@@ -44,7 +44,7 @@ from r1jax.stages.reward_model import reward_model
 from r1jax.stages.rl import rl
 from r1jax.stages.sft import sft
 from r1jax.telemetry.progress import Progress
-from r1jax.types import Problem, Sample
+from r1jax.types import Environments, Problem, Sample, Step
 from tests.conftest import ROOT
 from tests.shared.command_line import command
 
@@ -73,10 +73,10 @@ def config_of(experiment: str, scale: str):
     return read_config(module.Config, [gin_path(file) for file in files], [])
 
 
-def lower(config, devices: int) -> list[Lowering]:
+def lower(config, devices: int, environments: Environments | None = None) -> list[Lowering]:
     layout = make_layout(config.mesh, jax.devices()[:devices])
     check_stages(layout, config, memory=False)
-    return lower_stages(config, layout, Progress(Console(file=io.StringIO())))
+    return lower_stages(config, layout, Progress(Console(file=io.StringIO())), environments)
 
 
 CASES = [("r1_zero_one_language", "own", 8)]
@@ -107,6 +107,23 @@ def test_every_experiment_lowers_at_every_scale(experiment, scale, devices):
     own = [one for one in lowered if one.shared_with is None]
     assert all(one.seconds > 0 for one in own)
     assert len(own) < len(lowered)
+
+
+def test_environments_add_the_program_that_appends_their_answers(one_device):
+    """To each stage whose samples they answer. It holds what a round of decoding does, and runs a chunk of each row."""
+    config, environments = config_of("r1_tools", "own"), load_experiment("r1_tools").TASK.environments
+    alone, answered = ({(p.stage, p.program) for p in lower(config, 1, given)} for given in (None, environments))
+    assert answered - alone == {("rl", "append"), ("evaluate", "append")} and alone < answered
+    found = {program.name: program for program in stage_programs(one_device, config.model, config.rl, environments)}
+    append, decode = found["append"], found["decode"]
+    assert append.work.tokens == config.rl.engine.append_rows * config.rl.engine.append_chunk
+    assert append.argument_bytes > 0
+    assert abstract(append.result[0]) == abstract(decode.result[0])
+    held = stage_memory(one_device, config.model, config.rl)
+    assert resident_memory(held, "append", accumulates=True) == resident_memory(held, "decode", accumulates=True)
+    preferences = PreferencesConfig(config.rl.sampling, config.rl.engine, num_prompts=8, samples_per_prompt=2)
+    programs = stage_programs(one_device, config.model, preferences, environments)
+    assert "append" not in {program.name for program in programs}
 
 
 def test_each_experiment_has_its_scales():
@@ -175,8 +192,8 @@ def seen(monkeypatch) -> Iterator[set[tuple[str, str]]]:
         if not hasattr(made, "cache_clear"):
             return made
 
-        def maker(*arguments):
-            program = made(*arguments)
+        def maker(*arguments, **options):
+            program = made(*arguments, **options)
             return Watched(name, program, found) if isinstance(program, PROGRAM) else program
 
         return maker
@@ -194,16 +211,29 @@ def seen(monkeypatch) -> Iterator[set[tuple[str, str]]]:
 TASK = TASKS["running_sum"]
 
 
+class SaysThree:
+    """Answers every turn with three words."""
+
+    def reset(self, problem: Problem, seed: int) -> None:
+        pass
+
+    def step(self, turn: str) -> Step:
+        return Step([20, 21, 22])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("everything", [False, True])
 def test_a_dry_run_has_the_programs_of_a_run_and_no_others(seen, experiment_config, tmp_path, everything):
     """Name, structure, shapes, dtypes and shardings of all arguments are the same.
 
-    `everything`: on four devices, with all that rollouts can do.
+    `everything`: on four devices, with all that rollouts can do, and an environment.
     """
+    task = dataclasses.replace(TASK, environments=Environments(SaysThree, TASK.tokenizer.encode_plain))
+    task = task if everything else TASK
     mesh = MeshConfig(data=1, fsdp=2, tensor=2) if everything else MeshConfig(data=1)
     layout = make_layout(mesh, jax.devices()[: mesh.fsdp * mesh.tensor])
-    sampling = other_sampling = SamplingConfig(max_prompt_tokens=24, max_new_tokens=12)
+    ends = tuple(range(10, 100, 2))  # so that some responses, and turns, end
+    sampling = other_sampling = SamplingConfig(max_prompt_tokens=24, max_new_tokens=12, stop_ids=ends)
     plain = engine = other = EngineConfig(slots=24, prefill_rows=4, weight_dtype="int8")
     if everything:
         engine = dataclasses.replace(plain, routing_replay=True, speculative=True)
@@ -226,12 +256,12 @@ def test_a_dry_run_has_the_programs_of_a_run_and_no_others(seen, experiment_conf
     )
     expected = {name: set() for name in configs}
     for name, stage in stages(config).items():
-        for program in stage_programs(layout, config.model, stage):
+        for program in stage_programs(layout, config.model, stage, task.environments):
             assert program.traced
         expected[name] = set(seen)
         seen.clear()
 
-    run = open_run(str(tmp_path / "run"), Experiment("small"), config, layout, Progress()).with_task(TASK)
+    run = open_run(str(tmp_path / "run"), Experiment("small"), config, layout, Progress()).with_task(task)
     corpus, sums = ensure_records(
         [Records(TASK.corpus, "train", 200), Records(TASK.prompts, "train", 16)], 0, run.workdir / "data"
     )
@@ -248,7 +278,7 @@ def test_a_dry_run_has_the_programs_of_a_run_and_no_others(seen, experiment_conf
         return output
 
     base = check("pretrain", pretrain(run.stage("pretrain"), config.pretrain, corpus))
-    rewards = zero_rules(config.rewards)
+    rewards = zero_rules(experiment_config.rewards)
     varied = {
         "varied": Reward(lambda sample: sum(sample.response_tokens) % 97 / 97, 1.0)
     }  # a base of one step is never right
