@@ -174,9 +174,8 @@ class RolloutEngine:
             weights = programs.sync(self.spec, weights)
         with self.device_call(f"the cache of {self.slots} slots of {self.width:,} tokens", "cache"):
             slots = jax.block_until_ready(programs.make_slots(self.spec, self.slots, self.width)())
-        settings = self.draw_settings(ignore_eos)
         groups: Groups = [[] for _ in prompts]
-        state = RolloutState(weights, slots, settings, [None] * self.slots, groups, watch, done)
+        state = RolloutState(weights, slots, self.draw_settings(ignore_eos), [None] * self.slots, groups, watch, done)
         if self.environments:
             seed = int(np.asarray(jax.random.key_data(key)).ravel()[-1])
             state.episodes = Episodes(self.environments, self.config, self.model.vocab_size, seed)
@@ -235,9 +234,8 @@ class RolloutEngine:
             with self.device_call(f"{C} tokens of {A} observations", "attention scores"):
                 state.slots, routes = run(state.weights, state.slots, new, state.settings)
                 routes_ACLK = jax.device_get(routes)
-            for row, (sample, _) in enumerate(observed):
-                if routes_ACLK is not None:
-                    sample.routes.append(routes_ACLK[row, overlap : length_A[row]])
+            for row, (sample, _) in enumerate(observed if self.config.routing_replay else ()):
+                sample.routes.append(routes_ACLK[row, overlap : length_A[row]])
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         most = self.sampling.max_prompt_tokens

@@ -135,8 +135,12 @@ class Episodes:
 
     def end(self, sample: Sample) -> None:
         """Closes and forgets the environment of a sample that is complete; a slow one goes on in its thread."""
-        close = getattr(self.made.pop((sample.group, sample.index), None), "close", None)
-        if close is not None:
-            thread = threading.Thread(target=close, daemon=True)
-            thread.start()
-            thread.join(CLOSING)
+        environment: Any = self.made.pop((sample.group, sample.index), None)
+
+        def close() -> None:
+            with contextlib.suppress(Exception):  # the sample has all that it needs; and not all have `close`
+                environment.close()
+
+        thread = threading.Thread(target=close, daemon=True)
+        thread.start()
+        thread.join(CLOSING)

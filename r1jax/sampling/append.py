@@ -55,9 +55,8 @@ def append(sampler: Sampler, slots: Slots, new: Appended, s: DrawSettings, *, wi
     if written:  # the rows' `BlockedCache`s, with the tokens
         cache = jax.tree.map(lambda x, y: x.at[row_A, :, : y.shape[2]].set(y, mode="drop"), slots.cache, latents)
     else:
-        cache = jax.tree.map(
-            lambda x, y: x.at[:, row_A[:, None], positions_AC].set(y, mode="drop"), slots.cache, latents
-        )
+        row_A1 = row_A[:, None]
+        cache = jax.tree.map(lambda x, y: x.at[:, row_A1, positions_AC].set(y, mode="drop"), slots.cache, latents)
     last_A = jnp.maximum(new.length_A - 1, 0)
     last_AD = jnp.take_along_axis(hidden_ACD, last_A[:, None, None], axis=1)[:, 0]
     key_A = slots.key_S[new.slot_A]
@@ -72,5 +71,4 @@ def append(sampler: Sampler, slots: Slots, new: Appended, s: DrawSettings, *, wi
         drafts=None if slots.drafts is None else new_drafts(last_AD, drawn.token_S),
     )
     slots = jax.tree.map(lambda x, y: x.at[row_A].set(y, mode="drop"), replace(slots, cache={}), begun)
-    slots = replace(slots, cache=cache)
-    return slots, jnp.asarray(routes, jnp.int16) if sampler.engine.routing_replay else None
+    return replace(slots, cache=cache), jnp.asarray(routes, jnp.int16) if sampler.engine.routing_replay else None

@@ -227,11 +227,14 @@ class Hostile:
             case "surrogate":
                 return Step("\ud800")
 
+    def close(self) -> None:
+        raise RuntimeError(f"{self.kind} can't be closed")
+
 
 REASONS = dict.fromkeys(Hostile.KINDS, "environment_error") | {"loop": "timeout", "huge": "length"}
 
 
-def test_a_hostile_environment_ends_its_sample_alone(one_device, model, policy):
+def test_a_hostile_environment_ends_its_sample_alone(one_device, model, policy, capfd):
     prompts = [(i, [20 + i, 30]) for i in range(len(Hostile.KINDS))]
     before = threading.active_count()
     engine = make_engine(
@@ -251,6 +254,7 @@ def test_a_hostile_environment_ends_its_sample_alone(one_device, model, policy):
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert threading.active_count() <= before  # the loop was interrupted
+    assert "Traceback" not in capfd.readouterr().err
 
 
 class Talks:
