@@ -5,6 +5,7 @@ Padding has the id E, which is no expert's.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from flax import struct
 from r1jax.model.layers import linear, swiglu
 from r1jax.model.quantize import is_quantized
 from r1jax.types import Array, Params
+
+CPU_TILE = 32  # rows that a CPU multiplies with one expert's matrix at once
 
 
 @struct.dataclass
@@ -37,7 +40,7 @@ def expert_layers(p: Params, layer: Array) -> Params:
 
 
 def moe_dense(p: Params, x_TD: Array, ids_TK: Array, gates_TK: Array) -> Array:
-    """Every expert on every token, weighted: the test oracle, and the fastest form for a few small experts on a CPU."""
+    """Every expert on every token, weighted: the test oracle, and the fastest form where most experts are chosen."""
     E = p["gate_EDF"].shape[0]
     weights_TE = (jax.nn.one_hot(ids_TK, E, dtype=x_TD.dtype) * gates_TK.astype(x_TD.dtype)[..., None]).sum(axis=1)
     gate_TEF, up_TEF = (linear(x_TD, p[name].swapaxes(0, 1)) for name in ("gate_EDF", "up_EDF"))
@@ -61,10 +64,10 @@ def grouped_swiglu(p: Params, rows_GD: Array, gates_G1: Array, group_sizes_E: Ar
 
 
 def layer_matmul(rows_GI: Array, weights: LayerOf, group_sizes_E: Array) -> Array:
-    """`jax.lax.ragged_dot` with one layer of stacked weights; without a gradient."""
+    """`ragged_dot` with one layer of stacked weights; without a gradient."""
 
     def sliced(rows_GI, weights, group_sizes_E):
-        return jax.lax.ragged_dot(rows_GI, weights.slice(), group_sizes_E)
+        return ragged_dot(rows_GI, weights.slice(), group_sizes_E)
 
     return jax.lax.platform_dependent(rows_GI, weights, group_sizes_E, tpu=matmul_in_place, default=sliced)
 
@@ -79,42 +82,79 @@ def matmul_in_place(rows_GI: Array, weights: LayerOf, group_sizes_E: Array) -> A
 
 @jax.custom_vjp
 def grouped_matmul(rows_GI: Array, weights_EIO: Array, group_sizes_E: Array) -> Array:
-    """`jax.lax.ragged_dot` with `weights_gradient`: XLA's own on TPU multiplies all rows for each group."""
-    return jax.lax.ragged_dot(rows_GI, weights_EIO, group_sizes_E)
+    """`ragged_dot` with `weights_gradient`: XLA's own on TPU multiplies all rows for each group."""
+    return ragged_dot(rows_GI, weights_EIO, group_sizes_E)
+
+
+def ragged_dot(rows_GI: Array, weights_EIO: Array, group_sizes_E: Array) -> Array:
+    """Rows sorted by expert times their expert's matrix, [G, O]; without a gradient.
+
+    It is `jax.lax.ragged_dot`; but on a CPU XLA's own multiplies all rows with each expert's matrix.
+    """
+    inputs = rows_GI, weights_EIO, group_sizes_E
+    return jax.lax.platform_dependent(*inputs, cpu=multiply_tiles, default=jax.lax.ragged_dot)
+
+
+def multiply_tiles(rows_GI: Array, weights_EIO: Array, group_sizes_E: Array) -> Array:
+    """`jax.lax.ragged_dot` as a loop over tiles, each with rows of one group; rows after the last group give 0."""
+    G = rows_GI.shape[0]
+    size = min(G, CPU_TILE)
+    tiles, find_tile = cut_tiles(group_sizes_E, G, size)
+
+    def multiply(i, out_GO):
+        e, first, in_group_J1 = find_tile(i)
+        matrix_IO = jax.lax.dynamic_index_in_dim(weights_EIO, e, keepdims=False)
+        new_JO = jax.lax.dynamic_slice_in_dim(rows_GI, first, size) @ matrix_IO
+        old_JO = jax.lax.dynamic_slice_in_dim(out_GO, first, size)
+        return jax.lax.dynamic_update_slice_in_dim(out_GO, jnp.where(in_group_J1, new_JO, old_JO), first, axis=0)
+
+    return jax.lax.fori_loop(0, tiles, multiply, jnp.zeros((G, weights_EIO.shape[2]), rows_GI.dtype))
+
+
+def cut_tiles(group_sizes_E: Array, G: int, size: int) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
+    """Cuts each group of G sorted rows into tiles of `size` rows, of which the last may be partial.
+
+    Returns:
+      The number of tiles, at most G / size + E; and a function of a tile's number: its expert, its first row, and which
+      of the `size` rows from there on are its own, bool [size, 1]. The slice of a last tile may begin before it.
+    """
+    row_ends_E = jnp.cumsum(group_sizes_E)
+    tiles_E = -(-group_sizes_E // size)
+    tile_ends_E = jnp.cumsum(tiles_E)
+
+    def find_tile(i: Array) -> tuple[Array, Array, Array]:
+        e = jnp.searchsorted(tile_ends_E, i, side="right")
+        begin = row_ends_E[e] - group_sizes_E[e] + (i - tile_ends_E[e] + tiles_E[e]) * size
+        first = jnp.minimum(begin, G - size)  # keeps the slice within bounds
+        row_J1 = first + jnp.arange(size)[:, None]
+        return e, first, (row_J1 >= begin) & (row_J1 < row_ends_E[e])
+
+    return tile_ends_E[-1], find_tile
 
 
 def weights_gradient(rows_GI: Array, g_GO: Array, group_sizes_E: Array) -> Array:
-    """rows^T g of each group, [E, I, O] in float32 or wider: a loop over tiles, each with rows of one group.
-
-    Each group ends in at most one partial tile, so G / tile + E iterations suffice; the surplus ones do nothing.
-    """
+    """rows^T g of each group, [E, I, O] in float32 or wider: a loop over tiles; surplus iterations do nothing."""
     G, E = rows_GI.shape[0], group_sizes_E.size
-    tile = min(G, 1024, max(128, G // (4 * E) // 128 * 128))  # about a quarter of an average group
-    row_ends_E = jnp.cumsum(group_sizes_E)
-    tiles_E = -(-group_sizes_E // tile)
-    tile_ends_E = jnp.cumsum(tiles_E)
+    size = min(G, 1024, max(128, G // (4 * E) // 128 * 128))  # about a quarter of an average group
+    tiles, find_tile = cut_tiles(group_sizes_E, G, size)
     dtype = jnp.promote_types(rows_GI.dtype, jnp.float32)
 
     def add(i, sums_EIO):
-        e = jnp.searchsorted(tile_ends_E, i, side="right")
-        begin = row_ends_E[e] - group_sizes_E[e] + (i - tile_ends_E[e] + tiles_E[e]) * tile
-        first = jnp.minimum(begin, G - tile)  # keeps the slice within bounds
-        row_J = first + jnp.arange(tile)
-        in_group_J = (row_J >= begin) & (row_J < row_ends_E[e])
-        slices = (jax.lax.dynamic_slice_in_dim(x, first, tile) for x in (rows_GI, g_GO))
-        rows_JI, g_JO = (jnp.where(in_group_J[:, None], x, 0) for x in slices)  # rows after the last group may be NaN
+        e, first, in_group_J1 = find_tile(i)
+        slices = (jax.lax.dynamic_slice_in_dim(x, first, size) for x in (rows_GI, g_GO))
+        rows_JI, g_JO = (jnp.where(in_group_J1, x, 0) for x in slices)  # rows after the last group may be NaN
         return sums_EIO.at[e].add(jnp.einsum("JI,JO->IO", rows_JI, g_JO, preferred_element_type=dtype))
 
     def add_if_used(i, sums_EIO):
-        return jax.lax.cond(i < tile_ends_E[-1], functools.partial(add, i), lambda sums_EIO: sums_EIO, sums_EIO)
+        return jax.lax.cond(i < tiles, functools.partial(add, i), lambda sums_EIO: sums_EIO, sums_EIO)
 
     zeros_EIO = jnp.zeros((E, rows_GI.shape[1], g_GO.shape[1]), dtype)
-    return jax.lax.fori_loop(0, G // tile + E, add_if_used, zeros_EIO)
+    return jax.lax.fori_loop(0, G // size + E, add_if_used, zeros_EIO)
 
 
 def _grouped_matmul_backward(residuals, g_GO):
     rows_GI, weights_EIO, group_sizes_E = residuals
-    g_rows_GI = jax.lax.ragged_dot(g_GO, weights_EIO.swapaxes(1, 2), group_sizes_E)
+    g_rows_GI = ragged_dot(g_GO, weights_EIO.swapaxes(1, 2), group_sizes_E)
     g_weights_EIO = weights_gradient(rows_GI, g_GO, group_sizes_E)
     return g_rows_GI.astype(rows_GI.dtype), g_weights_EIO.astype(weights_EIO.dtype), None
 

@@ -10,7 +10,15 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from r1jax.config import MeshConfig
-from r1jax.model.experts import LayerOf, layer_matmul, matmul_in_place, moe_dense, moe_grouped, weights_gradient
+from r1jax.model.experts import (
+    LayerOf,
+    layer_matmul,
+    matmul_in_place,
+    moe_dense,
+    moe_grouped,
+    multiply_tiles,
+    weights_gradient,
+)
 from r1jax.model.moe import moe
 from r1jax.model.ops import ShardedOps
 from r1jax.parallel import expert_parallel
@@ -131,6 +139,18 @@ def test_gradient_of_weights_by_tiles(sizes):
     expected = [rows[a:b].T @ g[a:b] for a, b in itertools.pairwise(starts)]
     found = jax.jit(weights_gradient)(rows.astype(np.float32), g.astype(np.float32), jnp.asarray(sizes, jnp.int32))
     np.testing.assert_allclose(found, expected, **ROUNDING)
+
+
+@pytest.mark.parametrize("sizes", [[30, 0, 33, 1, 0], [0, 0, 0, 0, 64], [7, 0, 0, 0, 0], [0] * 5])
+def test_products_by_tiles(sizes):
+    """As XLA's own, whose rows after the last group are undefined; here they are NaN before, and 0 after."""
+    rng, n = np.random.default_rng(0), sum(sizes)
+    rows = jnp.asarray(np.where(np.arange(70)[:, None] < n, rng.normal(size=(70, D)), np.nan), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(5, D, F)), jnp.float32)
+    found = jax.jit(multiply_tiles)(rows, weights, jnp.asarray(sizes))
+    expected = jax.lax.ragged_dot(jnp.nan_to_num(rows), weights, jnp.asarray(sizes, jnp.int32))
+    np.testing.assert_allclose(found[:n], expected[:n], **ROUNDING)
+    np.testing.assert_array_equal(found[n:], 0)
 
 
 def test_one_layer_of_stacked_experts():
