@@ -54,7 +54,7 @@ def cross_entropy(T: int, c: ModelConfig, max_logits: int) -> float:
 def model(T: int, c: ModelConfig) -> float:
     """The whole language-model loss of two layers of V2-Lite's widths, with chunks.
 
-    Dense layers: on a CPU `ragged_dot` holds a copy of the tokens for each expert.
+    Dense layers: the memory of routed experts depends on how many are chosen.
     """
     logprobs.MAX_LOGITS = DEFAULT
     c = dataclasses.replace(c, num_hidden_layers=2, first_k_dense_replace=2, attention="chunked")

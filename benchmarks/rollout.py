@@ -34,7 +34,7 @@ MODEL = ModelConfig(
     moe_intermediate_size=192, n_routed_experts=16, n_shared_experts=1, num_experts_per_tok=4, n_group=1, topk_group=1,
     norm_topk_prob=True, routed_scaling_factor=2.5, num_attention_heads=8, q_lora_rank=128, kv_lora_rank=128,
     qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32, num_nextn_predict_layers=0, initializer_range=0.02,
-    experts="dense",
+    experts="grouped",
 )  # fmt: skip
 
 

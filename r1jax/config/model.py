@@ -83,7 +83,8 @@ class ModelConfig:
       initializer_range: deviation of fresh weights; None: 1 / sqrt(fan-in), and embeddings of unit variance.
       param_dtype: of stored weights; the optimizer's are float32 (OptimizerConfig.master_weights).
       dtype: of activations, and of weights where they are used.
-      experts: "grouped" (ragged_dot) or "dense" (every expert on every token: few, small experts).
+      experts: "grouped" (each token on its own experts alone) or "dense" (every expert on every token: faster where
+        half of a few small experts are chosen).
       attention: "auto" chooses by platform; or one of the implementations in model/softmax_attention.py.
       remat: what layers keep for the backward pass: "none" keeps all, "attention" its output, "full" nothing.
     """
