@@ -40,6 +40,11 @@ from r1jax.parallel.layout import make_layout
 TOY_RECORDS = {"running_sum_corpus": 200, "running_sum_problems": 16, "chat_problems": 16}
 
 
+def pytest_xdist_auto_num_workers(config) -> int:
+    """One more than there are cores, since tests wait for other processes and time limits; each takes 3 to 4 GiB."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
     """Every compiled program holds memory maps, of which Linux gives a process 65,530: a whole suite's are too many."""

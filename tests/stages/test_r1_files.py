@@ -38,6 +38,7 @@ def test_every_stage_runs_from_files_on_an_imported_base(tmp_path, model, one_de
 
 
 @needs_data
+@pytest.mark.slow
 def test_more_prompts_than_problems_are_refused_before_the_first_stage(tmp_path, model, capsys):
     assert main(["import-hf", str(publish(tmp_path, model)), str(tmp_path / "base")]) == 0
     values = NUMBERS | write_files(tmp_path) | {"BaseConfig.path": repr(str(tmp_path / "base"))}

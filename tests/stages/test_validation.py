@@ -119,7 +119,9 @@ def test_what_a_validation_lacks_is_said(start):
         start("metric", metric="accuracy")
 
 
-@pytest.mark.parametrize("experiment, scope", [("r1_zero", "rl"), ("r1", "final_rl")])
+@pytest.mark.parametrize(
+    "experiment, scope", [("r1_zero", "rl"), pytest.param("r1", "final_rl", marks=pytest.mark.slow)]
+)
 def test_an_experiment_refuses_a_wrong_metric_before_its_first_stage(experiment, scope, tmp_path, capsys, monkeypatch):
     def nothing(*_, **__):
         raise AssertionError("a stage has begun")
