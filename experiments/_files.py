@@ -28,6 +28,7 @@ from r1jax.rewards.mathematics import EXTRACT, MathVerifier
 from r1jax.rewards.reasoning_gym import ReasoningGymVerifier
 from r1jax.rewards.rules import Reward, by_source, format_reward
 from r1jax.rewards.unicode_scripts import SCRIPTS, script_consistency_reward
+from r1jax.runs.policy import tokenizer_directory
 from r1jax.runs.run import Run
 from r1jax.stages.demonstrations import demonstrations
 from r1jax.stages.preferences import written_preferences
@@ -56,7 +57,7 @@ def sources(config: Any, file: JsonlConfig | None) -> tuple[Source, ...]:
 def zero_inputs(run: Run, config: Any, stack: ExitStack) -> Inputs:
     """R1-Zero's: `config` is a `r1_zero.Config` with a base. The processes of verifiers end with `stack`."""
     directory, held_out = absolute(config.base.path), sources(config, config.held_out)
-    task = text_task(TASK, directory / "tokenizer", alternate(held_out), config.prompt)
+    task = text_task(TASK, tokenizer_directory(directory), alternate(held_out), config.prompt)
     problems = task.held_out(held_out_count(config), run.seed)  # read first, so that a bad file fails at once
     asked, validation = split_held_out(problems, config)
     require_room(task, asked, config.evaluate.sampling)
@@ -72,7 +73,7 @@ def zero_inputs(run: Run, config: Any, stack: ExitStack) -> Inputs:
 def task_inputs(run: Run, config: Any, problems: Problems, rewards: Mapping[str, Reward]) -> Inputs:
     """Those of a fork's own task: `config` is a `r1_zero.TaskConfig`."""
     directory, count = absolute(config.base.path), config.rl.num_prompts
-    task = text_task(TASK, directory / "tokenizer", problems, config.prompt)
+    task = text_task(TASK, tokenizer_directory(directory), problems, config.prompt)
     asked, trained = (
         numbered(islice(problems(split, run.seed), most), f"the task's {split} problems")
         for split, most in (("test", held_out_count(config)), ("train", count or ENDLESS))

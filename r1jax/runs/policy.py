@@ -120,7 +120,7 @@ def load_policy(path: epath.Path, layout: Layout, model: ModelConfig | None = No
         raise UsageError(f"the policy {path} is of another model: {'; '.join(changed)}. Set ModelConfig to match it")
     item = store.restore_policy(step, checkpoint.policy_item(*placed_weights(layout, model)))
     task, tokenizer = find_task(store.directory.parent, task_name, checkpoint.read_template(store, step))
-    configs = store.directory.parent / "tokenizer"
+    configs = tokenizer_directory(path)
     end_ids = config_end_ids(configs, model.vocab_size) if tokenizer is None else ()
     return Policy(model, tokenizer, task, Weights(**item), layout, end_ids, path)
 
@@ -143,6 +143,15 @@ def base_task(base: BaseConfig) -> str | None:
     """The name of the task that the checkpoint in `base` was trained on. Raises UsageError when there is none."""
     store, step = checkpoint.find_checkpoint(absolute(base.path))
     return checkpoint.read_metadata(store, step)[1]
+
+
+def tokenizer_directory(path: epath.Path) -> epath.Path:
+    """Where an import, or a stage that was trained from one, keeps its tokenizer; `path` may be one of its steps.
+
+    Raises UsageError when there is no checkpoint.
+    """
+    store, _ = checkpoint.find_checkpoint(path)
+    return store.directory.parent / "tokenizer"
 
 
 def find_task(stage: epath.Path, name: str | None, template: PromptConfig) -> tuple[Task | None, Tokenizer | None]:

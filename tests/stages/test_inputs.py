@@ -4,13 +4,17 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
+from etils import epath
 
 from experiments import _files
 from r1jax.checkpoint.store import find_checkpoint
-from r1jax.config import JsonlConfig, PromptConfig, RewardConfig, SamplingConfig
+from r1jax.config import BaseConfig, JsonlConfig, PromptConfig, RewardConfig, SamplingConfig
 from r1jax.data.tasks import TASKS
 from r1jax.errors import UsageError
 from r1jax.paths import absolute
+from r1jax.types import Problem
+from tests.shared.byte_tokenizer import publish_bytes
+from tests.shared.checkpoints import import_
 from tests.shared.configs import rl_config
 
 TASK = TASKS["running_sum"]
@@ -52,6 +56,26 @@ def test_fewer_problems_than_a_step_asks_are_refused_before_the_first(toy_record
     _files.require_batches(records, SimpleNamespace(rl=rl_config(prompts_per_step=16, num_prompts=None)))
     with pytest.raises(UsageError, match="16 problems, expected 17 or more: lower prompts_per_step"):
         _files.require_batches(records, SimpleNamespace(rl=rl_config(prompts_per_step=17, num_prompts=None)))
+
+
+@pytest.mark.parametrize("given", ["base", "base/checkpoints", "base/checkpoints/0"])
+def test_the_base_may_be_one_step_of_a_stage(tmp_path, model, given):
+    """As the best step of a run is, whose tokenizer lies in the stage's directory."""
+    import_(publish_bytes(tmp_path, model), tmp_path / "base")
+    config = SimpleNamespace(
+        base=BaseConfig(str(tmp_path / given)),
+        prompt=PromptConfig("chat"),
+        rl=rl_config(prompts_per_step=2, num_prompts=4, max_prompt_tokens=64),
+        evaluate=SimpleNamespace(num_prompts=2, sampling=SamplingConfig(max_prompt_tokens=64, max_new_tokens=8)),
+    )
+
+    def problems(split: str, seed: int):
+        return (Problem(n, f"{split} {n}?", str(n), "en") for n in range(4))
+
+    run = SimpleNamespace(seed=0, workdir=epath.Path(tmp_path / "run"))
+    inputs = _files.task_inputs(run, config, problems, {})
+    assert inputs.task.prompt("1?") == "<s>[user]1?[assistant]"
+    assert find_checkpoint(inputs.base(run))[1] == 0
 
 
 @pytest.mark.parametrize("missing, command", [("checkpoints/base", "SOURCE {}"), ("owner/model", "owner/model DEST")])
