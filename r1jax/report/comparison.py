@@ -1,7 +1,10 @@
 """Writes one page of several runs: means over seeds with intervals, curves with bands, differences of configs."""
 
+import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from statistics import fmean, stdev
 from typing import Any
 
@@ -17,12 +20,14 @@ from r1jax.report.figures import format_figure
 from r1jax.report.pages import render
 from r1jax.report.record import RunRecord, figures_of, read_run
 from r1jax.report.sections import folds, main_curves, state
+from r1jax.runs.code import PROMPT, last_sources, meaning
 from r1jax.runs.lineage import StageRecord
 from r1jax.telemetry.files import write_atomically
 
 OF_THE_SEED = ("inputs", "problems", "kind")  # parts of a stage's config that are no settings
 TELLING = ("rewards", "functions", "environment")  # parts in which what only one run has is a difference
 MISSING = "–"
+SEED = re.compile(r"-seed\d+")  # in the name of a file of records
 
 # Runs whose settings are equal, but for the seed, are one group: one mean, one curve.
 Group = Sequence[RunRecord]
@@ -93,15 +98,34 @@ def about(run: RunRecord, label: str, group: int) -> dict[str, Any]:
 
 
 def settings_of(run: RunRecord) -> dict[str, dict[str, Any]]:
-    return {stage.name: flat(without_seed(stage)) for stage in run.stages}
+    """By stage, with the prompt that it asks by; and hashes of the code, as `code`, which no stage can be called."""
+    found, code = {stage.name: flat(without_seed(stage)) for stage in run.stages}, dict[str, str]()
+    for stage in found:
+        sources = last_sources(run.workdir, run.workdir / stage)
+        if PROMPT in sources:
+            found[stage][PROMPT] = sources.pop(PROMPT)
+        code |= {name: hash_of_code(name, text) for name, text in sources.items()}
+    return found | {"code": code}
+
+
+@cache
+def hash_of_code(name: str, text: str) -> str:
+    """The same for code that differs in comments, docstrings or layout alone."""
+    return hashlib.sha256(meaning(name, text).encode()).hexdigest()[:8]
 
 
 def without_seed(stage: StageRecord) -> dict[str, Any]:
-    """With the contents of inputs from outside the run, such as an imported base."""
-    inputs = stage.config.get("inputs", {})
-    outside = {name: i["content"] for name, i in inputs.items() if str(i.get("path", "")).startswith(("/", "gs:"))}
+    """With the inputs that no seed decides: contents from outside the run, such as an imported base, and data files."""
+    paths = {name: str(i.get("path", "")) for name, i in stage.config.get("inputs", {}).items()}
+    outside = {name: stage.config["inputs"][name]["content"] for name, path in paths.items() if is_outside(path)}
+    # Records are named after their seed and the contents of their sources (data/feeds.py).
+    files = {name: SEED.sub("", path) for name, path in paths.items() if path.startswith("data/") and SEED.search(path)}
     settings = {name: value for name, value in stage.config.items() if name not in OF_THE_SEED}
-    return settings | ({"inputs": outside} if outside else {})
+    return settings | ({"inputs": outside | files} if outside or files else {})
+
+
+def is_outside(path: str) -> bool:
+    return path.startswith(("/", "gs:"))
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,8 +12,9 @@ from etils import epath
 from r1jax.cli.main import main
 from r1jax.errors import UsageError
 from r1jax.report import comparison, curves, embedded, figures, graph, report
-from r1jax.report.record import RunRecord
+from r1jax.report.record import RunRecord, read_run
 from r1jax.runs import lineage
+from r1jax.runs.code import PROMPT, record_code
 from r1jax.runs.lineage import StageRecord
 from tests.shared.written_runs import BETTER, FIGURES, ROWS, SUMS, sample, write_run, write_small_run, write_stage
 
@@ -396,6 +397,41 @@ def test_settings_differ_where_both_runs_have_them():
     assert comparison.differences(bases) == [("rl: inputs.base", ["1", "2"])]
     rewarded = [run(rewards={"right": {"weight": 1.0}}), run(rewards={})]
     assert comparison.differences(rewarded) == [("rl: rewards.right.weight", [1.0, comparison.MISSING])]
+
+
+def with_records(workdir: Path, seed: int, contents: str) -> None:
+    path = workdir / "rl" / "config.json"
+    records = {"path": f"data/problems-train-seed{seed}-64-{contents}.array_record", "content": f"hash {seed}"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"inputs": {"problems": records}}))
+
+
+def test_runs_on_other_training_files_are_another_group(seeds):
+    for seed, workdir in enumerate(seeds[:2]):
+        with_records(workdir, seed, "aaaa")
+    same, other = (read_run(epath.Path(workdir)) for workdir in seeds[:2])
+    assert comparison.group_runs([same, other]) == [[same, other]]
+    with_records(seeds[1], 1, "bbbb")
+    other = read_run(epath.Path(seeds[1]))
+    assert comparison.group_runs([same, other]) == [[same], [other]]
+    [(name, files)] = comparison.differences([same, other])
+    assert name == "rl: inputs.problems" and files[0] == "data/problems-train-64-aaaa.array_record"
+
+
+def test_runs_of_changed_code_are_another_group(seeds):
+    """And of another prompt; comments and docstrings are no code."""
+
+    def code(workdir: Path, source: str, prompt: str = "{question}"):
+        directory = epath.Path(workdir)
+        record_code(directory, directory / "rl", {"mine.py": source, PROMPT: prompt}, accept=True)
+        return read_run(directory)
+
+    first, second = code(seeds[0], "reward = 1\n"), code(seeds[1], '"""Mine."""\nreward = 1  # the best\n')
+    assert comparison.group_runs([first, second]) == [[first, second]]
+    assert comparison.group_runs([first, code(seeds[1], "reward = 2\n")]) == [[first], [second]]
+    [(name, hashes)] = comparison.differences([first, second])
+    assert name == "code: mine.py" and hashes[0] != hashes[1]
+    code(seeds[1], "reward = 1\n", "Q: {question}")
+    assert comparison.differences([first, second]) == [("rl: prompt", ["{question}", "Q: {question}"])]
 
 
 def test_comparisons_of_nothing_are_refused_in_one_line(seeds, tmp_path, capsys):
