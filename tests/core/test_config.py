@@ -206,7 +206,8 @@ def test_every_model_preset_builds(path):
     assert model.vocab_size > 0
 
 
-PUBLISHED = {  # a line of each, and its answer
+PUBLISHED = {  # a line of each, and its answer; and of one's own files
+    "plain": ({"question": "2 * 3?", "answer": 6}, "6"),
     "gsm8k": ({"question": "2 * 600?", "answer": "2 * 600 = <<2*600=1200>>1,200\n#### 1,200"}, "1200"),
     "math": ({"problem": "?", "level": 1, "solution": r"$\boxed{1}$, so $\boxed{\frac{1}{2}}$."}, r"\frac{1}{2}"),
     "math_500": ({"problem": "?", "solution": r"$\boxed{3}$", "answer": "3", "level": 2}, "3"),
