@@ -16,7 +16,7 @@ from r1jax.cli.arguments import (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     add = parser.add_argument
-    task = "running_sum, countdown, reasoning_gym:DATASET; with --file plain (question, answer), gsm8k, math, math_500, aime"
+    task = "running_sum, countdown, reasoning_gym:DATASET; of a --file: plain, gsm8k, math, math_500 or aime"
     add("--task", required=True, metavar="TASK", help=task)
     add("--file", metavar="FILE", help="problems, one JSON object per line, with the task's columns")
     asked = "how (default: as in training; for an imported checkpoint its chat template, if it has one, else dialogue)"

@@ -11,10 +11,13 @@ import pytest
 from etils import epath
 
 from experiments import r1_zero
+from r1jax.cli import evaluate, export_hf
+from r1jax.cli.evaluation import check
 from r1jax.cli.experiments import gin_path, load_experiment
 from r1jax.cli.gin_config import read_config
 from r1jax.cli.main import make_parser
 from r1jax.config import MeshConfig
+from r1jax.data.jsonl import read_problems
 from r1jax.model.spec import count_params
 from r1jax.parallel.layout import make_layout
 from r1jax.parallel.memory import GIB, at_once, stage_memory
@@ -31,7 +34,7 @@ PAGE = (ROOT / "docs" / "how_to.md").read_text()
 SECTIONS = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 README = (ROOT / "README.md").read_text()
 SECTIONS |= dict(re.findall(r"^### (Your own data)\n(.*?)(?=^## )", README, re.DOTALL | re.MULTILINE))
-[FORK] = re.findall(r'```python\n("""SFT of .*?)```', PAGE, re.DOTALL)
+FORKS = {name: code for code, name in re.findall(r'```python\n("""[^"]*"""  # (\w+\.py)\n.*?)```', PAGE, re.DOTALL)}
 # Stands for every program: prints its words, and does nothing.
 STUB = """#!/usr/bin/env python3
 import json, sys
@@ -45,6 +48,10 @@ def commands(section: str, folder) -> list[list[str]]:
     for name in (".venv/bin/python", "curl"):
         (folder / name).write_text(STUB)
         (folder / name).chmod(0o755)
+    (folder / "runs" / "mine" / "rl").mkdir(parents=True)
+    (folder / "runs" / "mine" / "rl" / "complete.json").write_text(
+        json.dumps({"steps": 200, "best_step": 120}, indent=1)
+    )
     code = "\n".join(re.findall(r"```bash\n(.*?)```", SECTIONS[section], re.DOTALL))
     done = subprocess.run(["bash", "-euc", f"PATH=.:$PATH\n{code}"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -52,10 +59,15 @@ def commands(section: str, folder) -> list[list[str]]:
     return [found[2:] for found in words if found[:2] == ["-m", "r1jax"]]
 
 
+def write_forks(folder: Path) -> None:
+    for name, code in FORKS.items():
+        (folder / name).write_text(code)
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_documented_commands_are_read(section, tmp_path, saved_policy, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "own_sft.py").write_text(FORK)
+    write_forks(tmp_path)
     parsed = []
     for words in commands(section, tmp_path):
         words = [word.replace("runs/r1_zero/pretrain", str(saved_policy)) for word in words]  # the demo's base
@@ -69,6 +81,15 @@ def test_documented_commands_are_read(section, tmp_path, saved_policy, monkeypat
         assert config.base is None or not config.base.path.startswith("'")
         if any("boxed" in binding for binding in args.set):
             assert config.prompt.question == "{question} Put the answer in \\boxed{}."
+        if Path("train.jsonl").exists():  # README.md writes it
+            assert len(read_problems(config.train, "train")) >= config.rl.prompts_per_step
+    for args in parsed:
+        if args.command is evaluate.main:
+            Path(args.file).touch()
+            check(args)
+            assert args.max_tokens  # else the cache has room for as many as the model has positions
+        if args.command is export_hf.main and section.startswith("Your model"):
+            assert args.checkpoint in ("runs/mine/rl", "runs/mine/rl/checkpoints/120")
 
 
 def test_rows_of_a_parquet_file_become_lines(tmp_path, monkeypatch):
@@ -130,10 +151,35 @@ def test_the_memory_of_a_size_is_what_a_dry_run_counts(row, monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_documented_reward_takes_the_verifiers_place(tmp_path, model, capsys, monkeypatch):
+    import_(publish_bytes(tmp_path, model), tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    write_forks(tmp_path)
+    rows = [{"question": f"{letter}?", "answer": letter.upper()} for letter in "abcdefgh"]
+    for name in ("train.jsonl", "test.jsonl"):
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [words] = [w for w in commands("Your model, your GPU, your data", tmp_path / "stub") if w[1] == "mine.py"]
+    small = {
+        "BaseConfig.path": "base", "RLConfig.steps": 2, "RLConfig.prompts_per_step": 4, "RLConfig.group_size": 4,
+        "SamplingConfig.max_prompt_tokens": 24, "SamplingConfig.max_new_tokens": 24, "RLConfig.row_tokens": 48,
+        "EngineConfig.slots": 8, "EvaluateConfig.samples_per_prompt": 2, "EvaluateConfig.k": 2, "MeshConfig.data": 8,
+        "MeshConfig.fsdp": 1, "RLConfig.log_samples_every": 1,
+    }  # fmt: skip
+    status, _, err = command(
+        capsys, *words, *(w for name, value in small.items() for w in ("--set", f"{name}={value}"))
+    )
+    assert status == 0, err
+    rl = tmp_path / "runs" / "own_reward" / "rl"
+    assert json.loads((rl / "config.json").read_text())["rewards"].keys() == {"accuracy", "language"}
+    for sample in map(json.loads, (rl / "samples.jsonl").read_text().splitlines()):
+        assert sample["rewards"]["accuracy"] == (sample["problem"]["answer"].lower() in sample["text"].lower())
+
+
+@pytest.mark.slow
 def test_the_documented_sft_alone(tmp_path, model, one_device, capsys, monkeypatch):
     import_(publish_bytes(tmp_path, model), tmp_path / "base")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "own_sft.py").write_text(FORK)
+    write_forks(tmp_path)
     rows = [{"question": f"{n}?", "summary": f"{n + 1}."} for n in range(40)]
     (tmp_path / "demonstrations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     [words] = [w for w in commands("Your model, your GPU, your data", tmp_path / "stub") if w[1] == "own_sft.py"]
