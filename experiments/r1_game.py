@@ -2,8 +2,8 @@
 
 python -m r1jax run r1_game --workdir runs/r1_game
 
-Takes about 10 minutes on 2 CPU cores. Expected, median of three seeds: sampled share of games that are won from 0.17
-(base) to 0.38 with either advantage.
+Takes about 15 minutes on 2 busy CPU cores. Expected, median of three seeds: sampled share of games that are won from
+0.17 (base) to 0.38 with either advantage.
 """
 
 from dataclasses import replace

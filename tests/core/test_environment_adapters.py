@@ -416,5 +416,5 @@ class TestVerifiers:
 def test_a_missing_package_is_an_error_that_names_the_extra(monkeypatch, module, draw, extra):
     verifiers.load.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UsageError, match=rf"pip install r1jax\[{extra}\]"):
+    with pytest.raises(UsageError, match=rf"pip install '.\[{extra}\]'"):
         take(draw())

@@ -19,7 +19,7 @@ def load_package(module: str, extra: str) -> ModuleType:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise UsageError(f"cannot import {module} ({error}): pip install r1jax[{extra}]") from error
+        raise UsageError(f"cannot import {module} ({error}): in a clone of r1jax, pip install '.[{extra}]'") from error
 
 
 def draw_seeds(split: str, seed: int) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Environments of OpenEnv, in this process or behind a server (`pip install r1jax[openenv]`)."""
+"""Environments of OpenEnv, in this process or behind a server (the extra `openenv`)."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Games for one player of TextArena (`pip install r1jax[textarena]`)."""
+"""Games for one player of TextArena (the extra `textarena`)."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Tasksets and environments of verifiers 0.4, `verifiers.v1` (`pip install r1jax[verifiers]`)."""
+"""Tasksets and environments of verifiers 0.4, `verifiers.v1` (the extra `verifiers`)."""
 
 import asyncio
 import json
