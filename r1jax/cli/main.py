@@ -3,8 +3,8 @@
 Each command is a module of this package with `add_arguments(parser)` and `main(args)`; its docstring is the help text.
 These modules import JAX inside `main` only, so that `--help` is quick.
 
-Exit status: 0 on success, 1 on failure, 2 on a usage or config error, 75 when stopped where the same command resumes, 130
-on Ctrl-C.
+Exit status: 0 on success, 1 on failure, 2 on a usage or config error, 75 when stopped where the same command resumes,
+130 on Ctrl-C.
 """
 
 import argparse

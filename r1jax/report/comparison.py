@@ -20,7 +20,7 @@ from r1jax.report.figures import format_figure
 from r1jax.report.pages import render
 from r1jax.report.record import RunRecord, figures_of, read_run
 from r1jax.report.sections import folds, main_curves, state
-from r1jax.runs.code import PROMPT, last_sources, meaning
+from r1jax.runs.code import PROMPT, meaning
 from r1jax.runs.lineage import StageRecord
 from r1jax.telemetry.files import write_atomically
 
@@ -100,11 +100,12 @@ def about(run: RunRecord, label: str, group: int) -> dict[str, Any]:
 def settings_of(run: RunRecord) -> dict[str, dict[str, Any]]:
     """By stage, with the prompt that it asks by; and hashes of the code, as `code`, which no stage can be called."""
     found, code = {stage.name: flat(without_seed(stage)) for stage in run.stages}, dict[str, str]()
-    for stage in found:
-        sources = last_sources(run.workdir, run.workdir / stage)
-        if PROMPT in sources:
-            found[stage][PROMPT] = sources.pop(PROMPT)
-        code |= {name: hash_of_code(name, text) for name, text in sources.items()}
+    for stage, sources in run.code.items():
+        for name, text in sources.items():
+            if name == PROMPT:
+                found[stage][PROMPT] = text
+            else:
+                code[name] = hash_of_code(name, text)
     return found | {"code": code}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from etils import epath
@@ -10,6 +11,7 @@ from r1jax.errors import UsageError
 from r1jax.paths import read_json
 from r1jax.report.embedded import short
 from r1jax.runs import lineage
+from r1jax.runs.code import last_sources
 from r1jax.runs.lineage import StageRecord
 
 
@@ -21,6 +23,11 @@ class RunRecord:
     about: Mapping[str, Any]  # run.json
     stages: Sequence[StageRecord]
     unreadable: Mapping[str, str]  # stages with a damaged file: name -> reason
+
+    @cached_property
+    def code(self) -> Mapping[str, Mapping[str, str]]:
+        """The sources that each stage was made with, by name, and among them its prompt (runs/code.py)."""
+        return {stage.name: last_sources(self.workdir, self.workdir / stage.name) for stage in self.stages}
 
     @property
     def evaluations(self) -> dict[str, StageRecord]:

@@ -134,7 +134,7 @@ def last_sources(workdir: epath.Path, stage: epath.Path) -> dict[str, str]:
     """The sources that a stage was made with last, by name; those whose files are gone are left out."""
     records = read_json(stage / "code.json") if (stage / "code.json").exists() else []
     kept = {name: workdir / "code" / file for name, file in (records[-1] if records else {}).items()}
-    return {name: read(file) for name, file in kept.items() if file.exists()}
+    return {name: file.read_text() for name, file in kept.items() if file.exists()}
 
 
 def kept_name(name: str, text: str) -> str:

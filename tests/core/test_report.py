@@ -427,11 +427,12 @@ def test_runs_of_changed_code_are_another_group(seeds):
 
     first, second = code(seeds[0], "reward = 1\n"), code(seeds[1], '"""Mine."""\nreward = 1  # the best\n')
     assert comparison.group_runs([first, second]) == [[first, second]]
-    assert comparison.group_runs([first, code(seeds[1], "reward = 2\n")]) == [[first], [second]]
-    [(name, hashes)] = comparison.differences([first, second])
+    changed = code(seeds[1], "reward = 2\n")
+    assert comparison.group_runs([first, changed]) == [[first], [changed]]
+    [(name, hashes)] = comparison.differences([first, changed])
     assert name == "code: mine.py" and hashes[0] != hashes[1]
-    code(seeds[1], "reward = 1\n", "Q: {question}")
-    assert comparison.differences([first, second]) == [("rl: prompt", ["{question}", "Q: {question}"])]
+    asked = code(seeds[1], "reward = 1\n", "Q: {question}")
+    assert comparison.differences([first, asked]) == [("rl: prompt", ["{question}", "Q: {question}"])]
 
 
 def test_comparisons_of_nothing_are_refused_in_one_line(seeds, tmp_path, capsys):
