@@ -275,7 +275,7 @@ def test_the_documented_examples_run(title, published, tmp_path, monkeypatch, ca
     exec(compile(code.replace(HUB, repr(str(published))), title, "exec"), {"__name__": "__main__"})
     assert len(list((published.parent / "home" / ".cache" / "r1jax" / "models").iterdir())) == 1
     if title == "Training":
-        assert (tmp_path / "runs" / "products" / "rl" / "complete.json").exists()
+        assert (tmp_path / "runs" / "train" / "rl" / "complete.json").exists()
     else:
         assert capsys.readouterr().out
 
