@@ -178,8 +178,8 @@ TRACKERS: dict[str, Callable[[TrackedStage], Logger]] = {"wandb": WandB, "mlflow
 
 
 def columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of samples.jsonl as one of a table."""
-    flat = {**row, "question": row["problem"]["question"], "rewards": json.dumps(row["rewards"])}
+    """A row of samples.jsonl as one of a table; of an evaluation, `trained` is None."""
+    flat = {"trained": None, **row, "question": row["problem"]["question"], "rewards": json.dumps(row["rewards"])}
     return {name: flat[name] for name in COLUMNS}
 
 

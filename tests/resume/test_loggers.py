@@ -12,7 +12,9 @@ from etils import epath
 
 from r1jax.errors import UsageError
 from r1jax.telemetry import loggers
-from r1jax.telemetry.loggers import open_loggers
+from r1jax.telemetry.loggers import COLUMNS, columns, open_loggers
+from r1jax.telemetry.metrics import sample_row
+from r1jax.types import Problem, Sample
 from tests.shared.small_run import r1jax, settings
 
 BLOCK, FULL, LAST = 32768, 1, 4  # of a LevelDB log
@@ -48,6 +50,14 @@ def test_a_resumed_stage_gives_each_step_once(tmp_path, monkeypatch):
     [identity] = {identity for identity, _, _ in Fake.given}
     wanted = {(identity, what, step): 1 for what in ("metrics", "samples") for step in range(1, 6)}
     assert Fake.given == wanted
+
+
+def test_samples_of_rl_and_of_evaluations_have_the_same_columns():
+    """A sample of an evaluation is neither in an update nor left out of one."""
+    row = sample_row(Sample(Problem(0, "1 + 1", "2", ""), reward=1.0, rewards={"accuracy": 1.0}, text="2"))
+    tables = [columns(row | {"trained": True}), columns(row)]
+    assert [list(table) for table in tables] == [list(COLUMNS)] * 2
+    assert [table["trained"] for table in tables] == [True, None]
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
