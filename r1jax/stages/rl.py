@@ -307,8 +307,8 @@ class Trainer:
     def refresh_reference(self, state: RLState, step: int) -> RLState:
         """Every `reference_refresh_updates` updates the reference becomes the latest policy (R1 supplement)."""
         per_step, every = self.config.updates_per_rollout, self.config.reference_refresh_updates
-        is_due = step * per_step // every > (step - 1) * per_step // every
-        if not (self.config.has_reference and is_due):
+        passes_multiple = step * per_step // every > (step - 1) * per_step // every
+        if not (self.config.has_reference and passes_multiple):
             return state
         weights, updates_done = snapshot((state.train.weights, state.train.step))
         return offload(replace(state, reference=weights, reference_update=updates_done), self.config)
