@@ -1,5 +1,6 @@
 """Environments in processes of their own, for those that compute in Python, where threads would hold up the engine."""
 
+import contextlib
 import pickle
 import signal
 import threading
@@ -30,7 +31,8 @@ def answer(request: str) -> str:
         return pickle.dumps(f"{type(error).__name__}: {error}").hex()
     finally:
         if close := getattr(environment, "close", None):
-            close()
+            with contextlib.suppress(Exception):  # the answer is complete
+                close()
         signal.alarm(0)
 
 
