@@ -371,7 +371,7 @@ def test_the_turn_advantage_is_that_of_each_turns_own_return():
 
 
 class Suicidal:
-    """Ends its process the first time that it is asked, if `problem.answer` names a file that does not exist."""
+    """Can't be closed, and ends its process the first time that it is asked, if `problem.answer` names a file that does not exist."""
 
     def reset(self, problem: Problem, seed: int) -> None:
         self.path = Path(problem.answer)
@@ -386,6 +386,9 @@ class Suicidal:
             self.path.touch()
             os._exit(1)
         return Step(turn)
+
+    def close(self) -> None:
+        raise RuntimeError("can't be closed")
 
 
 def test_environments_in_processes_answer_as_in_threads(tmp_path):
