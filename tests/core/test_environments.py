@@ -371,7 +371,7 @@ def test_the_turn_advantage_is_that_of_each_turns_own_return():
 
 
 class Suicidal:
-    """Can't be closed, and ends its process the first time that it is asked, if `problem.answer` names a file that does not exist."""
+    """Ends its process the first time that it is asked, if no file is named `problem.answer`; and can't be closed."""
 
     def reset(self, problem: Problem, seed: int) -> None:
         self.path = Path(problem.answer)
