@@ -179,17 +179,21 @@ class RolloutEngine:
         if self.environments:
             seed = int(np.asarray(jax.random.key_data(key)).ravel()[-1])
             state.episodes = Episodes(self.environments, self.config, self.model.vocab_size, seed)
-        while queue or ready or any(state.owners):
-            while (queue or ready) and not all(state.owners):
-                if not ready:
-                    ready += self.prefill(weights, prompts, queue)
-                self.insert(state, ready, key)
+        try:
+            while queue or ready or any(state.owners):
+                while (queue or ready) and not all(state.owners):
+                    if not ready:
+                        ready += self.prefill(weights, prompts, queue)
+                    self.insert(state, ready, key)
+                if state.episodes:
+                    self.resume_answered(state, state.episodes.answers(wait=not state.decoding()))
+                if state.decoding():
+                    emitted = self.decode(state)
+                    yield
+                    self.collect(state, emitted)
+        finally:
             if state.episodes:
-                self.resume_answered(state, state.episodes.answers(wait=not state.decoding()))
-            if state.decoding():
-                emitted = self.decode(state)
-                yield
-                self.collect(state, emitted)
+                state.episodes.close()
         return groups
 
     def resume_answered(self, state: RolloutState, answers: Sequence[tuple[Sample, Answer]]) -> None:
@@ -210,7 +214,8 @@ class RolloutEngine:
     def append(self, state: RolloutState, observed: Sequence[tuple[Sample, Sequence[int]]]) -> None:
         """Feeds observations to their slots, `append_chunk` tokens per call, and opens each sample's next turn."""
         A, C = self.append_rows, self.config.append_chunk
-        overlap = tokens_per_step(self.config) if self.config.speculative else 0  # tokens that the MTP module rereads
+        # The turn's last tokens are run again for the MTP module, which has not seen them.
+        overlap = tokens_per_step(self.config) if self.config.speculative else 0
         for sample, ids in observed:
             sample.tokens += ids
             sample.loss_mask += [0] * len(ids)
@@ -319,7 +324,7 @@ class RolloutEngine:
         return emitted
 
     def limit(self, sample: Sample) -> int:
-        """Cap on the policy's tokens in all turns when this one ends; observations count against max_new_tokens."""
+        """The most tokens that the policy may have drawn, in all turns, at the end of this one; observations count."""
         room = self.max_length(sample) - sample.turns[-1].start
         return drawn_tokens(sample) + min(room, self.sampling.max_turn_tokens or room)
 
@@ -400,7 +405,7 @@ class RolloutEngine:
         sample.sampling_masks = None if sample.sampling_masks is None else sample.sampling_masks[0]
         state.owners[state.owners.index(sample)] = None
         if state.episodes:
-            state.episodes.end(sample)
+            state.episodes.end((sample.group, sample.index))
         group = state.groups[sample.group]
         group.append(sample)
         group.sort(key=lambda s: s.index)

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -133,14 +133,20 @@ class Episodes:
                 return found
         return []
 
-    def end(self, sample: Sample) -> None:
-        """Closes and forgets the environment of a sample that is complete; a slow one goes on in its thread."""
-        environment: Any = self.made.pop((sample.group, sample.index), None)
+    def end(self, key: SampleKey, seconds: float = CLOSING) -> None:
+        """Closes and forgets the environment of a sample; one that takes longer than `seconds` goes on in a thread."""
+        close = getattr(self.made.pop(key, None), "close", None)
+        if close is not None:
+            thread = threading.Thread(target=quietly, args=(close,), daemon=True)
+            thread.start()
+            thread.join(seconds)
 
-        def close() -> None:
-            with contextlib.suppress(Exception):  # the sample has all that it needs; and not all have `close`
-                environment.close()
+    def close(self) -> None:
+        """Closes what is left when a rollout fails or is stopped, and waits for nothing: a checkpoint comes first."""
+        for key in list(self.made):
+            self.end(key, seconds=0.0)
 
-        thread = threading.Thread(target=close, daemon=True)
-        thread.start()
-        thread.join(CLOSING)
+
+def quietly(close: Callable[[], None]) -> None:
+    with contextlib.suppress(Exception):  # the sample has all that it needs
+        close()

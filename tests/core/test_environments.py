@@ -257,6 +257,39 @@ def test_a_hostile_environment_ends_its_sample_alone(one_device, model, policy, 
     assert "Traceback" not in capfd.readouterr().err
 
 
+class Counted:
+    """Counts those that were made and closed."""
+
+    made, closed = 0, 0
+
+    def __init__(self) -> None:
+        type(self).made += 1
+
+    def reset(self, problem: Problem, seed: int) -> None:
+        pass
+
+    def step(self, turn: str) -> Step:
+        return Step([5])
+
+    def close(self) -> None:
+        type(self).closed += 1
+
+
+def test_environments_of_a_rollout_that_is_stopped_are_closed(one_device, model, policy):
+    engine = make_engine(
+        one_device, model, eos=2, new=N, stop_ids=ENDS, max_turn_tokens=16, group=2,
+        environments=Environments(Counted, lambda text: [5]),
+    )  # fmt: skip
+    rounds = engine.rounds(Weights(*policy), [(problem(i), [20 + i, 30]) for i in range(3)], jax.random.key(0))
+    while Counted.made == Counted.closed:
+        next(rounds)
+    rounds.close()
+    deadline = time.monotonic() + 5
+    while Counted.closed < Counted.made and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert 0 < Counted.made == Counted.closed
+
+
 class Talks:
     """Answers in text that a tokenizer would split otherwise beside other text, with names of control tokens in it."""
 
