@@ -61,10 +61,10 @@ def zero_inputs(run: Run, config: Any, stack: ExitStack) -> Inputs:
     problems = task.held_out(held_out_count(config), run.seed)  # read first, so that a bad file fails at once
     asked, validation = split_held_out(problems, config)
     require_room(task, asked, config.evaluate.sampling)
-    if config.train:
-        require_room(task, read_problems(config.train, FILE), config.rl.sampling)
-    trained = Records(TASK, "train", config.rl.num_prompts, sources(config, config.train))
-    [records] = ensure_records([trained], run.seed, run.workdir / "data")
+    trained = read_problems(config.train, FILE) if config.train else []
+    require_room(task, [*trained, *validation], config.rl.sampling)
+    wanted = Records(TASK, "train", config.rl.num_prompts, sources(config, config.train))
+    [records] = ensure_records([wanted], run.seed, run.workdir / "data")
     require_batches(records, config)
     task = replace(task, validation=validation)
     return Inputs(task, lambda run: directory, records, asked, make_rules(config, stack))
@@ -97,10 +97,11 @@ def require_batches(records: epath.Path, config: Any) -> None:
 def require_room(task: Task, problems: Sequence[Problem], sampling: SamplingConfig) -> None:
     """Raises UsageError where a prompt is too long: at the start, not at the step that would draw it."""
     lengths = [len(task.tokenizer.encode(task.prompt(problem.question))) for problem in problems]
-    too_long = sum(length > sampling.max_prompt_tokens for length in lengths)
+    most = sampling.max_prompt_tokens
+    too_long = [problem.source for problem, length in zip(problems, lengths, strict=True) if length > most]
     if too_long:
         raise UsageError(
-            f"{too_long} of {len(lengths)} prompts of source '{problems[0].source}' are longer than"
+            f"{len(too_long)} of {len(lengths)} prompts, of {', '.join(sorted(set(too_long)))}, are longer than"
             f" SamplingConfig.max_prompt_tokens ({sampling.max_prompt_tokens}): set it to {max(lengths)}, or drop them"
         )
 

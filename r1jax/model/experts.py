@@ -64,10 +64,10 @@ def grouped_swiglu(p: Params, rows_GD: Array, gates_G1: Array, group_sizes_E: Ar
 
 
 def layer_matmul(rows_GI: Array, weights: LayerOf, group_sizes_E: Array) -> Array:
-    """`ragged_dot` with one layer of stacked weights; without a gradient."""
+    """`multiply_groups` with one layer of stacked weights; without a gradient."""
 
     def sliced(rows_GI, weights, group_sizes_E):
-        return ragged_dot(rows_GI, weights.slice(), group_sizes_E)
+        return multiply_groups(rows_GI, weights.slice(), group_sizes_E)
 
     return jax.lax.platform_dependent(rows_GI, weights, group_sizes_E, tpu=matmul_in_place, default=sliced)
 
@@ -82,14 +82,14 @@ def matmul_in_place(rows_GI: Array, weights: LayerOf, group_sizes_E: Array) -> A
 
 @jax.custom_vjp
 def grouped_matmul(rows_GI: Array, weights_EIO: Array, group_sizes_E: Array) -> Array:
-    """`ragged_dot` with `weights_gradient`: XLA's own on TPU multiplies all rows for each group."""
-    return ragged_dot(rows_GI, weights_EIO, group_sizes_E)
+    """`multiply_groups` with a gradient of ours: XLA's for the weights multiplies all rows for each group on TPU."""
+    return multiply_groups(rows_GI, weights_EIO, group_sizes_E)
 
 
-def ragged_dot(rows_GI: Array, weights_EIO: Array, group_sizes_E: Array) -> Array:
+def multiply_groups(rows_GI: Array, weights_EIO: Array, group_sizes_E: Array) -> Array:
     """Rows sorted by expert times their expert's matrix, [G, O]; without a gradient.
 
-    It is `jax.lax.ragged_dot`; but on a CPU XLA's own multiplies all rows with each expert's matrix.
+    It is `jax.lax.ragged_dot`, but for CPUs: there XLA multiplies all rows with each expert's matrix.
     """
     inputs = rows_GI, weights_EIO, group_sizes_E
     return jax.lax.platform_dependent(*inputs, cpu=multiply_tiles, default=jax.lax.ragged_dot)
@@ -116,7 +116,8 @@ def cut_tiles(group_sizes_E: Array, G: int, size: int) -> tuple[Array, Callable[
 
     Returns:
       The number of tiles, at most G / size + E; and a function of a tile's number: its expert, its first row, and which
-      of the `size` rows from there on are its own, bool [size, 1]. The slice of a last tile may begin before it.
+      of the `size` rows from there on are its own, bool [size, 1]. Near the end of all rows the first is moved back, so
+      that the slice fits: it then begins with rows of earlier tiles.
     """
     row_ends_E = jnp.cumsum(group_sizes_E)
     tiles_E = -(-group_sizes_E // size)
@@ -154,7 +155,7 @@ def weights_gradient(rows_GI: Array, g_GO: Array, group_sizes_E: Array) -> Array
 
 def _grouped_matmul_backward(residuals, g_GO):
     rows_GI, weights_EIO, group_sizes_E = residuals
-    g_rows_GI = ragged_dot(g_GO, weights_EIO.swapaxes(1, 2), group_sizes_E)
+    g_rows_GI = multiply_groups(g_GO, weights_EIO.swapaxes(1, 2), group_sizes_E)
     g_weights_EIO = weights_gradient(rows_GI, g_GO, group_sizes_E)
     return g_rows_GI.astype(rows_GI.dtype), g_weights_EIO.astype(weights_EIO.dtype), None
 
