@@ -1,6 +1,7 @@
 """An imported base's problems and rewards: what no step could use is refused before the first."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -49,6 +50,10 @@ def test_prompts_that_are_too_long_are_counted_before_the_first_step():
     with pytest.raises(UsageError) as error:
         _files.require_room(TASK, problems, SamplingConfig(max_prompt_tokens=lengths[0] - 1, max_new_tokens=8))
     assert "4 of 4" in str(error.value) and str(lengths[-1]) in str(error.value)
+    mixed = [replace(problems[0], source="short"), replace(problems[0], source="long", question="1 " * 99)]
+    with pytest.raises(UsageError) as error:
+        _files.require_room(TASK, mixed, SamplingConfig(max_prompt_tokens=lengths[-1], max_new_tokens=8))
+    assert "1 of 2 prompts, of long," in str(error.value)
 
 
 def test_fewer_problems_than_a_step_asks_are_refused_before_the_first(toy_records):
