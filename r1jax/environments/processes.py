@@ -6,24 +6,19 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from r1jax.errors import UsageError
 from r1jax.rewards.workers import Workers
 from r1jax.types import Environment, Problem, Step
 
-MEMORY = 1 << 40  # bytes of address space that a process may have
-
 
 def answer(request: str) -> str:
-    """Answers a request in a process: an environment that replays the turns, and its step of the last one.
-
-    A request is a pickled (make, problem, seed, turns, seconds), in hexadecimal. So is the answer: the step, or as text
-    what the environment raised.
-    """
+    """Plays a pickled (make, problem, seed, turns, seconds): the last step, pickled, or as text what was raised."""
     environment: Environment | None = None
     try:
         make, problem, seed, turns, seconds = pickle.loads(bytes.fromhex(request))
-        signal.alarm(4 * seconds)  # ends this process if it sleeps, and the run that would end it is gone
+        signal.alarm(20 * seconds)  # ends this process if it sleeps, and the run that would end it is gone
         environment = make()
         environment.reset(problem, seed)
         return pickle.dumps([environment.step(turn) for turn in turns][-1]).hex()
@@ -40,22 +35,22 @@ class InProcesses:
     """An `Environments.make` whose environments answer in `count` processes.
 
     Any process answers any turn, since an environment is a function of its problem, seed and turns: earlier turns are
-    played again. `seconds` of CPU time bound a turn with its replay. Raises UsageError for a `make` that processes
-    can't import: it has to be a class or function of a module, not one of the experiment's own file.
+    played again. `seconds` of CPU time bound a turn with its replay; `EngineConfig.environment_timeout` bounds its wall
+    time, in which it also waits for a free process. Raises UsageError for a `make` that processes can't import: it has
+    to be a class or function of a module, or a partial of one, not one of the experiment's own file.
     """
 
-    def __init__(self, make: Callable[[], Environment], count: int, seconds: int = 30):
-        module, name = getattr(make, "__module__", "__main__"), getattr(make, "__qualname__", "")
-        if module.startswith(("__main__", "r1jax_experiment_")) or "<" in name:  # <lambda>, or in <locals>
+    def __init__(self, make: Callable[[], Environment], count: int, seconds: int = 10):
+        source = getattr(make, "func", make)
+        if source.__module__.startswith(("__main__", "r1jax_experiment_")) or "<" in source.__qualname__:  # <lambda>
             raise UsageError(f"InProcesses: {make} is not importable: give a class of a module beside the experiment's")
-        self.make = make
-        self.seconds = seconds
+        self.make, self.seconds, self.imports = make, seconds, [source.__module__]
         self.threads = ThreadPoolExecutor(count, initializer=self.start)
         self.own = threading.local()  # what each of these threads has
 
     def start(self) -> None:
         """Starts the process of a thread."""
-        self.own.worker = Workers(f"{__name__}:{answer.__name__}", 1, self.seconds, MEMORY)
+        self.own.worker = Workers(f"{__name__}:{answer.__name__}", 1, self.seconds, 1 << 40, self.imports)  # any memory
 
     def __call__(self) -> Environment:
         return _Remote(self)
@@ -76,9 +71,9 @@ class InProcesses:
         return step
 
 
+@dataclass
 class _Remote:
-    def __init__(self, owner: InProcesses):
-        self.owner = owner
+    owner: InProcesses
 
     def reset(self, problem: Problem, seed: int) -> None:
         self.problem, self.seed, self.turns = problem, seed, list[str]()

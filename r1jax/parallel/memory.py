@@ -72,8 +72,10 @@ def prefill_rows(layout: Layout, config: EngineConfig, P: int) -> int:
     return layout.round_up(max(1, config.prefill_rows // -(-P // config.prefill_chunk)))
 
 
-def rollout_memory(spec: rollout_programs.RolloutSpec, sampling: SamplingConfig) -> dict[str, int]:
-    """What rollouts allocate in addition to the trainer's weights."""
+def rollout_memory(
+    spec: rollout_programs.RolloutSpec, sampling: SamplingConfig, *, appends: bool = False
+) -> dict[str, int]:
+    """What rollouts allocate in addition to the trainer's weights; `appends` what environments answer to the slots."""
     layout, model, engine, P = spec.layout, spec.model, spec.engine, sampling.max_prompt_tokens
     slots, T, heads = layout.round_up(engine.slots), tokens_per_step(engine), model.num_attention_heads
     shards = layout.round_up(1)
@@ -91,16 +93,19 @@ def rollout_memory(spec: rollout_programs.RolloutSpec, sampling: SamplingConfig)
     prompts = jax.eval_shape(lambda: make(rows, length)).cache
     seen = min(width, CHUNK)  # at once
     prefilled = max(rows // shards * chunk for rows, _ in runs) * max(chunk, seen)
-    scored = max(here * T * (width if spec.writes_cache else seen), prefilled)
+    A = layout.round_up(engine.append_rows) if appends else 0
+    rows = max(here * T, A // shards * engine.append_chunk)
+    scored = max(rows * (width if spec.writes_cache else seen), prefilled)
     masks = 4 * slots * engine.steps_per_round * T * spec.truncation.mask_ids  # a round's output, replicated
+    cache = bytes_per_device(abstract.cache, rollout_programs.slot_shardings(spec).cache)
     return {
         "copy of the weights": copy_bytes if spec.copies_weights else 0,
-        "cache": bytes_per_device(abstract.cache, rollout_programs.slot_shardings(spec).cache),
+        "cache": cache,
         "prompts": bytes_per_device(prompts, jax.tree.map(lambda _: rollout_programs.by_row(layout), prompts)),
         # In float32: of a chunk of the context, before and after the softmax; with noise and log-probabilities.
         "attention scores": 2 * 4 * heads * scored,
         "logits": 3 * 4 * model.vocab_size * max(here * T, runs[0][0] // shards),
-    } | ({"sampling masks": masks} if masks else {})
+    } | {name: size for name, size in {"sampling masks": masks, "appended rows": cache * A // slots}.items() if size}
 
 
 def truncation(config: RolloutStageConfig) -> Truncation:
@@ -112,7 +117,8 @@ def truncation(config: RolloutStageConfig) -> Truncation:
 def stage_memory(layout: Layout, model: ModelConfig, config: StageConfig) -> dict[str, int]:
     """The bytes of each part of a stage's memory on each device; not all parts exist `at_once`.
 
-    Not counted: intermediates of training steps (activations, logits), batches, and RL's learned rewards.
+    Not counted: intermediates of training steps (activations, logits), batches, RL's learned rewards, and what
+    environments need, which the experiment's task has: the engine counts it.
     """
     if isinstance(config, PretrainConfig | SFTConfig | RewardModelConfig):
         is_scored = isinstance(config, RewardModelConfig)

@@ -51,13 +51,14 @@ class Workers(AbstractContextManager):
 
     Each item has `seconds` of CPU time and `memory` bytes of address space. An item that exceeds its time or sleeps is
     counted in `timeouts`, one that exceeds its memory, dies or raises in `crashes`; the result of both is None. `map`
-    is thread-safe and runs one call at a time.
+    is thread-safe and runs one call at a time. Modules that only an item needs are named in `imports`: their import
+    would take its time.
     """
 
-    def __init__(self, function: str, number: int, seconds: float, memory: int = 2 << 30):
+    def __init__(self, function: str, number: int, seconds: float, memory: int = 2 << 30, imports: Sequence[str] = ()):
         if number < 1:
             raise ValueError(f"number is {number}, expected 1 or more")
-        self.command = [sys.executable, "-m", "r1jax.rewards.workers", function, str(memory)]
+        self.command = [sys.executable, "-m", "r1jax.rewards.workers", function, str(memory), *imports]
         self.seconds = seconds
         self.timeouts = self.crashes = 0
         self.startup_seconds = 0.0  # the slowest start so far
@@ -193,7 +194,7 @@ def cpu_time_if_asleep(pid: int) -> str | None:
     return " ".join(after_name[11:13]) if after_name[0] == "S" else None
 
 
-def serve(function: str, memory: int) -> None:
+def serve(function: str, memory: int, imports: Sequence[str]) -> None:
     """Runs a worker: reads an item and writes a reply, one JSON line each, until the input ends."""
     import resource  # Windows has none, and the processes that make workers need none
 
@@ -205,6 +206,8 @@ def serve(function: str, memory: int) -> None:
     try:
         module, name = function.split(":")
         call: Callable[[Any], Any] = getattr(importlib.import_module(module), name)
+        for each in imports:
+            importlib.import_module(each)
         limit_cpu(0)
         send(replies, {})
     except Exception as error:
@@ -240,4 +243,4 @@ def limit(kind: int, value: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]))
+    serve(sys.argv[1], int(sys.argv[2]), sys.argv[3:])

@@ -108,7 +108,7 @@ class RolloutEngine:
         mask_ids = self.sampling.sampling_mask_ids if self.keeps_sampling_masks and self.sampling.needs_mask else 0
         truncation = Truncation(self.sampling.truncates or mask_ids > 0, mask_ids)
         self.spec = programs.RolloutSpec(rollout_layout(self.layout, self.config), self.model, self.config, truncation)
-        self.memory = rollout_memory(self.spec, self.sampling)
+        self.memory = rollout_memory(self.spec, self.sampling, appends=self.environments is not None)
         if self.checks_memory:
             require_memory(self.spec.layout, {"weights": weights} | self.memory)
 
@@ -166,7 +166,10 @@ class RolloutEngine:
         watch: Callable[[Sample], None] | None = None,
         done: Callable[[list[Sample]], None] | None = None,
     ) -> Generator[None, None, Groups]:
-        """`generate` as a generator: it yields when it has dispatched a round of decoding, before it waits for it."""
+        """`generate` as a generator: it yields when it has dispatched a round of decoding, before it waits for it.
+
+        While all samples wait for their environments it yields every now and then.
+        """
         self.check(prompts)
         queue = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i][1])))  # neighbours share a bucket
         ready: deque[Ready] = deque()
@@ -187,13 +190,14 @@ class RolloutEngine:
                     self.insert(state, ready, key)
                 if state.episodes:
                     self.resume_answered(state, state.episodes.answers(wait=not state.decoding()))
-                if state.decoding():
-                    emitted = self.decode(state)
-                    yield
+                emitted = self.decode(state) if state.decoding() else None
+                yield
+                if emitted is not None:
                     self.collect(state, emitted)
-        finally:
-            if state.episodes:
-                state.episodes.close()
+        finally:  # of a rollout that fails or is stopped, they are not waited for: a checkpoint comes first
+            if episodes := state.episodes:
+                for key in list(episodes.made):
+                    episodes.end(key, seconds=0.0)
         return groups
 
     def resume_answered(self, state: RolloutState, answers: Sequence[tuple[Sample, Answer]]) -> None:

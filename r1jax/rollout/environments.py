@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,7 +76,8 @@ class Episodes:
         try:
             answer = self.run_turn(key, job)
         except BaseException as error:  # an environment may raise anything
-            answer = Answer(" ".join(f"{type(error).__name__}: {error}".split())[:500], reason="environment_error")
+            reason = "timeout" if isinstance(error, TimeoutError) else "environment_error"
+            answer = Answer(" ".join(f"{type(error).__name__}: {error}".split())[:500], reason=reason)
         self.deliver(key, answer)
 
     def run_turn(self, key: SampleKey, job: _Job) -> Answer:
@@ -84,8 +85,7 @@ class Episodes:
         sample = job.sample
         if key not in self.made:
             self.made[key] = self.environments.make()
-            position = f"{self.seed} {sample.problem.id} {sample.index}"
-            self.made[key].reset(sample.problem, zlib.crc32(position.encode()))
+            self.made[key].reset(sample.problem, zlib.crc32(f"{self.seed} {sample.problem.id} {sample.index}".encode()))
         step = self.made[key].step(sample.turns[-1].text)
         reward = None if step.reward is None else float(step.reward)
         if reward is not None and not math.isfinite(reward):
@@ -120,33 +120,24 @@ class Episodes:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, raised)
 
     def answers(self, *, wait: bool) -> list[tuple[Sample, Answer]]:
-        """What was answered since the last call, the same in all processes; `wait` for one if there is none."""
-        while self.waiting:
-            self.give_up()
-            own: list[tuple[SampleKey, dict[str, Any]]] = []
-            with contextlib.suppress(queue.Empty):
-                while True:  # for a moment only: another process may have the next answer
-                    own.append(self.answered.get(timeout=POLL if wait and self.jobs and not own else 0.0))
-            shares = gather_values("what environments answered", own)
-            found = [(self.waiting.pop(tuple(key)), Answer(**answer)) for share in shares for key, answer in share]
-            if found or not wait:
-                return found
-        return []
+        """What was answered since the last call, the same in all processes; if nothing was, `wait` a moment for it."""
+        self.give_up()
+        own: list[tuple[SampleKey, dict[str, Any]]] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                own.append(self.answered.get(timeout=POLL if wait and self.jobs and not own else 0.0))
+        shares = gather_values("what environments answered", own) if self.waiting else []
+        return [(self.waiting.pop(tuple(key)), Answer(**answer)) for share in shares for key, answer in share]
 
     def end(self, key: SampleKey, seconds: float = CLOSING) -> None:
         """Closes and forgets the environment of a sample; one that takes longer than `seconds` goes on in a thread."""
-        close = getattr(self.made.pop(key, None), "close", None)
+        close: Any = getattr(self.made.pop(key, None), "close", None)
+
+        def quietly() -> None:
+            with contextlib.suppress(Exception):  # the sample has all that it needs
+                close()
+
         if close is not None:
-            thread = threading.Thread(target=quietly, args=(close,), daemon=True)
+            thread = threading.Thread(target=quietly, daemon=True)
             thread.start()
             thread.join(seconds)
-
-    def close(self) -> None:
-        """Closes what is left when a rollout fails or is stopped, and waits for nothing: a checkpoint comes first."""
-        for key in list(self.made):
-            self.end(key, seconds=0.0)
-
-
-def quietly(close: Callable[[], None]) -> None:
-    with contextlib.suppress(Exception):  # the sample has all that it needs
-        close()

@@ -1,7 +1,4 @@
-"""Tokens that the policy did not draw, run behind those of some slots: what an environment answers to a turn.
-
-The cache of a slot is kept between turns. Only the new tokens are run, a chunk of them at a time.
-"""
+"""Runs what environments answer, a chunk of tokens at a time, behind the tokens whose cache the slots keep."""
 
 from dataclasses import replace
 from typing import Any

@@ -31,6 +31,7 @@ from r1jax.objectives.logprobs import hidden_logprobs
 from r1jax.parallel import rollout_programs
 from r1jax.parallel.layout import make_layout
 from r1jax.rollout.advantages import turn_advantages
+from r1jax.rollout.async_rollout import AsyncRollout
 from r1jax.rollout.engine import bucket
 from r1jax.stages.rejection import record
 from r1jax.types import Environments, Problem, Sample, Step, TokenBatch, Turn, Weights
@@ -288,6 +289,31 @@ def test_environments_of_a_rollout_that_is_stopped_are_closed(one_device, model,
     while Counted.closed < Counted.made and time.monotonic() < deadline:
         time.sleep(0.05)
     assert 0 < Counted.made == Counted.closed
+
+
+class Waits(Counted):
+    """Answers when it may."""
+
+    may = threading.Event()
+
+    def step(self, turn: str) -> Step:
+        self.may.wait()
+        return Step(done=True)
+
+
+def test_a_rollout_whose_samples_all_wait_holds_up_nobody(one_device, model, policy):
+    """An update that runs between its rounds goes on."""
+    engine = make_engine(
+        one_device, model, eos=2, new=N, stop_ids=ENDS, group=2, environments=Environments(Waits, lambda text: [5])
+    )
+    rollout = AsyncRollout(engine.rounds(Weights(*policy), [(problem(7), [20, 30])], jax.random.key(0)))
+    for _ in range(N // 4):  # more than the rounds of a turn
+        rollout.advance()
+    assert engine.counts.tokens and rollout.rounds is not None
+    Waits.may.set()
+    [group] = rollout.finish()
+    assert all(sample.finish_reason in ("stop", "length") for sample in group)
+    assert "stop" in [sample.finish_reason for sample in group]
 
 
 class Talks:

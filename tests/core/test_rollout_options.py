@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from r1jax.config import EngineConfig, MeshConfig, SamplingConfig
+from r1jax.dry_run.stage_programs import placed_weights, rollout_stage_programs
 from r1jax.errors import RunError, UsageError
 from r1jax.model.blocked_cache import BLOCK
 from r1jax.model.moe import affinities, choose_experts
@@ -16,7 +17,8 @@ from r1jax.model.spec import init_params
 from r1jax.parallel import memory, programs, rollout_programs
 from r1jax.parallel.layout import Layout, make_layout, rollout_layout
 from r1jax.parallel.rollout_programs import RolloutSpec
-from r1jax.types import Weights
+from r1jax.rollout.engine import RolloutEngine
+from r1jax.types import Environments, Weights
 from tests.shared.configs import rl_config
 from tests.shared.engines import (
     SAMPLER_TOLERANCE,
@@ -274,6 +276,22 @@ def test_memory_is_known_before_it_is_taken(one_device, model, policy, config):
     assert engine.memory["copy of the weights"] == sum(x.nbytes for x in jax.tree.leaves(params))
     if not config:  # two layers of 48 numbers of four bytes, as keys and as values, in whole blocks
         assert engine.memory["cache"] == 8 * -(-(P + N + 6) // BLOCK) * BLOCK * 2 * 48 * 4 * 2
+
+
+@pytest.mark.parametrize("dtype", ["model", "int8"])
+def test_rows_that_are_appended_to_are_counted(one_device, model, dtype):
+    """The compiled program copies them; its attention has float32 scores, once or twice."""
+    long = dataclasses.replace(model, max_position_embeddings=8192)
+    sampling, config = SamplingConfig(P, 8192 - P), EngineConfig(slots=16, append_rows=8, cache_dtype=dtype)
+    environments = Environments(lambda: None, list)
+    engine = RolloutEngine(one_device, long, None, config, sampling, 1, environments=environments)
+    *_, append = rollout_stage_programs(engine, placed_weights(one_device, long))
+    assert append.name == "append"
+    temporary = append.jitted.lower(*append.arguments).compile().memory_analysis().temp_size_in_bytes
+    copied, scores = engine.memory["appended rows"], engine.memory["attention scores"]
+    assert copied == engine.memory["cache"] // 2
+    assert copied + scores / 4 < temporary < 1.1 * (copied + scores)
+    assert "appended rows" not in memory.rollout_memory(engine.spec, sampling)
 
 
 def test_memory_is_divided_over_devices(one_device, model):
