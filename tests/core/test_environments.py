@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import os
 import threading
 import time
 import zlib
@@ -39,6 +38,7 @@ from tests.conftest import ROOT
 from tests.shared import plain_rollouts
 from tests.shared.configs import rl_config
 from tests.shared.engines import SAMPLER_TOLERANCE, forward_routes, make_engine, placed
+from tests.shared.killed_environment import EndsItsProcess
 from tests.shared.plain_rollouts import fresh_state, gradients, prepared, problem
 
 P, N = 40, 200
@@ -429,27 +429,6 @@ def test_the_turn_advantage_is_that_of_each_turns_own_return():
     assert all((a[:2] == 0).all() for a in found)  # the prompt
 
 
-class Suicidal:
-    """Ends its process the first time that it is asked, if no file is named `problem.answer`; and can't be closed."""
-
-    def reset(self, problem: Problem, seed: int) -> None:
-        self.path = Path(problem.answer)
-
-    def step(self, turn: str) -> Step:
-        if turn == "loop":
-            while True:
-                pass
-        if turn == "sleep":
-            time.sleep(1000)
-        if not self.path.exists():
-            self.path.touch()
-            os._exit(1)
-        return Step(turn)
-
-    def close(self) -> None:
-        raise RuntimeError("can't be closed")
-
-
 def test_environments_in_processes_answer_as_in_threads(tmp_path):
     """Turns are played again wherever they are asked; a process that dies is replaced, and one that is stuck."""
     drawn = list(itertools.islice(games("train", 0), 3))
@@ -462,7 +441,7 @@ def test_environments_in_processes_answer_as_in_threads(tmp_path):
         assert [one.step(turn) for one in there] == [one.step(turn) for one in here]
     make.threads.shutdown()
 
-    make = InProcesses(Suicidal, 1, seconds=1)
+    make = InProcesses(EndsItsProcess, 1, seconds=1)
     hurt = make()
     hurt.reset(Problem(0, "", str(tmp_path / "died"), ""), 0)
     assert hurt.step("on") == Step("on") and (tmp_path / "died").exists()
@@ -472,7 +451,7 @@ def test_environments_in_processes_answer_as_in_threads(tmp_path):
         with pytest.raises(TimeoutError):
             stuck.step(turn)
     with pytest.raises(UsageError, match="importable"):
-        InProcesses(lambda: Suicidal(), 1)
+        InProcesses(lambda: EndsItsProcess(), 1)
     make.threads.shutdown()
 
 
