@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from r1jax.errors import UsageError
 from r1jax.rewards.workers import Workers
@@ -15,19 +16,18 @@ from r1jax.types import Environment, Problem, Step
 
 def answer(request: str) -> str:
     """Plays a pickled (make, problem, seed, turns, seconds): the last step, pickled, or as text what was raised."""
-    environment: Environment | None = None
+    environment: Any = None
     try:
         make, problem, seed, turns, seconds = pickle.loads(bytes.fromhex(request))
         signal.alarm(20 * seconds)  # ends this process if it sleeps, and the run that would end it is gone
         environment = make()
         environment.reset(problem, seed)
         return pickle.dumps([environment.step(turn) for turn in turns][-1]).hex()
-    except Exception as error:
+    except BaseException as error:  # an environment may raise anything
         return pickle.dumps(f"{type(error).__name__}: {error}").hex()
     finally:
-        if close := getattr(environment, "close", None):
-            with contextlib.suppress(Exception):  # the answer is complete
-                close()
+        with contextlib.suppress(BaseException):  # the answer is complete; not every environment has a `close`
+            environment.close()
         signal.alarm(0)
 
 
@@ -41,22 +41,19 @@ class InProcesses:
     """
 
     def __init__(self, make: Callable[[], Environment], count: int, seconds: int = 10):
-        source = getattr(make, "func", make)
-        if source.__module__.startswith(("__main__", "r1jax_experiment_")) or "<" in source.__qualname__:  # <lambda>
+        maker = getattr(make, "func", make)
+        if maker.__module__.startswith(("__main__", "r1jax_experiment_")) or "<" in getattr(maker, "__qualname__", ""):
             raise UsageError(f"InProcesses: {make} is not importable: give a class of a module beside the experiment's")
-        self.make, self.seconds, self.imports = make, seconds, [source.__module__]
-        self.threads = ThreadPoolExecutor(count, initializer=self.start)
-        self.own = threading.local()  # what each of these threads has
-
-    def start(self) -> None:
-        """Starts the process of a thread."""
-        self.own.worker = Workers(f"{__name__}:{answer.__name__}", 1, self.seconds, 1 << 40, self.imports)  # any memory
+        self.make, self.seconds, self.imports = make, seconds, [maker.__module__]
+        self.threads, self.own = ThreadPoolExecutor(count), threading.local()  # a worker is a thread's own
 
     def __call__(self) -> Environment:
         return _Remote(self)
 
     def ask(self, problem: Problem, seed: int, turns: tuple[str, ...]) -> Step:
         """The last turn's step, by the process of this thread."""
+        if not hasattr(self.own, "worker"):  # it may use any memory
+            self.own.worker = Workers(f"{__name__}:{answer.__name__}", 1, self.seconds, 1 << 40, self.imports)
         worker = self.own.worker
         request = pickle.dumps((self.make, problem, seed, turns, self.seconds)).hex()
         crashes = worker.crashes
@@ -67,7 +64,7 @@ class InProcesses:
             raise TimeoutError(f"the environment took more than {self.seconds} s, or its process died twice")
         step = pickle.loads(bytes.fromhex(reply))
         if isinstance(step, str):
-            raise RuntimeError(step)
+            raise TimeoutError(step) if step.startswith(TimeoutError.__name__) else RuntimeError(step)
         return step
 
 

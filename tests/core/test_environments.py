@@ -38,7 +38,7 @@ from tests.conftest import ROOT
 from tests.shared import plain_rollouts
 from tests.shared.configs import rl_config
 from tests.shared.engines import SAMPLER_TOLERANCE, forward_routes, make_engine, placed
-from tests.shared.killed_environment import EndsItsProcess
+from tests.shared.killed_environment import EndsItsProcess, MakesThem
 from tests.shared.plain_rollouts import fresh_state, gradients, prepared, problem
 
 P, N = 40, 200
@@ -445,13 +445,22 @@ def test_environments_in_processes_answer_as_in_threads(tmp_path):
     hurt = make()
     hurt.reset(Problem(0, "", str(tmp_path / "died"), ""), 0)
     assert hurt.step("on") == Step("on") and (tmp_path / "died").exists()
-    for turn in ("loop", "sleep"):
+    for turn, raised in {"loop": "took", "sleep": "took", "slow": "slow", "exit": "SystemExit: 3"}.items():
         stuck = make()
         stuck.reset(Problem(0, "", str(tmp_path / "died"), ""), 0)
-        with pytest.raises(TimeoutError):
+        with pytest.raises(RuntimeError if turn == "exit" else TimeoutError, match=raised):
             stuck.step(turn)
     with pytest.raises(UsageError, match="importable"):
         InProcesses(lambda: EndsItsProcess(), 1)
+    make.threads.shutdown()
+
+
+def test_objects_that_make_environments_work_in_processes(tmp_path):
+    make = InProcesses(MakesThem(), 1)
+    environment = make()
+    (tmp_path / "died").touch()
+    environment.reset(Problem(0, "", str(tmp_path / "died"), ""), 0)
+    assert environment.step("on") == Step("on")
     make.threads.shutdown()
 
 

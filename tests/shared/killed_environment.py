@@ -19,10 +19,21 @@ class EndsItsProcess:
                 pass
         if turn == "sleep":
             time.sleep(1000)
+        if turn == "slow":
+            raise TimeoutError("slow")
+        if turn == "exit":
+            raise SystemExit(3)
         if not self.path.exists():
             self.path.touch()
             os._exit(1)
         return Step(turn)
 
     def close(self) -> None:
-        raise RuntimeError("can't be closed")
+        raise SystemExit("can't be closed")
+
+
+class MakesThem:
+    """Makes them by being called."""
+
+    def __call__(self) -> EndsItsProcess:
+        return EndsItsProcess()
