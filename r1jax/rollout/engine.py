@@ -292,12 +292,11 @@ class RolloutEngine:
         samples = [
             (prefilled, row, begin(i, g, *prompts[i])) for row, i in enumerate(taken) for g in range(self.group_size)
         ]
-        if self.config.routing_replay:
-            routes_BPLK = jax.device_get(prefilled.routes_BPLK)
-            for _, row, sample in samples:
+        routes_BPLK = jax.device_get(prefilled.routes_BPLK)
+        for _, row, sample in samples:
+            if routes_BPLK is not None:
                 sample.routes = [routes_BPLK[row, : length_B[row]]]
-        if mask_ids := self.spec.truncation.mask_ids:
-            for _, row, sample in samples:
+            if mask_ids := self.spec.truncation.mask_ids:
                 sample.sampling_masks = [np.full((length_B[row], mask_ids), -1, np.int32)]
         return samples
 

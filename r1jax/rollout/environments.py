@@ -3,17 +3,18 @@
 import contextlib
 import ctypes
 import math
+import operator
 import queue
 import threading
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from r1jax.config import EngineConfig
 from r1jax.parallel.hosts import gather_values, owns
-from r1jax.types import Environment, Environments, Sample
+from r1jax.types import Environments, Sample
 
 POLL = 0.05  # seconds between two checks of how long environments have taken
 CLOSING = 1.0  # seconds for which closing an environment may hold up the engine
@@ -55,7 +56,7 @@ class Episodes:
 
     def __post_init__(self) -> None:
         self.waiting: dict[SampleKey, Sample] = {}  # those whose environments have not answered, in all processes
-        self.made: dict[SampleKey, Environment] = {}  # this process's environments
+        self.made: dict[SampleKey, Any] = {}  # this process's environments
         self.jobs: dict[SampleKey, _Job] = {}  # what they have to answer; whoever removes a job answers it
         self.answered: queue.SimpleQueue[tuple[SampleKey, dict[str, Any]]] = queue.SimpleQueue()
         self.free = threading.Semaphore(self.config.environment_threads)
@@ -94,8 +95,8 @@ class Episodes:
         text = observed if isinstance(observed, str) else ""
         if step.done or len(text) > LONGEST_TOKEN * job.room:
             return Answer(text[:MOST_TEXT], reward=reward, reason="stop" if step.done else "length")
-        ids = self.environments.encode(text) if isinstance(observed, str) else [int(i) for i in observed]
-        if not ids or not 0 <= min(ids) <= max(ids) < self.vocab_size:
+        ids = self.environments.encode(text) if isinstance(observed, str) else [operator.index(i) for i in observed]
+        if isinstance(observed, bytes) or not ids or not 0 <= min(ids) <= max(ids) < self.vocab_size:
             raise ValueError(f"the observation is {observed!r:.200}, expected text or ids in [0, {self.vocab_size})")
         return Answer(text, ids, reward, "" if len(ids) <= job.room else "length")
 
@@ -131,13 +132,12 @@ class Episodes:
 
     def end(self, key: SampleKey, seconds: float = CLOSING) -> None:
         """Closes and forgets the environment of a sample; one that takes longer than `seconds` goes on in a thread."""
-        close: Any = getattr(self.made.pop(key, None), "close", None)
 
-        def quietly() -> None:
+        def quietly(close: Callable[[], None]) -> None:
             with contextlib.suppress(Exception):  # the sample has all that it needs
                 close()
 
-        if close is not None:
-            thread = threading.Thread(target=quietly, daemon=True)
+        with contextlib.suppress(Exception):  # there may be no `close`, and to look for it may raise anything
+            thread = threading.Thread(target=quietly, args=[self.made.pop(key).close], daemon=True)
             thread.start()
             thread.join(seconds)

@@ -201,7 +201,7 @@ def test_programs_are_as_many_as_stated(one_device, model, policy, prompts):
 class Hostile:
     """Misbehaves in the way that the problem's id says."""
 
-    KINDS = ("exception", "exit", "loop", "huge", "number", "nothing", "ids", "surrogate", "reset")
+    KINDS = ("exception", "exit", "loop", "huge", "number", "nothing", "ids", "bytes", "floats", "surrogate", "reset")
 
     def reset(self, problem: Problem, seed: int) -> None:
         self.kind = self.KINDS[problem.id % len(self.KINDS)]
@@ -225,6 +225,10 @@ class Hostile:
                 return None
             case "ids":
                 return Step([10**6])
+            case "bytes":
+                return Step(b"abc")
+            case "floats":
+                return Step([5.7])  # type: ignore[list-item]
             case "surrogate":
                 return Step("\ud800")
 
@@ -256,6 +260,26 @@ def test_a_hostile_environment_ends_its_sample_alone(one_device, model, policy, 
         time.sleep(0.05)
     assert threading.active_count() <= before  # the loop was interrupted
     assert "Traceback" not in capfd.readouterr().err
+
+
+class Wraps:
+    """Has the attributes of what it wraps, if `reset` gets that far."""
+
+    inner: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def reset(self, problem: Problem, seed: int) -> None:
+        raise OSError("no such server")
+
+
+def test_an_environment_whose_attributes_raise_ends_its_sample_alone(one_device, model, policy, prompts):
+    groups = draw(one_device, model, policy, prompts, make=Wraps)
+    samples = [sample for group in groups for sample in group]
+    assert {s.finish_reason for s in samples} == {"environment_error", "turn_length"}
+    said = {s.turns[-1].observation for s in samples if s.finish_reason == "environment_error"}
+    assert said == {"OSError: no such server"}
 
 
 class Counted:
