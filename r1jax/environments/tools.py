@@ -17,7 +17,8 @@ TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", list: 
 # A call as Hermes and Qwen write it; the whole turn, as Llama 3 writes it; and for bases <tool> NAME ARGUMENT </tool>.
 # The last tag of a turn may be missing: as a stop string it is cut off.
 TAGGED_CALL = re.compile(r"<(tool_call|tool)>(.*?)(?:</\1>|\Z)", re.DOTALL)
-BARE_CALL = re.compile(r"\s*(?:<\|python_tag\|>)?\s*(\{.*\})\s*", re.DOTALL)
+BARE_CALL = re.compile(r"(?:<\|python_tag\|>\s*)?(\{.*\})", re.DOTALL)
+NAMED = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY  # parameters as calls give them
 
 
 @dataclass
@@ -39,7 +40,9 @@ class ToolEnvironment:
     def __post_init__(self) -> None:
         self.by_name = {name_of(tool): tool for tool in self.tools}
         for tool in self.tools:
-            parameters(tool)  # raises for one without types
+            parameters(tool)  # raises for one that can't be called
+        if len(self.by_name) < len(self.tools):
+            raise UsageError(f"two tools have the same name: {', '.join(map(name_of, self.tools))}")
 
     def reset(self, problem: Problem, seed: int) -> None:
         """Tools know nothing of the problem."""
@@ -50,7 +53,7 @@ class ToolEnvironment:
 
     def find_calls(self, turn: str) -> list[tuple[Callable[[str], Call], str]]:
         """The text of each call, and the function that reads it."""
-        if (bare := BARE_CALL.fullmatch(turn)) and '"name"' in bare[1]:  # other JSON is an answer
+        if (bare := BARE_CALL.fullmatch(turn.strip())) and '"name"' in bare[1]:  # other JSON is an answer
             return [(read_json, bare[1])]
         readers = {"tool_call": read_json, "tool": self.read_tag}
         return [(readers[tag], text) for tag, text in TAGGED_CALL.findall(turn)]
@@ -67,12 +70,13 @@ class ToolEnvironment:
             return self.error.replace("{}", (" ".join(str(error).split()) or type(error).__name__)[:300])
 
     def read_tag(self, text: str) -> Call:
-        """NAME ARGUMENT; where there is one tool, ARGUMENT alone will do. It is for the tool's first parameter."""
-        name, _, argument = text.strip().partition(" ")
+        """NAME ARGUMENT, or ARGUMENT alone where there is one tool: its first parameter, JSON if that is no text."""
+        name, *given = text.strip().split(maxsplit=1) or [""]
         if name not in self.by_name and len(self.by_name) == 1:
-            [name], argument = self.by_name, text
-        names = parameters(self.by_name[name]) if name in self.by_name else {}
-        return name, {next(iter(names), "argument"): argument.strip()}
+            [name], given = self.by_name, [text.strip()]
+        types = parameters(self.by_name[name]) if name in self.by_name else {}
+        first, kind = next(iter(types.items()), ("argument", str))
+        return name, {first: given[0] if kind is str else json.loads(given[0])} if given else {}
 
 
 def read_json(text: str) -> Call:
@@ -81,7 +85,7 @@ def read_json(text: str) -> Call:
         call = json.loads(text)
         arguments = call.get("arguments", call.get("parameters", {}))
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-        return str(call["name"]), dict(arguments)
+        return str(call["name"]), dict(arguments or {})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UsageError(f'the call is no JSON {{"name": …, "arguments": {{…}}}} ({type(error).__name__})') from error
 
@@ -91,14 +95,14 @@ def name_of(tool: Tool) -> str:
 
 
 def parameters(tool: Tool) -> dict[str, type]:
-    """The parameters with their types. Raises UsageError for one without a type that JSON has."""
+    """The parameters with their types. Raises UsageError for a tool that can't be called with JSON, or is async."""
     function = tool if inspect.isroutine(tool) else type(tool).__call__
-    hints, names = get_type_hints(function), list(inspect.signature(tool).parameters)
-    for name in names:
-        if hints.get(name) not in TYPES:
-            known = ", ".join(kind.__name__ for kind in TYPES)
-            raise UsageError(f"tool {name_of(tool)}: annotate parameter '{name}' with one of {known}")
-    return {name: hints[name] for name in names}
+    hints, found = get_type_hints(function), inspect.signature(tool).parameters
+    bad = [str(one) for name, one in found.items() if one.kind not in NAMED or hints.get(name) not in TYPES]
+    if bad or inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        wanted = "a plain function of named parameters annotated as " + ", ".join(kind.__name__ for kind in TYPES)
+        raise UsageError(f"tool {name_of(tool)}: {', '.join(bad) or 'async or yield'}, expected {wanted}")
+    return {name: hints[name] for name in found}
 
 
 def convert(tool: Tool, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Tools: schemas from functions, calls in all forms, and errors that the policy reads."""
 
 import json
+import time
 
 import pytest
 from etils import epath
@@ -27,6 +28,16 @@ def weather(city: str, days: int = 1, exact: float = 0.5) -> str:
       days: how far ahead.
     """
     return f"{city} {days} {exact}"
+
+
+def double(number: int) -> int:
+    """Doubles."""
+    return 2 * number
+
+
+def now() -> str:
+    """Tells the time."""
+    return "noon"
 
 
 def raises(text: str) -> str:
@@ -66,8 +77,35 @@ def test_a_parameter_without_a_type_is_refused():
     def bad(x, y: int):
         """?"""
 
-    with pytest.raises(UsageError, match="x"):
+    with pytest.raises(UsageError, match="x.*annotated"):
         schema(bad)
+
+
+def test_tools_that_no_call_can_reach_are_refused():
+    async def later(x: str) -> str:
+        return x
+
+    def parts(x: str):
+        yield x
+
+    def several(*numbers: int) -> int:
+        return sum(numbers)
+
+    def options(**numbers: int) -> int:
+        return sum(numbers.values())
+
+    def unnamed(number: int, /) -> int:
+        return number
+
+    def named(*, number: int) -> int:
+        return number
+
+    for tool in (later, parts, several, options, unnamed):
+        with pytest.raises(UsageError, match=tool.__name__):
+            ToolEnvironment([tool])
+    assert ToolEnvironment([named]).step("<tool> named 3").observation == "3"
+    with pytest.raises(UsageError, match="same name"):
+        ToolEnvironment([now, lambda: "a", lambda: "b"])
 
 
 def call(name: str, **arguments) -> str:
@@ -87,10 +125,15 @@ ONE_AND_ONE = call("calculator", expression="1 + 1")
         ('<|python_tag|>{"name": "calculator", "parameters": {"expression": "7 / 2"}}', "7/2"),
         ("<think> <tool> calculator 3 * (4 + 5) </tool>", "27"),
         ("<tool>weather New York", "New York 1 0.5"),
+        ("<tool>\nweather\nNew York\n</tool>", "New York 1 0.5"),
+        ("<tool> double 21 </tool>", "42"),
+        ("<tool> now </tool>", "noon"),
+        ('<tool_call>{"name": "now", "arguments": null}</tool_call>', "noon"),
+        (' <|python_tag|> {"name": "now"}\n', "noon"),
     ],
 )  # fmt: skip
 def test_calls_in_all_forms(turn, answer):
-    assert ToolEnvironment([weather, calculator]).step(turn) == Step(answer)
+    assert ToolEnvironment([weather, calculator, double, now]).step(turn) == Step(answer)
 
 
 @pytest.mark.parametrize(
@@ -108,17 +151,28 @@ def test_calls_in_all_forms(turn, answer):
         ("<tool>calculator 2 ** 9</tool>", "numbers"),
         ("<tool>calculator __import__('os')</tool>", "numbers"),
         ("<tool></tool>", "weather"),
+        ("<tool> double half </tool>", "Expecting value"),
+        ("<tool> double [1] </tool>", "integer"),
+        ("<tool> double </tool>", "number"),
+        ("<tool> now please </tool>", "unexpected"),
         ("<tool_call>" + "[" * 100_000, "JSON"),
     ],
 )
 def test_a_wrong_call_is_answered_with_what_is_wrong(turn, named):
-    step = ToolEnvironment([weather, calculator, raises]).step(turn)
+    step = ToolEnvironment([weather, calculator, double, now, raises]).step(turn)
     assert step.observation.startswith("error: ") and named in step.observation and "\n" not in step.observation
     assert not step.done and len(step.observation) < 400
 
 
 def test_a_turn_without_a_call_is_the_last():
     assert ToolEnvironment([weather]).step("It is sunny.") == Step(done=True)
+
+
+def test_a_turn_of_white_space_is_read_at_once():
+    """Its reader holds up all threads. Twice the text would take four times as long, if every split of it was tried."""
+    began = time.process_time()
+    assert ToolEnvironment([weather]).step("\n" * 100_000 + "x").done
+    assert time.process_time() - began < 5  # not 50
 
 
 def test_one_tool_needs_no_name_and_bases_get_tags():
