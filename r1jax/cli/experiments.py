@@ -49,6 +49,8 @@ def load_experiment(name: str) -> ModuleType:
         )
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))  # so that a fork in any directory can import `experiments`
+    if (beside := str(path.absolute().parent)) not in sys.path:
+        sys.path.append(beside)  # and modules of its own
     spec = importlib.util.spec_from_file_location(f"r1jax_experiment_{path.stem}", path)
     assert spec and spec.loader  # a .py file always has both
     module = importlib.util.module_from_spec(spec)

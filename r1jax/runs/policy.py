@@ -1,6 +1,8 @@
 """Loads a policy from a checkpoint onto the devices."""
 
 import importlib
+import os
+import sys
 from dataclasses import asdict, dataclass, replace
 
 import jax
@@ -85,11 +87,14 @@ class Policy:
 def load_environments(name: str | None, policy: Policy, template: PromptConfig | None = None) -> Environments | None:
     """What MODULE:NAME makes to answer the policy's turns, in the policy's own tokens; None without a name.
 
+    A module may lie in the directory that the command is started in.
     Raises UsageError when there is no such thing, or the policy has no tokenizer.
     """
     if name is None:
         return None
     module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:  # of an installed command
+        sys.path.append(os.getcwd())
     try:
         make = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:

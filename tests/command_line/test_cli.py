@@ -7,11 +7,15 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from r1jax.cli.devices import start_jax
+from r1jax.cli.experiments import load_experiment
 from r1jax.data.tasks import TASKS
+from r1jax.runs.policy import load_environments
 from tests.shared.checkpoints import save_policy
 from tests.shared.command_line import command
 from tests.shared.small_run import r1jax, settings
@@ -49,6 +53,20 @@ def test_experiments_that_are_not_there_or_not_whole(capsys, tmp_path):
     half.write_text("import nonsense")
     status, _, err = command(capsys, "run", str(half), "--workdir", str(tmp_path / "w"))
     assert (status, str(half) in err and "nonsense" in err) == (2, True)
+
+
+def test_modules_may_stand_beside_an_experiment_or_where_a_command_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "stands_beside.py").write_text("GIN_FILES = ('beside.gin',)")
+    (tmp_path / "imports_it.py").write_text("from stands_beside import GIN_FILES\nConfig = run = None")
+    assert load_experiment(str(tmp_path / "imports_it.py")).GIN_FILES == ("beside.gin",)
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "lies_here.py").write_text("class Game: pass")
+    monkeypatch.chdir(here)
+    policy: Any = SimpleNamespace(tokenizer=TASKS["running_sum"].tokenizer)
+    environments = load_environments("lies_here:Game", policy)
+    assert environments and type(environments.make()).__module__ == "lies_here"
 
 
 def test_reads_that_a_failed_restore_leaves_say_nothing(capfd, monkeypatch):
