@@ -6,10 +6,13 @@ import time
 import pytest
 from etils import epath
 
+from r1jax.cli.experiments import gin_path, load_experiment
+from r1jax.cli.gin_config import read_config
 from r1jax.config import PromptConfig
 from r1jax.data.published_tokenizer import load_tokenizer
 from r1jax.data.tasks import observation_encoder, text_task
 from r1jax.data.tokenizer import WordTokenizer
+from r1jax.data.toy import episodes
 from r1jax.environments.shipped_tools import Python, calculator
 from r1jax.environments.tools import ToolEnvironment, schema
 from r1jax.errors import UsageError
@@ -173,6 +176,13 @@ def test_a_turn_of_white_space_is_read_at_once():
     began = time.process_time()
     assert ToolEnvironment([weather]).step("\n" * 100_000 + "x").done
     assert time.process_time() - began < 5  # not 50
+
+
+def test_the_demos_policy_stops_at_the_end_of_a_call():
+    """Its gin file has the token as a number."""
+    module = load_experiment("r1_tools")
+    config = read_config(module.Config, [gin_path(file) for file in module.GIN_FILES], [])
+    assert config.rl.sampling.stop_ids == (episodes.TOKENIZER.ids["</tool>"],)
 
 
 def test_one_tool_needs_no_name_and_bases_get_tags():

@@ -24,7 +24,6 @@ WORDS = (
     " higher or lower right"
 ).split()
 TOKENIZER = WordTokenizer([*WORDS, *(str(n) for n in range(100))], eos="<eos>")
-END_OF_CALL = TOKENIZER.ids["</tool>"]  # a stop token: the policy waits for the result
 RESULT, ERROR = "<result> {} </result>", "error"
 LARGEST = 63  # six guesses find any number up to it
 
