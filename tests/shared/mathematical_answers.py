@@ -3,6 +3,20 @@ r"""Mathematics: for each kind of mistake, a table of answers that are and that 
 # A row is "answer  is  gold" or "answer  is not  gold".
 KINDS = {
     "the question copied back": r"""
+2^{3^{2}}  is not  512
+2^{(3^2)}  is not  512
+10^{2^3}  is not  100000000
+2^{-3^{2}}  is not  \frac{1}{512}
+(2^3)^2  is not  64
+\left(2^{2}\right)^{3}  is not  64
+((2)^2)^2  is not  16
+(\frac{2^2}{3})^2  is not  \frac{16}{9}
+(1.5 \times 10^3)^2  is not  2250000
+(1.5e3)^2  is not  2250000
+2^{3^{2}}  is  2^{3^2}
+2^{9}  is  2^{3^2}
+(\frac{2}{3})^3  is  \frac{8}{27}
+3^{5} \cdot 2^3  is  8 \cdot 3^5
 \gcd(12,18)  is not  6
 \lfloor 3.7\rfloor  is not  3
 \lceil 2.1 \rceil  is not  3
