@@ -26,6 +26,7 @@ SAME = CONTEXT.mpf(10) ** -40  # relative error of equal numbers
 
 DIGITS = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
 PLAIN = re.compile(rf"[+-]?(?:{DIGITS})")
+PAIR = re.compile(r"\([^()]*,[^()]*\)")  # (1,234) is a point
 MIXED = re.compile(r"([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)")
 REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)(?![a-z])\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))")
 POWER_OF_TEN = (
@@ -94,7 +95,7 @@ def closed_form(text: str) -> ClosedForm | None:
     if len(text) <= MAX_LENGTH and PLAIN.fullmatch(text):
         return ClosedForm(Fraction(text.replace(",", "")))
     try:
-        return Parser(text).whole() if len(text) <= MAX_LENGTH else None
+        return Parser(text).whole() if len(text) <= MAX_LENGTH and not PAIR.fullmatch(text) else None
     except (ValueError, ArithmeticError, RecursionError):
         return None
 
