@@ -104,7 +104,8 @@ NOT_UNITS = re.compile(
     |times|doubled?|halved|tripled?|quadrupled?|negated|inverted|inverse|reciprocal|recurring|repeating|repeated
     |binary|ternary|octal|hex|hexadecimal|tau|bil|percentile
     |\w+ly|guess\w*|wrong|incorrect|false|never|none|nothing|something|unsure|unknown|perhaps|instead|ish
-    |if|but|unless|except|otherwise|wait|think|possible|probable
+    |if|but|unless|except|otherwise|wait|think|possible|probable|for|with|when|where|while|also|etc|remainder
+    |rounded|estimated?|almost|about|around|circa|upward|onward|above|below
     |squared|cubed|factorial|mn|bn|tn|mil|mio|mrd|thou|kilo|mega|giga
     |percent|percentage|pct|\w*mille?|bps|ppm|basis|plus|minus|negative|power|root|sqrt|infinity|inf|pi)s?
     |over|and|or|not|isn|maybe|point|cube|arab|mod|base|sin|cos|tan|log|exp|(?-i:[abcinxyzkKMBT])""",
@@ -127,9 +128,10 @@ def read(text: str) -> Answer:
     text = text.strip()
     if text.isascii() and PLAIN.fullmatch(text):
         return Answer(text.rstrip("."))
-    text = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda power: f"^{{{power[0].translate(SUPERSCRIPTS)}}}", text)
-    # Converts digits of other scripts, but not ½ or Ⅳ.
-    text = "".join(str(unicodedata.decimal(c, c)) for c in text).translate(SIGNS)
+    if not text.isascii():
+        text = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda power: f"^{{{power[0].translate(SUPERSCRIPTS)}}}", text)
+        # Converts digits of other scripts, but not ½ or Ⅳ.
+        text = "".join(str(unicodedata.decimal(c, c)) for c in text).translate(SIGNS)
     text = text.removesuffix(".").rstrip()
     for opens, closes in DELIMITERS:
         inner = text.removeprefix(opens).removesuffix(closes)

@@ -1974,6 +1974,14 @@ x=1.5e3  is  1500
 5 instead  is not  5
 5 \text{ if even}  is not  5
 5 but wait  is not  5
+5 for even  is not  5
+5 when positive  is not  5
+5 with remainder  is not  5
+5 almost  is not  5
+5 about  is not  5
+5 rounded down  is not  5
+5 onwards  is not  5
+5 also  is not  5
 5 something  is not  5
 5 unknown  is not  5
 5 doubled  is not  5
