@@ -18,13 +18,30 @@ MAX_EXPONENT = 10**6  # the product of all numbers in exponents
 
 # ---- reading
 
-TEXT = r"\\(?:text(?:rm|bf|it|sf|tt|up|normal)?|math(?:rm|bf|it|sf)|[mh]box|operatorname)(?![a-z])\s*"
+TEXT = r"\\(?:text(?:rm|bf|it|sf|tt|up|normal)?|math(?:rm|bf|it|sf)|boldsymbol|bm|[mh]box|operatorname)(?![a-z])\s*"
 LATEX_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,?\\[,!]\s*)(?=[0-9]{3}(?![0-9]))")
 DELIMITERS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**")]
 SPACE = re.compile(r"(\\\\)|~|\\[,;:! ]|\\q?quad(?![a-z])|\\(?:left|right|displaystyle)(?![a-zA-Z])\s*")
 SIGNS = str.maketrans(
-    {"−": "-", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∞": r"\infty ", "∪": r"\cup ", "∈": r"\in "}
+    {"−": "-", "–": "-", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∞": r"\infty ", "∪": r"\cup ", "∈": r"\in "}
+    | {"π": r"\pi "}
 )
+SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+NOTATION = [  # what is written in several ways, and the one in which it is compared
+    (re.compile(pattern), usual)
+    for pattern, usual in {
+        r"\\not\s*=": r"\\ne ",
+        r"\\varnothing(?![a-z])": r"\\emptyset",
+        r"\\[dt](frac|binom)(?![a-z])": r"\\\1",
+        r"\\[lr]?vert(?![a-z])": "|",
+        r"\\langle((?:(?!\\[lr]angle)[^,])*,(?:(?!\\[lr]angle).)*)\\rangle(?![a-z])": r"(\1)",
+        r"\\mathbb\s*([A-Z])": r"\\mathbb{\1}",
+        r"\\dot\s*\{?([0-9])\}?([0-9]*)\\dot\s*\{?([0-9])\}?": r"\\overline{\1\2\3}",  # the ends of a period
+        r"\\(?:mathrm|operatorname)\s*\{\s*((?:arc)?(?:sin|cos|tan)|ln|log|cot)\s*\}": r"\\\1 ",
+    }.items()
+]
+UPRIGHT = re.compile(rf"{TEXT}(?:\{{\s*([ei])\s*\}}|([ei])(?![A-Za-z]))")  # the numbers e and i
+CURRENCY = re.compile(r"^([+-]?)\s*(?:\\?\$|[€£¥₹])\s*|\s*(?:\\\$|[€£¥₹])$")
 WHOLE_TEXT = re.compile(rf"{TEXT}\{{([^{{}}]*)\}}|\(([A-Z])\)")
 LETTERS = re.compile(r"[A-Za-z][A-Za-z ,.'&-]*|[A-Za-z]{3}[A-Za-z0-9 ,.'&-]*")
 WORDS = re.compile(r"[A-Za-z]{3,}(?: [A-Za-z0-9]+)*|[A-Z]{2,}|[Nn]o")
@@ -35,7 +52,7 @@ RELATION = re.compile(
 LETTER = r"(?:[A-Za-z]|\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|omega|phi|rho|sigma|tau)(?![a-z]))"
 POINT = rf"(?:{LETTER}|-?(?:{DIGITS})(?:/[0-9]+)?|-?\\frac\{{[0-9]+\}}\{{[0-9]+\}}|[A-Z]\\c[au]p[A-Z]|{TEXT}\{{\w+\}})"
 NAME = re.compile(  # of what is equal to a value, without spaces
-    rf"{LETTER}'*(?:_(?:\w|\{{\w+\}}))?"  # x, \theta, x_1
+    rf"{LETTER}'*(?:_(?:\w|\{{[\w,]+\}}))?"  # x, \theta, x_1
     rf"|[fghpqEFGHPQSTV](?:_\w)?(?:'+|\^\{{-1\}})?\((?:{POINT}|[fgh]\({POINT}\))\)"  # f(2)
     r"|(?:m?\\(?:angle|triangle)|\\(?:overline|overrightarrow|vec)\{|\||\[)?[A-Z]{1,4}(?:\}|\||\])?"  # AB
     rf"|{TEXT}\{{[A-Za-z]+\}}|[A-Z][a-z]{{2,}}|answer|area|perimeter|sum|total|volume"
@@ -53,25 +70,43 @@ DEGREES = re.compile(
     re.DOTALL,
 )
 UNIT_POWER = r"(?:\s*\^\s*\{?\s*-?[0-9]\s*\}?)?"
-UNIT_TEXT = rf"{TEXT}\{{[A-Za-z./^0-9 ]+\}}{UNIT_POWER}"
+UNIT_TEXT = rf"{TEXT}\{{(?:[A-Za-z./^0-9 ]|\\cdot|\{{-?[0-9]\}})+\}}{UNIT_POWER}"
+UNIT_FRACTION = rf"\\frac\s*\{{\s*({UNIT_TEXT})\s*\}}\s*\{{\s*({UNIT_TEXT})\s*\}}"
 LATEX_UNIT = re.compile(
-    rf"(?P<value>.*?(?:[0-9)}}\]]|\\pi))\s*(?P<unit>{UNIT_TEXT}(?:\s*(?:(?:/|\\cdot)\s*)?{UNIT_TEXT}){{0,4}})",
+    r"(?P<value>.*?(?:[0-9)}\]]|\\pi))\s*"
+    rf"(?P<unit>{UNIT_TEXT}(?:\s*(?:(?:/|\\cdot)\s*)?{UNIT_TEXT}){{0,4}}|{UNIT_FRACTION})",
     re.DOTALL,
 )
 UNIT = r"(?:[cdkmn]?m|[km]?g|[km]?L|ml|ft|in|yd|mi|lbs?|oz|mph|kph|hrs?|h|min|sec|s|[km]?J|[km]?W|[km]?N|[km]?V|k?Hz)"
 WORD_UNIT = re.compile(
-    rf"(?P<value>.*[0-9}}])(?:\s*(?P<short>[cmk]m|k?g|ml|ft|in|mi|lbs?|oz|mph|hrs?|min|sec|{UNIT}\^\{{?[23]\}}?"
+    r"(?P<value>.*(?:[0-9)}]|\\pi(?=\s)))(?:\s*(?P<short>[AaPp]\.?[Mm]\.?|sq\.? +[a-z]+"
+    rf"|[cmk]m|k?g|ml|ft|in|mi|lbs?|oz|mph|hrs?|min|sec|{UNIT}\^\{{?[23]\}}?"
     rf"|{UNIT}(?:\^[23])?\s*/\s*{UNIT}(?:\^\{{?[23]\}}?)?)"
     r"|\s+(?P<long>[A-Za-z]{3,}(?:/[a-z]+|(?: [A-Za-z]{3,}){0,2})))",
     re.DOTALL,
 )
+TIME = re.compile(r"[0-9]{1,2}:[0-9]{2}")
+SHORT_UNITS = {
+    name: short
+    for short, names in {
+        "s": "sec second", "min": "minute", "h": "hr hour", "m": "meter metre", "g": "gram", "l": "liter litre",
+        "in": "inch inche", "ft": "foot feet", "yd": "yard", "mi": "mile", "lb": "pound", "oz": "ounce",
+        "mi/h": "mph", "km/h": "kph kmph", "/": "per", "degree": "deg",
+    }.items()
+    for name in names.split()
+}  # fmt: skip
 # Not units: these words change the number before them, or take it back.
 NOT_UNITS = re.compile(
     r"""(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|zero|half|halve|third|quarter
     |(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ie)|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w+teen|\w+tie)th
     |\w*(?:hundred|thousand|illion|illiard)(?:th|en)?|hundert|tausend|lakh|lac|crore|dozen|score|gross|pair|couple
     |myriad|grand|googol\w*|kharab|wan|oku|mln|deca|\w*fold
-    |times|double|triple|squared|cubed|factorial|mn|bn|tn|mil|mio|mrd|thou|kilo|mega|giga
+    |times|doubled?|halved|tripled?|quadrupled?|negated|inverted|inverse|reciprocal|recurring|repeating|repeated
+    |binary|ternary|octal|hex|hexadecimal|tau|bil|percentile
+    |\w+ly|guess\w*|wrong|incorrect|false|never|none|nothing|something|unsure|unknown|perhaps|instead|ish
+    |if|but|unless|except|otherwise|wait|think|possible|probable|for|with|when|where|while|also|etc|remainder
+    |rounded|estimated?|almost|about|around|circa|upward|onward|above|below
+    |squared|cubed|factorial|mn|bn|tn|mil|mio|mrd|thou|kilo|mega|giga
     |percent|percentage|pct|\w*mille?|bps|ppm|basis|plus|minus|negative|power|root|sqrt|infinity|inf|pi)s?
     |over|and|or|not|isn|maybe|point|cube|arab|mod|base|sin|cos|tan|log|exp|(?-i:[abcinxyzkKMBT])""",
     re.VERBOSE | re.IGNORECASE,
@@ -93,22 +128,25 @@ def read(text: str) -> Answer:
     text = text.strip()
     if text.isascii() and PLAIN.fullmatch(text):
         return Answer(text.rstrip("."))
-    # Converts digits of other scripts, but not ², ½ or Ⅳ.
-    text = "".join(str(unicodedata.decimal(c, c)) for c in text).translate(SIGNS)
+    if not text.isascii():
+        text = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda power: f"^{{{power[0].translate(SUPERSCRIPTS)}}}", text)
+        # Converts digits of other scripts, but not ½ or Ⅳ.
+        text = "".join(str(unicodedata.decimal(c, c)) for c in text).translate(SIGNS)
     text = text.removesuffix(".").rstrip()
     for opens, closes in DELIMITERS:
         inner = text.removeprefix(opens).removesuffix(closes)
         if len(inner) == len(text) - len(opens) - len(closes) and opens not in inner:
             text = inner.strip().removesuffix(".").rstrip()
-    text = re.sub(r"\\not\s*=", r"\\ne ", text).replace(r"\varnothing", r"\emptyset")
     text = SPACE.sub(lambda space: space[1] or " ", LATEX_THOUSANDS.sub(",", text)).strip()
+    for pattern, usual in NOTATION:
+        text = pattern.sub(usual, text)
     words = False
     while whole := WHOLE_TEXT.fullmatch(text):
         text = (whole[1] or whole[2] or "").strip().removesuffix(".")
         words = bool(LETTERS.fullmatch(text))
-    name, text = solved(text)
+    name, text = solved(UPRIGHT.sub(r" \1\2 ", text).strip())
     value, unit = split_unit(text)
-    return Answer(re.sub(r"^([+-]?)\s*(?:\\?\$|[€£¥])\s*", r"\1", value), name, unit, words)
+    return Answer(CURRENCY.sub(r"\1", value), name, unit, words)
 
 
 def solved(text: str) -> tuple[str, str]:
@@ -177,12 +215,22 @@ def split_unit(text: str) -> tuple[str, str]:
     if match is None:
         return text, ""
     unit = match["unit"] if match.re is LATEX_UNIT else match["short"] or match["long"]
-    unit = re.sub(TEXT, "", unit)
+    unit = re.sub(TEXT, "", re.sub(UNIT_FRACTION, r"\1/\2", unit))
     if any(map(NOT_UNITS.fullmatch, re.findall("[A-Za-z]+", unit))):
         return text, ""
-    if match.re is WORD_UNIT and closed_form(match["value"].lstrip("\\$ ")) is None:
+    if match.re is WORD_UNIT and not (TIME.fullmatch(match["value"]) or closed_form(CURRENCY.sub("", match["value"]))):
         return text, ""
-    return match["value"].strip(), re.sub(r"[{}\s.]|\\cdot", "", unit).lower().rstrip("s")
+    unit = re.sub(r"(?i)(sq(?:uare)?|cubic)\.? +([a-z]+)", lambda m: m[2] + ("^3" if m[1][0] in "cC" else "^2"), unit)
+    return match["value"].strip(), re.sub(r"[{}\s.]|\\cdot", "", re.sub("[A-Za-z]+", short_unit, unit))
+
+
+def short_unit(word: re.Match[str]) -> str:
+    """A unit without plural, and as its sign if it has one: cm for centimeters."""
+    unit = word[0].lower()
+    unit = unit.removesuffix("s") if len(unit) > 2 else unit
+    prefix = re.match("(kilo|centi|milli)(?=met|gram|lit)", unit)
+    rest = unit[prefix.end() :] if prefix else unit
+    return (prefix[1][0] if prefix else "") + SHORT_UNITS.get(rest, rest)
 
 
 # ---- guards before sympy
@@ -284,6 +332,8 @@ def decide(answer: Answer, gold: Answer, algebra: Algebra | None = None) -> bool
         return False
     if answer.unit and gold.unit and answer.unit != gold.unit and not same_degrees(answer.unit, gold.unit):
         return False
+    if {answer.unit, gold.unit} & {"am", "pm"}:
+        return spelling(answer)[0] == spelling(gold)[0]
     if "_" in answer.value + gold.value and (in_bases := compare_bases(answer, gold)) is not None:
         return in_bases
     if wanted := closed_form(gold.value):
@@ -301,7 +351,10 @@ def decide(answer: Answer, gold: Answer, algebra: Algebra | None = None) -> bool
     shapes = {shape, gold_shape}
     if "" not in shapes and (len(shapes) == 1 or ("list" in shapes and shapes <= {"list", "()", "union"})):
         ordered = not shapes <= {"list", "union"}
-        verdict = compare_elements(elements(given_parts, answer), elements(wanted_parts, gold), ordered, algebra)
+        ours, theirs = elements(given_parts, answer), elements(wanted_parts, gold)
+        if shapes == {"list", "()"} and not (is_point(ours, answer) and is_point(theirs, gold)):
+            return False
+        verdict = compare_elements(ours, theirs, ordered, algebra)
         if verdict is not False or "union" not in shapes:
             return verdict
     elif shapes != {""} and not any(name in answer.value + gold.value for name in SETS):
@@ -328,15 +381,23 @@ def elements(texts: list[str], of: Answer) -> list[Answer]:
     return [replace(part, name=part.name or inherited) for part in found]
 
 
+def is_point(coordinates: list[Answer], of: Answer) -> bool:
+    """Whether a list or pair can be a point: not an interval or values of one variable, which share a name; no set."""
+    names = [part.name for part in coordinates if part.name]
+    return len(set(names)) == len(names) and not of.value.startswith(r"\{")
+
+
 def compare_elements(given: list[Answer], wanted: list[Answer], ordered: bool, algebra: Algebra | None) -> bool | None:
     """Compares elements one by one if they are ordered, else as multisets."""
     names = [part.name for part in given if part.name]
-    if len(given) != len(wanted):
+    sets = [all(part.value.startswith(r"\{") for part in side) for side in (given, wanted)]
+    if len(given) != len(wanted) or sets[0] != sets[1]:
         return False
     if ordered:
         verdicts = [decide(ours, theirs, algebra) for ours, theirs in zip(given, wanted, strict=True)]
         return False if False in verdicts or names != sorted(names) else None if None in verdicts else True
-    if len(set(names)) > 1 and not any(part.name for part in wanted):  # x = 1, y = 2 for 1, 2
+    variables = {name.partition("_")[0] for name in names}
+    if len(variables) > 1 and not any(part.name for part in wanted):  # x = 1, y = 2 for 1, 2
         return False
     undecided = False
     for part in wanted:
@@ -362,6 +423,8 @@ def parts(value: str) -> tuple[str, list[str]]:
         return "union", pieces
     inner = enclosed(value)
     elements = split_list(inner or value)
+    if inner and value.startswith("\\") and len(elements) == 1 and elements[0].startswith("("):  # \{(1, 2)\}
+        return parts(elements[0])
     if inner and not value.startswith("\\"):
         return (value[0] + value[-1], elements) if len(elements) > 1 else ("", [])
     return ("list", elements) if len(elements) > 1 else ("", [])

@@ -26,6 +26,7 @@ SAME = CONTEXT.mpf(10) ** -40  # relative error of equal numbers
 
 DIGITS = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
 PLAIN = re.compile(rf"[+-]?(?:{DIGITS})")
+PAIR = re.compile(r"\([^()]*,[^()]*\)")  # (1,234) is a point
 MIXED = re.compile(r"([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)")
 REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)(?![a-z])\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))")
 POWER_OF_TEN = (
@@ -55,7 +56,8 @@ class ClosedForm:
     Attributes:
       value: a Fraction if no root or constant occurs, else a number of 60 digits.
       work: how many steps are left to compute, such as the sum in 3 + 4 or the product in √2 √3.
-      above: kinds of factors in the numerator: "rational", "root", "sum", "e", "pi", "imaginary".
+      above: kinds of factors in the numerator: "rational", "root", "sum", "e", "pi", "imaginary"; and "power", for a
+        rational number that was written as one.
       below: the same in the denominator.
     """
 
@@ -93,7 +95,7 @@ def closed_form(text: str) -> ClosedForm | None:
     if len(text) <= MAX_LENGTH and PLAIN.fullmatch(text):
         return ClosedForm(Fraction(text.replace(",", "")))
     try:
-        return Parser(text).whole() if len(text) <= MAX_LENGTH else None
+        return Parser(text).whole() if len(text) <= MAX_LENGTH and not PAIR.fullmatch(text) else None
     except (ValueError, ArithmeticError, RecursionError):
         return None
 
@@ -149,7 +151,8 @@ class Parser:
                 found = found.times(self.power())
             else:
                 break
-        excess = sum(n - 1 for kinds in (found.above, found.below) for n in kinds.values() if n > 1)
+        kinds = [(kind, n) for side in (found.above, found.below) for kind, n in side.items()]
+        excess = sum(n - 1 for kind, n in kinds if kind != "power")
         above, below = Counter(found.above.keys()), Counter(found.below.keys())
         return ClosedForm(found.value, found.work + excess, above, below)
 
@@ -195,6 +198,7 @@ class Parser:
             value = Fraction(digits[1].replace(",", "")) * Fraction(10) ** exponent
             if digits[1].isdecimal() and self.text[self.at :].lstrip().startswith("\\") and self.take(FRACTION):
                 return self.mixed(value)
+            return ClosedForm(value, above=Counter(["rational"] + ["power"] * (exponent != 0)))
         else:
             raise ValueError
         return ClosedForm(value, above=Counter(["rational"]))
@@ -211,8 +215,9 @@ class Parser:
 
 
 def raised(base: ClosedForm, exponent: ClosedForm) -> ClosedForm:
-    """A power. Roots of numerals, and powers of e and π, are answers; powers of i, roots and sums are work."""
-    work, power = base.work + exponent.work, exponent.value
+    """A power. Roots of numerals, and powers of e and π, are answers; powers of powers, i, roots, sums are work."""
+    powers = [side["power"] for form in (base, exponent) for side in (form.above, form.below)]
+    work, power = base.work + exponent.work + any(powers), exponent.value
     if base.above == Counter(["e"]) and near(base.value, CONTEXT.e) and abs(power) <= MAX_EXPONENT:
         work += isinstance(power, CONTEXT.mpc)
         return ClosedForm(CONTEXT.exp(power), work, Counter(["e"] + ["imaginary"] * isinstance(power, CONTEXT.mpc)))
@@ -222,7 +227,7 @@ def raised(base: ClosedForm, exponent: ClosedForm) -> ClosedForm:
         size = max(base.value.numerator.bit_length(), base.value.denominator.bit_length())
         if abs(power) * size > MAX_BITS:
             raise ValueError
-        return ClosedForm(base.value**power.numerator, work, Counter(["rational"]))
+        return ClosedForm(base.value**power.numerator, work, Counter(["rational", "power"]))
     if abs(power) > MAX_EXPONENT or base.value == 0:
         raise ValueError
     if isinstance(base.value, Fraction) and power.denominator <= MAX_EXPONENT:

@@ -108,7 +108,7 @@ class Reward:
 
 
 FORMAT = re.compile(r"\s*<think>(?P<thinking>.*)</think>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)
-ANSWER_WORDS = 3
+ANSWER_WORDS, ANSWER_LETTERS = 3, 40
 NEUTRAL_PER_WORD = 60  # of numbers, variables and signs in reasoning; pages of formulas have up to 50
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
@@ -204,11 +204,12 @@ def consistency(parts: tuple[Words, Words], count: Callable[[list[str]], float])
 def read_reasoning(response: str, formulas: bool = True) -> tuple[Words, Words]:
     """The words before </think>, or of all of an untagged response, and those behind it.
 
-    Of what is behind, an answer of up to `ANSWER_WORDS` words, numbers and variables has no words: it may be a name.
+    Of what is behind, an answer of up to `ANSWER_WORDS` words, numbers and variables, with up to `ANSWER_LETTERS`
+    letters in words, has no words: it may be a name.
     """
     thinking, _, outside = response.partition("</think>")
     words = read_words(outside, formulas)
-    is_answer = len(words.words) + words.neutral <= ANSWER_WORDS
+    is_answer = len(words.words) + words.neutral <= ANSWER_WORDS and sum(map(len, words.words)) <= ANSWER_LETTERS
     return read_words(thinking, formulas), Words([], 0) if is_answer else words
 
 

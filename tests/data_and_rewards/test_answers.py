@@ -60,7 +60,8 @@ def test_equal_votes_get_equal_verdicts(verifier, kind):
 
 
 PIECES = r"""5 x = , ; . + - ^ ^{ { } ( ) [ \ $
-& \frac \sqrt{ \pi \text{a} \mathrm{m} \left \cup \pm or < 9^9 1, e i / \boxed{""".split()
+& \frac \sqrt{ \pi \text{a} \mathrm{m} \left \cup \pm or < 9^9 1, e i / \boxed{
+\langle \rangle \dot1 ² \frac{\text{ sq.""".split()
 
 
 @pytest.mark.parametrize("piece", PIECES)

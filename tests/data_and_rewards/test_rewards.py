@@ -341,6 +341,7 @@ def test_reasoning_in_another_language_is_told_apart(thinking, language, most):
         f"{SPANISH} <think> we add </think> <answer> 3 </answer>",
         f"<think> we add </think> <think> {SPANISH} </think> <answer> 3 </answer>",
         f"<think> we add </think> \\boxed{{{SPANISH}}}",
+        f"<think> we add </think> <answer> {'-'.join(SPANISH.replace(' ', ''))} </answer>",
         f"<think> {SPANISH} </think> <answer> {ENGLISH * 9} </answer>",
         f"<think> {SPANISH}",
         "<think> we add </think> <answer> 我们把二和三相加得到五 </answer>",

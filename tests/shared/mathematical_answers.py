@@ -3,6 +3,20 @@ r"""Mathematics: for each kind of mistake, a table of answers that are and that 
 # A row is "answer  is  gold" or "answer  is not  gold".
 KINDS = {
     "the question copied back": r"""
+2^{3^{2}}  is not  512
+2^{(3^2)}  is not  512
+10^{2^3}  is not  100000000
+2^{-3^{2}}  is not  \frac{1}{512}
+(2^3)^2  is not  64
+\left(2^{2}\right)^{3}  is not  64
+((2)^2)^2  is not  16
+(\frac{2^2}{3})^2  is not  \frac{16}{9}
+(1.5 \times 10^3)^2  is not  2250000
+(1.5e3)^2  is not  2250000
+2^{3^{2}}  is  2^{3^2}
+2^{9}  is  2^{3^2}
+(\frac{2}{3})^3  is  \frac{8}{27}
+3^{5} \cdot 2^3  is  8 \cdot 3^5
 \gcd(12,18)  is not  6
 \lfloor 3.7\rfloor  is not  3
 \lceil 2.1 \rceil  is not  3
@@ -1198,6 +1212,13 @@ x=1,2,2  is  1,2,2
 y,x,x  is  x, x, y
 """,
     "complex numbers": r"""
+3 - 2\,\mathrm i  is  3-2i
+-5 - 12 \mathrm{~i}  is  -5-12i
+2 - 3\mathit{i}  is  2-3i
+a+b\mathrm{i}  is  a+bi
+\pi\mathrm{i}  is  i\pi
+5 \text{ i}  is not  5
+3 - 2\,\mathrm i  is not  3+2i
 13+8i  is not  13-8i
 13  is not  13-8i
 8  is not  8i
@@ -1304,6 +1325,40 @@ x^2 + 2 i x  is  x^2+2ix
 z=\pm2i  is  2i, -2i
 """,
     "golds with units": r"""
+5  is  5 \frac{\text{m}}{\text{s}}
+5 \frac{\mathrm{m}}{\mathrm{s}}  is  5 \text{ m/s}
+5  is  5 \mathrm{~km\,h^{-1}}
+5\ \mathrm{m\cdot s^{-1}}  is  5
+5 cm²  is  5 \text{ cm}^2
+5 m³  is  5
+5 m/s²  is  5 \mathrm{~m} / \mathrm{s}^2
+5 €  is  5
+₹5  is  5
+\frac{3}{4} cups  is  \frac34
+\sqrt{2} cm  is  \sqrt2
+4\pi cm^3  is  4\pi
+4\pi cubic inches  is  4\pi \text{ in}^3
+\frac{\pi}{2} radians  is  \frac{\pi}{2}
+5 sq. units  is  5 \text{ square units}
+5 centimetres  is  5 \text{ cm}
+5 \text{ kilometers}  is  5 km
+90 minutes  is  90 \text{ min}
+5 seconds  is  5 \mathrm{~s}
+5 miles per hour  is  5 mph
+12 feet  is  12 \text{ ft}
+45 deg  is  45^\circ
+10:08 PM  is  10\!:\!08 \text{ p.m.}
+10:08 p.m.  is  \text{10:08 PM}
+10:08 a.m.  is not  10\!:\!08 \text{ p.m.}
+10:09 PM  is not  10\!:\!08 \text{ p.m.}
+6:00 PM  is not  \text{7:00 PM}
+5 \mathrm{~s}  is not  5 \mathrm{~m}
+5 \text{ ms}  is not  5 \text{ m}
+5 \frac{\mathrm{m}}{\mathrm{s}}  is not  5 \text{ km/h}
+5 cm³  is not  5 \text{ cm}^2
+5 centimeters  is not  5 \text{ km}
+5 square feet  is not  5 \text{ ft}
+4\pi r  is not  4\pi
 5 \mathrm{~km}  is not  5 \mathrm{~cm}
 6  is not  5 \mathrm{~cm}
 5 m/s  is not  5 \mathrm{~km/h}
@@ -1444,6 +1499,9 @@ $5.50  is  \$ 5.50
 7 people  is  7 \text{ people}
 """,
     "text commands": r"""
+\boldsymbol{42}  is  42
+\bm{x+1}  is  x+1
+\boldsymbol{43}  is not  42
 \textnormal{odd}  is not  \text{even}
 \textnormal{43}  is not  42
 \textnormal{D}  is not  C
@@ -1474,6 +1532,13 @@ B  is  \textnormal{B}
 x<1 \textnormal{ or } x>2  is  x<1 \text{ or } x>2
 """,
     "named values": r"""
+x_1 = 1, x_2 = 2  is  1, 2
+x_1 = 2 \text{ and } x_2 = 1  is  1, 2
+x_{1} = 1,\ x_{2} = 2  is  1, 2
+x_{1,2} = 1 \pm \sqrt{2}  is  1 \pm \sqrt{2}
+x_1 = 1, x_2 = 3  is not  1, 2
+x_1 = 1, y_2 = 2  is not  1, 2
+x_1 = 1  is not  1, 2
 AB = 5  is not  x = 5
 AB = 6  is not  5
 f(2) = 5  is not  f(3) = 5
@@ -1611,6 +1676,11 @@ f(x) = 1+x  is  f(x)=x+1
 1+x  is  f(x)=x+1
 """,
     "repeating decimals": r"""
+0.\dot{1}\dot{8}  is  \frac{2}{11}
+0.\dot{1}4285\dot{7}  is  \frac17
+0.\dot1\dot8  is  0.\overline{18}
+0.\dot{1}\dot{8}  is not  0.18
+0.\dot{1}\dot{8}  is not  \frac{1}{9}
 0.3  is not  0.\overline{3}
 0.333333  is not  0.\overline{3}
 0.\overline{3}  is not  0.3
@@ -1885,6 +1955,112 @@ x=1.5e3  is  1500
 \frac{1}{20000}  is  5e-05
 0.005%  is  5e-05
 602000000000000000000000  is  6.02e23
+""",
+    "hedges are no units": r"""
+5 probably  is not  5
+5 approximately  is not  5
+5\text{ approximately}  is not  5
+5 roughly  is not  5
+5 possibly  is not  5
+5 perhaps  is not  5
+5 hopefully  is not  5
+5 guess  is not  5
+5 guessing  is not  5
+5 wrong  is not  5
+5 \text{ is wrong}  is not  5
+5 incorrect  is not  5
+5 false  is not  5
+5 never  is not  5
+5 instead  is not  5
+5 \text{ if even}  is not  5
+5 but wait  is not  5
+5 for even  is not  5
+5 when positive  is not  5
+5 with remainder  is not  5
+5 almost  is not  5
+5 about  is not  5
+5 rounded down  is not  5
+5 onwards  is not  5
+5 also  is not  5
+5 something  is not  5
+5 unknown  is not  5
+5 doubled  is not  5
+5 tripled  is not  5
+5 halved  is not  5
+5 inverted  is not  5
+5 reciprocal  is not  5
+0.3 recurring  is not  0.3
+0.3 repeating  is not  0.3
+101 binary  is not  101
+12 octal  is not  12
+\sqrt{2} probably  is not  \sqrt{2}
+5 families  is  5
+5 fish  is  5
+5 shillings  is  5
+5 winning tickets  is  5
+5 inversions  is  5
+""",
+    "sets, pairs and intervals": r"""
+\{1, 2\}  is not  (1, 2)
+\{2, 1\}  is not  (1, 2)
+(1, 2)  is not  \{1, 2\}
+\{1, 2, 3\}  is not  (1, 2, 3)
+\{-1, 3\}  is not  -1 < x < 3
+-1, 3  is not  -1 < x < 3
+-1 \text{ and } 3  is not  -1 < x < 3
+x = -1 \text{ or } x = 3  is not  -1 < x < 3
+x = -1, 3  is not  (-1, 3)
+1 < x < 2  is not  1, 2
+x \in (1, 2)  is not  1, 2
+(1, 2)  is not  x = 1 \text{ or } x = 2
+\{1, 2\}  is not  x \in (1, 2)
+\{1\}, \{2\}  is not  \{1, 2\}
+\{\{1\}, \{2\}\}  is not  \{1, 2\}
+\{1\} \cup \{2\}  is not  \{1, 2\}
+\{1\} \cup \{2\}  is not  1, 2
+\langle 2, 1 \rangle  is not  (1, 2)
+\langle 5 \rangle  is not  5
+\{(1, 2)\}  is not  (2, 1)
+1234  is not  (1,234)
+(1,234)  is not  1234
+(1, 234)  is  (1,234)
+(-3,125)  is  (-3, 125)
+1, 2  is  (1, 2)
+x = 1, y = 2  is  (1, 2)
+\{(1, 2)\}  is  (1, 2)
+\{ (1, 2) \}  is  (1, 2)
+\langle 1, 2 \rangle  is  (1, 2)
+\left\langle 1, 2, 3 \right\rangle  is  (1, 2, 3)
+\{1, 2\}  is  1, 2
+x \in \{1, 2\}  is  1, 2
+(-\infty, 1) \cup \{2\}  is  x < 1 \text{ or } x = 2
+\{2\} \cup [0, 1]  is  [0, 1] \cup \{2\}
+\mathbb R  is  \mathbb{R}
+""",
+    "other signs": r"""
+2π  is  2\pi
+π/2  is  \frac{\pi}{2}
+πr²  is  \pi r^2
+–12  is  -12
+(–2, 3)  is  (-2, 3)
+x² + 1  is  x^2+1
+x¹⁰  is  x^{10}
+x⁻¹  is  \frac1x
+2¹⁰  is  1024
+1.5 × 10³  is  1500
+|x|  is  \lvert x \rvert
+\dbinom{n}{k}  is  \binom{n}{k}
+\operatorname{arctan} 2  is  \arctan 2
+\mathrm{ln}\,2  is  \ln 2
+\operatorname{sin}x  is  \sin x
+4²  is not  4
+4²  is not  42
+x²  is not  x^3
+3π  is not  2\pi
+5–6  is not  5
+\lvert -3 \rvert  is not  3
+\operatorname{sin} 30^\circ  is not  \frac12
+\operatorname{sec}x  is not  \sin x
 """,
     "usual spellings": r"""
 1  is not  1,-2
