@@ -41,7 +41,7 @@ NOTATION = [  # what is written in several ways, and the one in which it is comp
     }.items()
 ]
 UPRIGHT = re.compile(rf"{TEXT}(?:\{{\s*([ei])\s*\}}|([ei])(?![A-Za-z]))")  # the numbers e and i
-CURRENCY = re.compile(r"^([+-]?)\s*(?:\\?\$|[€£¥₹])\s*|\s*(?:\\\$|[€£¥₹])$")
+CURRENCY = re.compile(r"^([+-]?)\s*(\\?\$|[€£¥₹])\s*|\s*(\\\$|[€£¥₹¢])$")
 WHOLE_TEXT = re.compile(rf"{TEXT}\{{([^{{}}]*)\}}|\(([A-Z])\)")
 LETTERS = re.compile(r"[A-Za-z][A-Za-z ,.'&-]*|[A-Za-z]{3}[A-Za-z0-9 ,.'&-]*")
 WORDS = re.compile(r"[A-Za-z]{3,}(?: [A-Za-z0-9]+)*|[A-Z]{2,}|[Nn]o")
@@ -78,11 +78,12 @@ LATEX_UNIT = re.compile(
     re.DOTALL,
 )
 UNIT = r"(?:[cdkmn]?m|[km]?g|[km]?L|ml|ft|in|yd|mi|lbs?|oz|mph|kph|hrs?|h|min|sec|s|[km]?J|[km]?W|[km]?N|[km]?V|k?Hz)"
+MEASURE = re.compile(rf"{UNIT}(?:\^[23])?|%|degree.?")
 WORD_UNIT = re.compile(
     r"(?P<value>.*(?:[0-9)}]|\\pi(?=\s)))(?:\s*(?P<short>[AaPp]\.?[Mm]\.?|sq\.? +[a-z]+"
     rf"|[cmk]m|k?g|ml|ft|in|mi|lbs?|oz|mph|hrs?|min|sec|{UNIT}\^\{{?[23]\}}?"
     rf"|{UNIT}(?:\^[23])?\s*/\s*{UNIT}(?:\^\{{?[23]\}}?)?)"
-    r"|\s+(?P<long>[A-Za-z]{3,}(?:/[a-z]+|(?: [A-Za-z]{3,}){0,2})))",
+    r"|\s+(?P<long>(?:US )?[A-Za-z]{3,}(?:/[a-z]+|(?: [A-Za-z]{3,}){0,2})))",
     re.DOTALL,
 )
 TIME = re.compile(r"[0-9]{1,2}:[0-9]{2}")
@@ -92,6 +93,7 @@ SHORT_UNITS = {
         "s": "sec second", "min": "minute", "h": "hr hour", "m": "meter metre", "g": "gram", "l": "liter litre",
         "in": "inch inche", "ft": "foot feet", "yd": "yard", "mi": "mile", "lb": "pound", "oz": "ounce",
         "mi/h": "mph", "km/h": "kph kmph", "/": "per", "degree": "deg",
+        "$": "dollar buck usd", "€": "euro eur", "¥": "yen yuan", "₹": "rupee", "¢": "cent penny pennie pence",
     }.items()
     for name in names.split()
 }  # fmt: skip
@@ -120,6 +122,7 @@ class Answer:
     value: str
     name: str = ""
     unit: str = ""
+    currency: str = ""  # its sign, apart from `unit`, so that $5 can be 5 per hour
     words: bool = False
 
 
@@ -145,8 +148,7 @@ def read(text: str) -> Answer:
         text = (whole[1] or whole[2] or "").strip().removesuffix(".")
         words = bool(LETTERS.fullmatch(text))
     name, text = solved(UPRIGHT.sub(r" \1\2 ", text).strip())
-    value, unit = split_unit(text)
-    return Answer(CURRENCY.sub(r"\1", value), name, unit, words)
+    return Answer(name=name, words=words, **split_currency(*split_unit(text)))
 
 
 def solved(text: str) -> tuple[str, str]:
@@ -222,6 +224,14 @@ def split_unit(text: str) -> tuple[str, str]:
         return text, ""
     unit = re.sub(r"(?i)(sq(?:uare)?|cubic)\.? +([a-z]+)", lambda m: m[2] + ("^3" if m[1][0] in "cC" else "^2"), unit)
     return match["value"].strip(), re.sub(r"[{}\s.]|\\cdot", "", re.sub("[A-Za-z]+", short_unit, unit))
+
+
+def split_currency(value: str, unit: str) -> dict[str, str]:
+    """The fields of `Answer` for "\\$5" and "/hour", or for "5" and "$/hour"."""
+    sign = CURRENCY.search(value)
+    word = re.search("[a-z]*([$€¥₹¢])", unit)
+    currency = (sign[2] or sign[3])[-1] if sign else word[1] if word else ""
+    return {"value": CURRENCY.sub(r"\1", value), "unit": unit.replace(word[0], "") if word else unit, "currency": currency}
 
 
 def short_unit(word: re.Match[str]) -> str:
@@ -328,9 +338,11 @@ Algebra = Callable[[str, str], bool]
 
 def decide(answer: Answer, gold: Answer, algebra: Algebra | None = None) -> bool | None:
     """Whether the answer is correct. Parts that take algebra are given to `algebra`; None where that is missing."""
-    if answer.name and gold.name and answer.name != gold.name:
+    if differ(answer.name, gold.name) or differ(answer.currency, gold.currency):
         return False
-    if answer.unit and gold.unit and answer.unit != gold.unit and not same_degrees(answer.unit, gold.unit):
+    if differ(answer.unit, gold.unit) and not same_degrees(answer.unit, gold.unit):
+        return False
+    if no_money(answer.unit, gold.currency) or no_money(gold.unit, answer.currency):
         return False
     if {answer.unit, gold.unit} & {"am", "pm"}:
         return spelling(answer)[0] == spelling(gold)[0]
@@ -509,6 +521,15 @@ def canonical(answer: Answer) -> str:
     if form is None or form.work:
         return spelling(answer)[0]
     return str(form.value) if isinstance(form.value, Fraction) else digits(form.value)
+
+
+def differ(part: str, gold_part: str) -> bool:
+    return bool(part and gold_part) and part != gold_part
+
+
+def no_money(unit: str, currency: str) -> bool:
+    """Whether a number with this unit cannot be an amount of this currency; 5 pounds are £5."""
+    return bool(currency and MEASURE.fullmatch(unit)) and (unit, currency) != ("lb", "£")
 
 
 def same_degrees(unit: str, gold_unit: str) -> bool:

@@ -129,7 +129,7 @@ class MathVerifier(AbstractContextManager):
         if answer is None:
             return None
         named = f"{answer.name} = " if answer.name else ""
-        return f"{named}{canonical(answer)} {answer.unit}".rstrip()
+        return f"{named}{answer.currency}{canonical(answer)} {answer.unit}".rstrip()
 
     def grade(self, samples: Sequence[Sample]) -> list[float | None]:
         """1 for a correct answer, else 0; None where the gold answer can't be compared."""

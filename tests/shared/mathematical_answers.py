@@ -1956,6 +1956,37 @@ x=1.5e3  is  1500
 0.005%  is  5e-05
 602000000000000000000000  is  6.02e23
 """,
+    "currencies": r"""
+3 cents  is not  \$3
+\$3  is not  3 \text{ cents}
+3 pence  is not  £3
+€5  is not  \$5
+5 euros  is not  \$5
+\$3, \$5  is not  €3, €5
+\$5 per day  is not  \$5 per hour
+5 dollars/day  is not  5 dollars/hour
+\$5  is not  5 cm
+5 cm  is not  5 cents
+5\%  is not  \$5
+5 pounds  is not  \$5
+\$5  is  5 \text{ dollars}
+5 dollars  is  \$5
+5 US dollars  is  \$5
+5 Canadian dollars  is  \$5
+5\$  is  \$5
+5 euros  is  €5
+5 pounds  is  £5
+5 yen  is  ¥5
+3¢  is  3 cents
+3 pennies  is  3 cents
+\$5 per hour  is  \$5
+5 per hour  is  \$5
+\$5  is  \$5 \text{ per hour}
+18 profit  is  \$18
+\$18 profit  is  18 profit
+-\$5  is  \$-5
+\$3, \$5  is  \$5, \$3
+""",
     "hedges are no units": r"""
 5 probably  is not  5
 5 approximately  is not  5
