@@ -231,7 +231,8 @@ def split_currency(value: str, unit: str) -> dict[str, str]:
     sign = CURRENCY.search(value)
     word = re.search("[a-z]*([$€¥₹¢])", unit)
     currency = (sign[2] or sign[3])[-1] if sign else word[1] if word else ""
-    return {"value": CURRENCY.sub(r"\1", value), "unit": unit.replace(word[0], "") if word else unit, "currency": currency}
+    unit = unit.replace(word[0], "") if word else unit
+    return {"value": CURRENCY.sub(r"\1", value), "unit": unit, "currency": currency}
 
 
 def short_unit(word: re.Match[str]) -> str:
