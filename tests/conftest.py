@@ -1,5 +1,6 @@
 """Fake devices and the compilation cache are set before jax is imported, for the whole suite."""
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ os.environ["XLA_FLAGS"] = xla_flags(8)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["EPATH_USE_TF"] = "false"  # as the command line has it; read once, by the first path
+gc.set_threshold(100_000, 50, 100)  # traced programs are millions of objects that stay: looking for dead ones took 7 %
 
 import dataclasses
 import fcntl

@@ -434,15 +434,25 @@ def part_read(module: Module, computation: Computation, operation: Operation, in
         body = module.computations[operation.called[0]]
         parameters = (o for o in body.operations.values() if o.opcode == "parameter")
         return part_used(module, body, next(o.name for o in parameters if int(o.inside) == index))
-    if operation.opcode == "bitcast" and not operation.is_root:
-        return part_used(module, computation, operation.name)
     if index == 0 and operation.opcode in ("dynamic-slice", "slice", "gather"):
         return operation.bytes
     return 0 if index == 0 and operation.opcode == "dynamic-update-slice" else None
 
 
-def part_used(module: Module, computation: Computation, name: str) -> float | None:
-    """Bytes that the users of a value read of it; None: all of them."""
-    users = computation.users[name]
-    reads = [part_read(module, computation, user, list(user.operands).index(name)) for user in users]
+def part_used(module: Module, fused: Computation, name: str) -> float | None:
+    """Bytes that the users of a value in a fusion read of it; None: all of them."""
+    reads = [
+        part_used(module, fused, user.name)
+        if only_moves(module, user) and not user.is_root
+        else part_read(module, fused, user, list(user.operands).index(name))
+        for user in fused.users[name]
+    ]
     return None if None in reads else sum(read for read in reads if read is not None)
+
+
+def only_moves(module: Module, operation: Operation) -> bool:
+    """Whether an operation in a fusion gives its operand in another layout, of which only what is used is computed."""
+    if operation.opcode == "fusion":
+        body = module.computations[operation.called[0]].operations.values()
+        return all(part.opcode == "parameter" or only_moves(module, part) for part in body)
+    return operation.opcode in ("bitcast", "copy")

@@ -76,8 +76,7 @@ def attend_context(
         return attend_tokens(q_BTHX, read(cache, layer, start, size, q_BTHX.dtype), mask_BTs, scale)
 
     chunks, rest = divmod(mask_BTS.shape[-1], CHUNK)
-    is_quantized_cache = any(map(is_quantized, keys_and_values(cache)))
-    if implementation == "splash" and chunks and mask_BTS.shape[1] == 1 and not is_quantized_cache:
+    if implementation == "splash" and chunks and mask_BTS.shape[1] == 1:
         return attend_chunks(q_BTHX, cache, mask_BTS, layer, scale)
 
     def add_chunk(i, part):
@@ -95,14 +94,17 @@ def attend_chunks(
 ) -> Partial:
     """`attend_context` as a Pallas kernel; `interpret` runs it anywhere, slowly.
 
-    The z = T * H queries of a sequence share its scores, which never leave the chip's fast memory.
+    The z = T * H queries of a sequence share its scores, which never leave the chip's fast memory. Of a quantized cache
+    the values are read, and scores and weights are multiplied by the scale of their place.
     """
     # Imported here: Pallas is slow to import and of no use to other platforms.
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
     (B, T, H, X), S = q_BTHX.shape, mask_B1S.shape[-1]
-    Z, arrays = T * H, list({id(x): x for x in keys_and_values(cache)}.values())
+    Z, cached = T * H, list({id(x): x for x in keys_and_values(cache)}.values())
+    arrays = [x.values if is_quantized(x) else x for x in cached]
+    scales = [x.scale.swapaxes(2, 3) for x in cached if is_quantized(x)]  # [L, B, 1, S]
     z = Z if Z <= KERNEL_QUERIES else math.gcd(Z, KERNEL_QUERIES)
     size = min(CHUNK, max(128, KERNEL_BYTES // (X * sum(x.dtype.itemsize for x in arrays)) // 128 * 128))
     # A TPU pads an array's minor dimension to a multiple of 128. XLA stores it with the least padding: latents with
@@ -113,34 +115,44 @@ def attend_chunks(
     of_cache = pl.BlockSpec((1, 1, X, size) if is_wide else (1, 1, size, X), place)
     of_queries, of_each = (pl.BlockSpec((1, z, n), lambda b, q, i, layer: (b, q, 0)) for n in (X, 1))
     of_mask = pl.BlockSpec((1, 1, size), lambda b, q, i, layer: (b, 0, i))
-    numbers = B * (Z // z) * S * X * len(arrays)
+    of_scale = pl.BlockSpec((1, 1, 1, size), lambda b, q, i, layer: (layer[0], b, 0, i))
+    place_bytes = 4 * (1 + len(scales)) + X * len(arrays) * arrays[0].dtype.itemsize
     shapes = [jax.ShapeDtypeStruct((B, Z, n), jnp.float32) for n in (1, 1, X)]
     found = pl.pallas_call(
-        functools.partial(attend_chunk, scale=scale, is_wide=is_wide, S=S),
+        functools.partial(attend_chunk, scale=scale, is_wide=is_wide, S=S, count=len(arrays)),
         out_shape=shapes,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(B, Z // z, pl.cdiv(S, size)),
-            in_specs=[of_queries, of_mask, *[of_cache] * len(arrays)],
+            in_specs=[of_queries, of_mask, *[of_cache] * len(arrays), *[of_scale] * len(scales)],
             out_specs=[of_each, of_each, of_queries],
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         cost_estimate=pl.CostEstimate(
             flops=4 * B * Z * S * X,
             transcendentals=B * Z * S,
-            bytes_accessed=numbers * arrays[0].dtype.itemsize + 4 * B * (Z // z) * S + B * Z * (X * 6 + 1024),
+            bytes_accessed=B * (Z // z) * S * place_bytes + B * Z * (X * 6 + 1024),
         ),
         interpret=interpret,
-    )(jnp.reshape(layer, 1), q_BTHX.reshape(B, Z, X), jnp.broadcast_to(mask_B1S, (B, 1, S)).astype(jnp.int32), *arrays)
+    )(
+        jnp.reshape(layer, 1),
+        q_BTHX.reshape(B, Z, X),
+        jnp.broadcast_to(mask_B1S, (B, 1, S)).astype(jnp.int32),
+        *arrays,
+        *scales,
+    )
     return Partial(*(x.reshape(B, T, H, -1) for x in found))
 
 
-def attend_chunk(layer, q_ref, mask_ref, *others, scale: float, is_wide: bool, S: int) -> None:
-    """Adds a chunk to the `Partial` of z queries; `others` are keys, values unless the keys are, and the results."""
+def attend_chunk(layer, q_ref, mask_ref, *others, scale: float, is_wide: bool, S: int, count: int) -> None:
+    """Adds a chunk to the `Partial` of z queries. `others` are `count` arrays, keys and values or what is both, their
+    scales if they are quantized, and the results."""
     from jax.experimental import pallas as pl
 
-    k_ref, *values, max_ref, sum_ref, out_ref = others
-    k, v = k_ref[0, 0], (*values, k_ref)[0][0, 0]  # [X, S] if wide, else [S, X]
+    *cached, max_ref, sum_ref, out_ref = others
+    arrays, scales = ([ref[0, 0] for ref in refs] for refs in (cached[:count], cached[count:]))
+    arrays = [x.astype(q_ref.dtype) for x in arrays] if scales else arrays
+    k, v = arrays[0], arrays[-1]  # [X, S] if wide, else [S, X]
 
     @pl.when(pl.program_id(2) == 0)
     def _():
@@ -155,9 +167,11 @@ def attend_chunk(layer, q_ref, mask_ref, *others, scale: float, is_wide: bool, S
     is_place_1S = jax.lax.broadcasted_iota(jnp.int32, (1, size), 1) < places_left
     if S % size:  # what is beyond the array is undefined, perhaps NaN
         v = jnp.where(jax.lax.broadcasted_iota(jnp.int32, v.shape, int(is_wide)) < places_left, v, 0)
-    scores_zS = jnp.where((mask_ref[0] != 0) & is_place_1S, dot(q_ref[0], k, 1 - is_wide) * scale, MASKED)
+    scores_zS = dot(q_ref[0], k, 1 - is_wide) * (scale * scales[0] if scales else scale)
+    scores_zS = jnp.where((mask_ref[0] != 0) & is_place_1S, scores_zS, MASKED)
     larger_z1 = jnp.maximum(max_ref[0], scores_zS.max(axis=-1, keepdims=True))
     weights_zS, decay_z1 = jnp.exp(scores_zS - larger_z1), jnp.exp(max_ref[0] - larger_z1)
     sum_ref[0] = sum_ref[0] * decay_z1 + weights_zS.sum(axis=-1, keepdims=True)
-    out_ref[0] = out_ref[0] * decay_z1 + dot(weights_zS.astype(v.dtype), v, int(is_wide))
+    scaled_zS = weights_zS * jnp.where(is_place_1S, scales[-1], 0) if scales else weights_zS
+    out_ref[0] = out_ref[0] * decay_z1 + dot(scaled_zS.astype(v.dtype), v, int(is_wide))
     max_ref[0] = larger_z1

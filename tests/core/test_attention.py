@@ -250,19 +250,19 @@ def in_kernel(*arguments):
     return context_attention.attend_chunks(*arguments[:-1], interpret=True)
 
 
-@pytest.mark.parametrize("kind", ["latents", "keys and values", "quantized"])
+@pytest.mark.parametrize("kind", ["latents", "keys and values", "int8 latents", "int8 keys and values"])
 @pytest.mark.parametrize(("chunk", "kernel"), [(1024, False), (8, False), (8, True)])
 def test_a_context_equals_the_definition(monkeypatch, kind, chunk, kernel):
     """Of the second of three layers. What is masked, or beyond the mask, is not seen."""
     monkeypatch.setattr(context_attention, "CHUNK", chunk)
     monkeypatch.setattr(context_attention, "KERNEL_QUERIES", 8)  # of 12
-    if kernel and kind == "quantized":
-        pytest.skip("8-bit caches are read without the kernel")
-    rng, X = np.random.default_rng(0), 128 if kind == "keys and values" else 48
+    of_heads = kind.endswith("keys and values")
+    rng, X = np.random.default_rng(0), 128 if of_heads else 48
     q, cache = rng.normal(size=(2, 3, 4, X)) / X**0.5, rng.normal(size=(2, 3, 2, 23, X))  # keys, values
     q, cache, mask = jnp.float32(q), jnp.float32(cache), jnp.arange(21) < jnp.array([[[5]], [[20]]])
-    given = {"keys": cache[0], "values": cache[1]} if kind == "keys and values" else cache[0]
-    given = quantize(given, (-1,), "int8") if kind == "quantized" else given
+    given = {"keys": cache[0], "values": cache[1]} if of_heads else cache[0]
+    if kind.startswith("int8"):
+        given = jax.tree.map(lambda x: quantize(x, (-1,), "int8"), given)
     run = jax.jit(in_kernel if kernel else context_attention.attend_context, static_argnums=(4, 5))
     found = run(q, given, mask, 1, 0.5, "")
 

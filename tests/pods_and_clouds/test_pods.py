@@ -123,6 +123,18 @@ def test_671b_decodes_a_thousand_sequences_of_32k_on_128_chips():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("scale", "topology"), [B16[0], B30[0]])
+def test_a_cache_in_8_bits_is_read_as_it_is_stored(scale, topology):
+    """Not in another dtype, nor copied: a step reads the weights, and half of the bytes of a cache in bfloat16."""
+    found = [compiled(scale, topology, "decode", f"EngineConfig.cache_dtype='{kind}'") for kind in ("model", "int8")]
+    plain, small = (one.compilation for one in found)
+    saved = plain.memory.arguments - small.memory.arguments
+    assert saved > 0
+    assert plain.costs.hbm_bytes - small.costs.hbm_bytes > 0.9 * 16 * saved  # in each of 16 steps
+    assert small.memory.temporaries < plain.memory.temporaries + 0.1 * saved
+
+
+@pytest.mark.slow
 def test_671b_trains_on_r1s_longest_outputs_on_512_chips():
     assert compiled("v5p_1024_32k", "v5p:8x8x8", "rl_gradients").needed <= 72 * GIB
 

@@ -203,6 +203,19 @@ SLICES = """HloModule s
   ROOT %negated = f32[1,128]{1,0} negate(%inner)
 }
 
+%copied (c: f32[6,128]) -> f32[6,128] {
+  %c = f32[6,128]{1,0} parameter(0)
+  ROOT %t = f32[6,128]{0,1} copy(%c)
+}
+
+%moved (m: f32[6,128], l: s32[]) -> f32[1,128] {
+  %m = f32[6,128]{1,0} parameter(0)
+  %l = s32[] parameter(1)
+  %x = f32[6,128]{0,1} fusion(%m), kind=kLoop, calls=%copied
+  %y = f32[6,128]{1,0} copy(%x)
+  ROOT %z = f32[1,128]{1,0} dynamic-slice(%y, %l, %l), dynamic_slice_sizes={1,128}
+}
+
 %write (q: f32[6,128], u: f32[1,128], k: s32[]) -> f32[6,128] {
   %q = f32[6,128]{1,0} parameter(0)
   %u = f32[1,128]{1,0} parameter(1)
@@ -219,9 +232,9 @@ ENTRY %main (a: f32[6,128], n: s32[]) -> f32[6,128] {
 """
 
 
-@pytest.mark.parametrize("called", ["%read", "%around"])
+@pytest.mark.parametrize("called", ["%read", "%around", "%moved"])
 def test_a_slice_of_stacked_layers_is_read_and_written_alone(called):
-    """Also where the fusion that reads the slice is nested in another one."""
+    """Also where the fusion that reads the slice is nested in another one, or the layout is changed before."""
     row, number = 4 * 128, 4
     assert hlo.read_costs(SLICES.replace("CALLED", called)).hbm_bytes == (row + number + row) + (row + number + row)
 
