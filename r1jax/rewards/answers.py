@@ -101,8 +101,9 @@ SHORT_UNITS = {
 NOT_UNITS = re.compile(
     r"""(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|zero|half|halve|third|quarter
     |(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ie)|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w+teen|\w+tie)th
-    |\w*(?:hundred|thousand|illion|illiard)(?:th|en)?|hundert|tausend|lakh|lac|crore|dozen|score|gross|pair|couple
-    |myriad|grand|googol\w*|kharab|wan|oku|mln|deca|\w*fold
+    |\w*(?:hundred|thousand|illion|illiard)(?:th|en)?|hundert|tausend|lakh|lac|crore|doz|dozen|score|gross|pair|couple
+    |\w*mill(?:on|one|oe)|\w*mili(?:on|ard)\w*|cien|\w*ciento|cento|mila|docena|dozzina|dutzend|juta|ribu|ratus
+    |myriad|grand|googol\w*|kharab|padma|neel|shankh|wan|oku|mln|deca|\w*fold
     |times|doubled?|halved|tripled?|quadrupled?|negated|inverted|inverse|reciprocal|recurring|repeating|repeated
     |binary|ternary|octal|hex|hexadecimal|tau|bil|percentile
     |\w+ly|guess\w*|wrong|incorrect|false|never|none|nothing|something|unsure|unknown|perhaps|instead|ish

@@ -654,6 +654,13 @@ r = \sqrt{2}  is  \sqrt2
 5 crores  is not  5
 5 dozen  is not  5
 5 dozens  is not  5
+5 doz  is not  5
+5 millones  is not  5
+5 milioni  is not  5
+5 cientos  is not  5
+3 docenas  is not  3
+5 juta  is not  5
+5 padma  is not  5
 5 score  is not  5
 5 scores  is not  5
 5 pair  is not  5
