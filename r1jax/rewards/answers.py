@@ -78,7 +78,6 @@ LATEX_UNIT = re.compile(
     re.DOTALL,
 )
 UNIT = r"(?:[cdkmn]?m|[km]?g|[km]?L|ml|ft|in|yd|mi|lbs?|oz|mph|kph|hrs?|h|min|sec|s|[km]?J|[km]?W|[km]?N|[km]?V|k?Hz)"
-MEASURE = re.compile(rf"{UNIT}(?:\^[23])?|%|degree.?")
 WORD_UNIT = re.compile(
     r"(?P<value>.*(?:[0-9)}]|\\pi(?=\s)))(?:\s*(?P<short>[AaPp]\.?[Mm]\.?|sq\.? +[a-z]+"
     rf"|[cmk]m|k?g|ml|ft|in|mi|lbs?|oz|mph|hrs?|min|sec|{UNIT}\^\{{?[23]\}}?"
@@ -344,7 +343,7 @@ def decide(answer: Answer, gold: Answer, algebra: Algebra | None = None) -> bool
         return False
     if differ(answer.unit, gold.unit) and not same_degrees(answer.unit, gold.unit):
         return False
-    if no_money(answer.unit, gold.currency) or no_money(gold.unit, answer.currency):
+    if differs_from_money(answer, gold) or differs_from_money(gold, answer):
         return False
     if {answer.unit, gold.unit} & {"am", "pm"}:
         return spelling(answer)[0] == spelling(gold)[0]
@@ -529,9 +528,11 @@ def differ(part: str, gold_part: str) -> bool:
     return bool(part and gold_part) and part != gold_part
 
 
-def no_money(unit: str, currency: str) -> bool:
-    """Whether a number with this unit cannot be an amount of this currency; 5 pounds are £5."""
-    return bool(currency and MEASURE.fullmatch(unit)) and (unit, currency) != ("lb", "£")
+def differs_from_money(answer: Answer, money: Answer) -> bool:
+    """Whether one is a number with a unit, as 5 cm, and the other an amount. 5 per hour and 5 pounds can be one."""
+    if not money.currency or money.unit or answer.currency or (money.currency, answer.unit) == ("£", "lb"):
+        return False
+    return bool(answer.unit) and not answer.unit.startswith("/")
 
 
 def same_degrees(unit: str, gold_unit: str) -> bool:

@@ -1989,7 +1989,9 @@ x=1.5e3  is  1500
 \$5 per hour  is  \$5
 5 per hour  is  \$5
 \$5  is  \$5 \text{ per hour}
-18 profit  is  \$18
+18 apples  is not  \$18
+\$12  is not  12 mph
+5 mph  is not  5 dollars
 \$18 profit  is  18 profit
 -\$5  is  \$-5
 \$3, \$5  is  \$5, \$3
