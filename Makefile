@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-unexport PYTHONDONTWRITEBYTECODE  # each process would compile all of JAX's and TensorFlow's modules again
+unexport PYTHONDONTWRITEBYTECODE  # where it is set, each process compiles all modules of JAX and TensorFlow again
 
 SMOLLM2 := SmolLM2-135M-Instruct.Q4_1.gguf
 

@@ -421,7 +421,8 @@ def hbm_traffic(module: Module, computation: Computation, operation: Operation) 
     if operation.opcode == "fusion":
         computation = module.computations[operation.called[0]]
         origin = trace(computation, computation.root.name)
-    if origin.opcode == "dynamic-update-slice":
+    in_place = operation.opcode != "fusion" or not updates_a_copy(module, computation, origin)
+    if origin.opcode == "dynamic-update-slice" and in_place:
         written = min(written, computation.operations[origin.operands[1]].bytes)
     # A kernel may read parts of its operands, such as one layer of a cache; it says how much.
     accessed = operation.attribute(r'"bytes_accessed":"?(\d+)') if "tpu_custom_call" in operation.attributes else None
@@ -441,17 +442,27 @@ def part_read(module: Module, computation: Computation, operation: Operation, in
 
 def part_used(module: Module, fused: Computation, name: str) -> float | None:
     """Bytes that the users of a value in a fusion read of it; None: all of them."""
-    reads = [
-        part_used(module, fused, user.name)
-        if only_moves(module, user) and not user.is_root
-        else part_read(module, fused, user, list(user.operands).index(name))
-        for user in fused.users[name]
-    ]
-    return None if None in reads else sum(read for read in reads if read is not None)
+    total = 0.0
+    for user in fused.users[name]:
+        if only_moves(module, user) and not user.is_root:
+            read = part_used(module, fused, user.name)
+            read = None if read == 0 and user.opcode != "bitcast" else read  # a copy is not updated in place
+        else:
+            read = part_read(module, fused, user, list(user.operands).index(name))
+        if read is None:
+            return None
+        total += read
+    return total
+
+
+def updates_a_copy(module: Module, fused: Computation, root: Operation) -> bool:
+    """Whether a fusion updates a copy that it makes, not its operand in place."""
+    updated = fused.operations[root.operands[0]] if root.operands else root
+    return updated.opcode != "bitcast" and only_moves(module, updated)
 
 
 def only_moves(module: Module, operation: Operation) -> bool:
-    """Whether an operation in a fusion gives its operand in another layout, of which only what is used is computed."""
+    """Whether an operation in a fusion only changes its operand's layout: no more of it is computed than is used."""
     if operation.opcode == "fusion":
         body = module.computations[operation.called[0]].operations.values()
         return all(part.opcode == "parameter" or only_moves(module, part) for part in body)

@@ -92,16 +92,19 @@ SHORT_UNITS = {
         "s": "sec second", "min": "minute", "h": "hr hour", "m": "meter metre", "g": "gram", "l": "liter litre",
         "in": "inch inche", "ft": "foot feet", "yd": "yard", "mi": "mile", "lb": "pound", "oz": "ounce",
         "mi/h": "mph", "km/h": "kph kmph", "/": "per", "degree": "deg",
-        "$": "dollar buck usd", "€": "euro eur", "¥": "yen yuan", "₹": "rupee", "¢": "cent penny pennie pence",
+        "$": "dollar buck usd", "€": "euro eur", "£": "gbp quid", "¥": "yen jpy yuan rmb cny", "₹": "rupee inr",
+        "¢": "cent penny pennie",
     }.items()
     for name in names.split()
 }  # fmt: skip
+NO_MEASURE = re.compile("(?:/.*|total|each|apiece|left|more|extra|altogether|remaining|profit|unit)?")  # of money
 # Not units: these words change the number before them, or take it back.
 NOT_UNITS = re.compile(
     r"""(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|zero|half|halve|third|quarter
     |(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ie)|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w+teen|\w+tie)th
     |\w*(?:hundred|thousand|illion|illiard)(?:th|en)?|hundert|tausend|lakh|lac|crore|doz|dozen|score|gross|pair|couple
-    |\w*mill(?:on|one|oe)|\w*mili(?:on|ard)\w*|cien|\w*ciento|cento|mila|docena|dozzina|dutzend|juta|ribu|ratus
+    |\w*mil[lhji]*(?:on[eiy]?|oen?|oan[ei]|ard[ei]?n?)|duizend|tusen|tysiac|cien|\w*ciento|cento|mila
+    |docena|dozzina|dutzend|juta|ribu|ratus
     |myriad|grand|googol\w*|kharab|padma|neel|shankh|wan|oku|mln|deca|\w*fold
     |times|doubled?|halved|tripled?|quadrupled?|negated|inverted|inverse|reciprocal|recurring|repeating|repeated
     |binary|ternary|octal|hex|hexadecimal|tau|bil|percentile
@@ -122,7 +125,7 @@ class Answer:
     value: str
     name: str = ""
     unit: str = ""
-    currency: str = ""  # its sign, apart from `unit`, so that $5 can be 5 per hour
+    currency: str = ""  # its sign, apart from the unit: $5 per hour is of currency "$" and unit "/h"
     words: bool = False
 
 
@@ -227,12 +230,13 @@ def split_unit(text: str) -> tuple[str, str]:
 
 
 def split_currency(value: str, unit: str) -> dict[str, str]:
-    """The fields of `Answer` for "\\$5" and "/hour", or for "5" and "$/hour"."""
-    sign = CURRENCY.search(value)
-    word = re.search("[a-z]*([$€¥₹¢])", unit)
-    currency = (sign[2] or sign[3])[-1] if sign else word[1] if word else ""
-    unit = unit.replace(word[0], "") if word else unit
-    return {"value": CURRENCY.sub(r"\1", value), "unit": unit, "currency": currency}
+    """The fields of `Answer` for "\\$5" and "/h", or for "5" and "$/h". Two currencies are left in the value."""
+    amount, slash, rate = unit.partition("/")
+    signs = {(sign[2] or sign[3])[-1] for sign in CURRENCY.finditer(value)} | set(re.findall("[$€£¥₹¢]", amount))
+    if len(signs) > 1:
+        return {"value": f"{value} {unit}"}
+    amount = re.sub("[a-z]*[$€£¥₹¢]", "", amount)
+    return {"value": CURRENCY.sub(r"\1", value), "unit": amount + slash + rate, "currency": "".join(signs)}
 
 
 def short_unit(word: re.Match[str]) -> str:
@@ -388,10 +392,13 @@ def compare_whole(answer: Answer, gold: Answer, algebra: Algebra | None) -> bool
 
 
 def elements(texts: list[str], of: Answer) -> list[Answer]:
-    """The elements of a list, with its name if they have none."""
+    """The elements of a list, with its name and its currency if they have none."""
     inherited = "" if of.name.startswith("(") else of.name
     found = [read(text) for text in texts]
-    return [replace(part, name=part.name or inherited) for part in found]
+    return [
+        replace(part, name=part.name or inherited, currency=part.currency or ("" if part.unit else of.currency))
+        for part in found
+    ]
 
 
 def is_point(coordinates: list[Answer], of: Answer) -> bool:
@@ -529,10 +536,11 @@ def differ(part: str, gold_part: str) -> bool:
 
 
 def differs_from_money(answer: Answer, money: Answer) -> bool:
-    """Whether one is a number with a unit, as 5 cm, and the other an amount. 5 per hour and 5 pounds can be one."""
-    if not money.currency or money.unit or answer.currency or (money.currency, answer.unit) == ("£", "lb"):
+    """Whether one is an amount of money and the other a number with a unit, as 5 cm, which neither a rate nor pounds
+    for £ contradict."""
+    if not money.currency or money.unit or answer.currency or NO_MEASURE.fullmatch(answer.unit):
         return False
-    return bool(answer.unit) and not answer.unit.startswith("/")
+    return not (money.currency == "£" and "lb" in answer.unit)
 
 
 def same_degrees(unit: str, gold_unit: str) -> bool:

@@ -223,6 +223,14 @@ SLICES = """HloModule s
   ROOT %w = f32[6,128]{1,0} dynamic-update-slice(%q, %u, %k, %k)
 }
 
+%rewrite (e: f32[6,128], f: f32[1,128], g: s32[]) -> f32[6,128] {
+  %e = f32[6,128]{1,0} parameter(0)
+  %f = f32[1,128]{1,0} parameter(1)
+  %g = s32[] parameter(2)
+  %h = f32[6,128]{0,1} copy(%e)
+  ROOT %v = f32[6,128]{0,1} dynamic-update-slice(%h, %f, %g, %g)
+}
+
 ENTRY %main (a: f32[6,128], n: s32[]) -> f32[6,128] {
   %a = f32[6,128]{1,0} parameter(0)
   %n = s32[] parameter(1)
@@ -237,6 +245,12 @@ def test_a_slice_of_stacked_layers_is_read_and_written_alone(called):
     """Also where the fusion that reads the slice is nested in another one, or the layout is changed before."""
     row, number = 4 * 128, 4
     assert hlo.read_costs(SLICES.replace("CALLED", called)).hbm_bytes == (row + number + row) + (row + number + row)
+
+
+def test_an_update_of_a_copy_reads_and_writes_all():
+    text = SLICES.replace("CALLED", "%read").replace("calls=%write", "calls=%rewrite")
+    row, number = 4 * 128, 4
+    assert hlo.read_costs(text).hbm_bytes == (row + number + row) + (6 * row + row + number + 6 * row)
 
 
 KERNELS = """HloModule k

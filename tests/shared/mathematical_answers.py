@@ -1990,6 +1990,25 @@ x=1.5e3  is  1500
 5 per hour  is  \$5
 \$5  is  \$5 \text{ per hour}
 18 apples  is not  \$18
+3 cents, \$5  is not  \$3, \$5
+3 cm, \$5  is not  \$3, \$5
+3, €5  is not  \$3, 5
+3 cents, 5 cents  is not  3, 5 \text{ dollars}
+\$5 cents  is not  \$5
+€5 dollars  is not  €5
+€5\$  is not  €5
+5 dollar cents  is not  \$5
+5 miles per dollar  is not  5 dollars
+5 pence  is not  5 cents
+5 milhoes  is not  5
+5 miljard  is not  5
+3, \$5  is  \$3, \$5
+18 each  is  \$18
+18 profit  is  \$18
+\$18  is  18 \text{ total}
+5 British pounds  is  £5
+5 GBP  is  £5
+5 RMB  is  ¥5
 \$12  is not  12 mph
 5 mph  is not  5 dollars
 \$18 profit  is  18 profit
