@@ -119,7 +119,7 @@ def attend_chunks(
     place_bytes = 4 * (1 + len(scales)) + X * len(arrays) * arrays[0].dtype.itemsize
     shapes = [jax.ShapeDtypeStruct((B, Z, n), jnp.float32) for n in (1, 1, X)]
     found = pl.pallas_call(
-        functools.partial(attend_chunk, scale=scale, is_wide=is_wide, S=S, count=len(arrays)),
+        functools.partial(attend_chunk, scale=scale, is_wide=is_wide, S=S),
         out_shape=shapes,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
@@ -144,12 +144,13 @@ def attend_chunks(
     return Partial(*(x.reshape(B, T, H, -1) for x in found))
 
 
-def attend_chunk(layer, q_ref, mask_ref, *others, scale: float, is_wide: bool, S: int, count: int) -> None:
-    """Adds a chunk to the `Partial` of z queries. `others` are `count` arrays, keys and values or what is both, their
-    scales if they are quantized, and the results."""
+def attend_chunk(layer, q_ref, mask_ref, *others, scale: float, is_wide: bool, S: int) -> None:
+    """Adds a chunk to the `Partial` of z queries. `others` are keys and values, or what is both, their scales if they
+    are quantized, and the results."""
     from jax.experimental import pallas as pl
 
     *cached, max_ref, sum_ref, out_ref = others
+    count = len(cached) // 2 if cached[0].dtype.itemsize == 1 else len(cached)
     arrays, scales = ([ref[0, 0] for ref in refs] for refs in (cached[:count], cached[count:]))
     arrays = [x.astype(q_ref.dtype) for x in arrays] if scales else arrays
     k, v = arrays[0], arrays[-1]  # [X, S] if wide, else [S, X]
