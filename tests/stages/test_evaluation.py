@@ -80,7 +80,7 @@ MATHEMATICS = [  # response, answer
     (r"\boxed{\frac{1}{2}}", "1/2"),
     ("<think> x </think> <answer> 1/2 </answer>", "1/2"),
     ("#### 1,234", "1234"),
-    ("#### $1234.00", "1234"),
+    ("#### $1234.00", "$1234"),
     (r"\boxed{+07}", "7"),
     (r"\boxed{5 cm}", "5 cm"),
     (r"\boxed{x = 5}", "x = 5"),
