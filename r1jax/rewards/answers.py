@@ -97,7 +97,8 @@ SHORT_UNITS = {
     }.items()
     for name in names.split()
 }  # fmt: skip
-NO_MEASURE = re.compile("(?:/.*|total|each|apiece|left|more|extra|altogether|remaining|profit|unit)?")  # of money
+# What can follow an amount of money: 5 per hour, 18 each, or nothing.
+UNIT_OF_MONEY = re.compile("(?:/.*|total|each|apiece|left|more|extra|altogether|remaining|profit|unit)?")
 # Not units: these words change the number before them, or take it back.
 NOT_UNITS = re.compile(
     r"""(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|zero|half|halve|third|quarter
@@ -536,11 +537,10 @@ def differ(part: str, gold_part: str) -> bool:
 
 
 def differs_from_money(answer: Answer, money: Answer) -> bool:
-    """Whether one is an amount of money and the other a number with a unit, as 5 cm, which neither a rate nor pounds
-    for £ contradict."""
-    if not money.currency or money.unit or answer.currency or NO_MEASURE.fullmatch(answer.unit):
-        return False
-    return not (money.currency == "£" and "lb" in answer.unit)
+    """Whether `money` is an amount without a unit, as $5, and `answer` a number with another unit, as 5 cm."""
+    is_amount = money.currency != "" and not money.unit
+    pounds = money.currency == "£" and "lb" in answer.unit
+    return is_amount and not answer.currency and not pounds and not UNIT_OF_MONEY.fullmatch(answer.unit)
 
 
 def same_degrees(unit: str, gold_unit: str) -> bool:
