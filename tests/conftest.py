@@ -20,13 +20,15 @@ def xla_flags(devices: int) -> str:
 
 os.environ["XLA_FLAGS"] = xla_flags(8)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # small programs are a tenth of the compiling
 os.environ["EPATH_USE_TF"] = "false"  # as the command line has it; read once, by the first path
 gc.set_threshold(100_000, 50, 100)  # traced programs are millions of objects that stay: looking for dead ones took 7 %
 
 import dataclasses
 import fcntl
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 import pytest
@@ -45,6 +47,12 @@ TOY_RECORDS = {"running_sum_corpus": 200, "running_sum_problems": 16, "chat_prob
 def pytest_xdist_auto_num_workers(config) -> int:
     """One more than there are cores, since tests wait for other processes and time limits; each takes 3 to 4 GiB."""
     return min(4, (os.cpu_count() or 1) + 1)
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Files that run whole stages come first: else one of them is the last, and the other processes wait for it."""
+    long = ("resume", "stages", "pods_and_clouds", "command_line")
+    items.sort(key=lambda item: item.path.parent.name not in long)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -118,12 +126,23 @@ def one_device():
     return make_layout(MeshConfig(data=1), devices=jax.devices()[:1])
 
 
+@contextmanager
+def made_once(tmp_path_factory, name: str) -> Iterator[Path]:
+    """A directory that pytest-xdist's processes share, for one at a time: the first makes what is in it."""
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    home.mkdir(exist_ok=True)
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield home
+
+
 @pytest.fixture(scope="session")
 def toy_records(tmp_path_factory) -> dict[str, epath.Path]:
-    """Records of the demo by task, of seed 0. Each call of `ensure_records` starts TensorFlow, for seconds."""
+    """Records of the demo by task, of seed 0. To write them `ensure_records` starts TensorFlow, for seconds."""
     wanted = [Records(task, "train", n) for task, n in TOY_RECORDS.items()]
-    paths = ensure_records(wanted, 0, epath.Path(tmp_path_factory.mktemp("toy_records")))
-    return dict(zip(TOY_RECORDS, paths, strict=True))
+    with made_once(tmp_path_factory, "toy_records") as home:
+        return dict(zip(TOY_RECORDS, ensure_records(wanted, 0, epath.Path(home)), strict=True))
 
 
 @pytest.fixture(scope="session")
@@ -139,15 +158,11 @@ def fork(tmp_path_factory) -> Path:
 def finished(tmp_path_factory, fork) -> Path:
     """The workdir of a small run that nothing interrupted; what it printed is beside it, in stdout.txt.
 
-    It is made by the first of pytest-xdist's processes that asks; tests only read it.
+    Tests only read it.
     """
     from tests.shared.small_run import r1jax, settings
 
-    base = tmp_path_factory.getbasetemp()
-    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small_run"
-    home.mkdir(exist_ok=True)
-    with (home / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with made_once(tmp_path_factory, "small_run") as home:
         if not (home / "stdout.txt").exists():
             done = r1jax("run", str(fork), "--workdir", str(home / "whole"), *settings(), cwd=home)
             assert done.returncode == 0, done.stderr

@@ -31,7 +31,7 @@ def set_defaults() -> None:
 
     use_gcsfs()
     logging.set_verbosity(logging.FATAL)  # Orbax logs its options at each checkpoint, and errors that it raises
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "r1jax" / "xla"))
 

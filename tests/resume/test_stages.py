@@ -15,7 +15,7 @@ from etils import epath
 
 from experiments._toy import zero_rules
 from r1jax.checkpoint.store import CheckpointStore
-from r1jax.config import OptimizerConfig
+from r1jax.config import OptimizerConfig, PretrainConfig
 from r1jax.data.tasks import TASKS
 from r1jax.errors import RunError, UsageError
 from r1jax.rewards.rules import Reward
@@ -137,16 +137,30 @@ def test_a_damaged_checkpoint_is_named_and_an_earlier_one_can_be_used(finished, 
     assert r1jax("generate", str(workdir / "rl"), "--prompt", "compute 3 #a - 1", "--max_tokens", "44").returncode == 0
 
 
+@pytest.fixture(scope="module")
+def small_pretrain(experiment_config) -> PretrainConfig:
+    return dataclasses.replace(experiment_config.pretrain, steps=4, batch_size=4, documents=200, log_every=1)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, experiment_config, small_pretrain, one_device, toy_records) -> epath.Path:
+    """A policy of four steps, for the tests that ask nothing of pretraining."""
+    workdir = str(tmp_path_factory.mktemp("base"))
+    opened = open_run(workdir, Experiment("variety"), experiment_config, one_device, Progress())
+    run = opened.with_task(TASKS["running_sum"])
+    return pretrain(run.stage("pretrain"), small_pretrain, toy_records["running_sum_corpus"])
+
+
 @pytest.fixture
-def in_process(tmp_path, experiment_config, one_device, toy_records):
-    """A run in this process, its config, corpus and problems."""
+def in_process(tmp_path, experiment_config, small_pretrain, one_device, toy_records, base):
+    """A run in this process whose stage `base` is complete, its config, corpus and problems."""
     numbers = dict(
         steps=4, prompts_per_step=4, group_size=4, minibatches_per_rollout=2, num_prompts=16, max_new_tokens=12,
         save_every=10,
     )  # fmt: skip
     config = dataclasses.replace(
         experiment_config,
-        pretrain=dataclasses.replace(experiment_config.pretrain, steps=4, batch_size=4, documents=200, log_every=1),
+        pretrain=small_pretrain,
         rl=change(experiment_config.rl, **numbers),
         evaluate=evaluate_config(
             slots=32, num_prompts=8, samples_per_prompt=8, max_prompt_tokens=24, max_new_tokens=12
@@ -154,6 +168,7 @@ def in_process(tmp_path, experiment_config, one_device, toy_records):
     )
     opened = open_run(str(tmp_path / "run"), Experiment("variety"), config, one_device, Progress())
     run = opened.with_task(TASKS["running_sum"])
+    shutil.copytree(base, run.workdir / "base")
     return run, config, toy_records["running_sum_corpus"], toy_records["running_sum_problems"]
 
 
@@ -238,7 +253,7 @@ def test_a_whole_rl_stage_compiles_a_stated_number_of_programs(in_process, monke
 def test_logits_that_are_not_finite_stop_the_run_with_the_state_saved(in_process, monkeypatch):
     """The third rollout fails: the state after the second step is saved, and the stage resumes from it."""
     run, config, corpus, problems = in_process
-    base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
+    base = run.workdir / "base"
     rewards = zero_rules(config.rewards)
     arguments = (config.rl, base, problems, rewards)
     rounds, calls = rl_stage.RolloutEngine.rounds, []
@@ -270,7 +285,7 @@ def test_a_stage_that_ran_out_of_memory_may_resume_with_fewer_slots(in_process):
 
 def test_evaluation_is_repeatable_and_writes_its_samples(in_process):
     run, config, corpus, problems = in_process
-    base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
+    base = run.workdir / "base"
     rewards = zero_rules(config.rewards)
     a = evaluate(run.stage("one"), config.evaluate, base, rewards)
     b = evaluate(run.stage("two"), config.evaluate, base, rewards)
@@ -376,7 +391,7 @@ def test_a_stage_marked_complete_without_its_last_checkpoint_is_no_base(finished
 
 def test_a_model_that_differs_from_the_bases_is_refused(in_process):
     run, config, corpus, problems = in_process
-    base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
+    base = run.workdir / "base"
     rewards = zero_rules(config.rewards)
     other = dataclasses.replace(config.model, routed_scaling_factor=2.0)
     with pytest.raises(UsageError, match=r"routed_scaling_factor: 1.0 .*2.0"):
@@ -393,7 +408,7 @@ def test_a_vocabulary_that_differs_from_the_tasks_is_refused(in_process):
 def run_rl(in_process, name: str, rewards=None, **changes):
     """An RL stage of four steps, its metrics and its directory."""
     run, config, corpus, problems = in_process
-    base = pretrain(run.stage("pretrain"), config.pretrain, corpus)
+    base = run.workdir / "base"
     rewards = rewards or zero_rules(config.rewards)
     directory = rl(run.stage(name), change(config.rl, **changes), base, problems, rewards)
     return read_metrics(directory / "metrics.jsonl"), directory
@@ -441,7 +456,7 @@ def test_where_no_group_has_signal_nothing_is_learnt(in_process):
     assert [row["samples_trained"] for row in rows] == [0, 0]
     assert all("grad_norm" not in row for row in rows)  # there was no update
     run, *_ = in_process
-    before, after = (load_policy(run.workdir / name, run.layout).weights.params for name in ("pretrain", "flat"))
+    before, after = (load_policy(run.workdir / name, run.layout).weights.params for name in ("base", "flat"))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), before, after))
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from tests.conftest import ROOT, xla_flags
 
 OPTIMISED = {"XLA_FLAGS": ""}  # the environment of a user's run
+# Who runs r1jax has no torch, which parity tests need; tensorboardX imports it where it is, for seconds.
+WITHOUT_TORCH = ROOT / "tests" / "shared" / "without_torch"
 
 SMALL = {
     "PretrainConfig.steps": 4,
@@ -77,7 +79,7 @@ def r1jax(
     code = ["-c", KILL.format(stage=kill_in, signal=signal)] if kill_in else ["-m", "r1jax"]
     environment = os.environ | {
         "XLA_FLAGS": xla_flags(devices),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(WITHOUT_TORCH), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "COLUMNS": "200",
         **(variables or {}),
     }
