@@ -7,6 +7,7 @@ from etils import epath
 
 from r1jax.checkpoint.store import make_metadata
 from r1jax.config import ModelConfig, RewardModelConfig
+from r1jax.data.feeds import NO_THREADS
 from r1jax.data.preferences import count_preferences, preference_batch, preference_records, split_questions
 from r1jax.data.tasks import Task
 from r1jax.errors import UsageError
@@ -68,7 +69,7 @@ def measure(
     size = run.layout.round_up(config.batch_size)
     metrics: Metrics = {}
     too_long = 0
-    for rows in held_out.batch(config.batch_size, batch_fn=list):
+    for rows in held_out.batch(config.batch_size, batch_fn=list).to_iter_dataset(NO_THREADS):
         batch = preference_batch(task, config.kind, rows, size, config.max_tokens)
         found = metrics_program(state.params, state.router_bias, run.layout.put_batch(batch))
         metrics = merge_metrics(metrics, found)

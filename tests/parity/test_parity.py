@@ -59,7 +59,7 @@ def drawn(draw, seeds, slow=(), *more) -> list:
 DENSE_DRAWN = drawn(draw_dense, [0, 2, 4, 8], [1, 3, 6, 7, *range(9, 24), 26])
 MISTRAL = pytest.param(draw_dense(2) | {"model_type": "mistral", "sliding_window": None}, 2, id="mistral")
 GROUPED_MOE_DRAWN = drawn(draw_grouped_moe, [0, 3], [1, 2, *range(4, 12)])
-DRAWN = [*drawn(draw, range(6), range(6, 26)), *DENSE_DRAWN, *GROUPED_MOE_DRAWN, MISTRAL]
+DRAWN = [*drawn(draw, range(3), range(3, 26)), *DENSE_DRAWN, *GROUPED_MOE_DRAWN, MISTRAL]
 
 
 @pytest.mark.parametrize(("config", "seed"), DRAWN)
@@ -201,7 +201,7 @@ def save(directory, model, params, bias) -> None:
     store.close()
 
 
-@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("depth", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_multi_token_prediction_of_any_depth(depth, tmp_path, one_device):
     """Our weights, exported, in transformers' own MTP modules; each depth takes the hidden states of the last."""
     reference = make_reference(SMALLEST | {"model_type": "deepseek_v3"})

@@ -271,12 +271,14 @@ def test_chat_is_in_the_demos_words_and_judged_by_its_rules():
 
 # The stage.
 
+RECORDS = 1200
+
 
 @pytest.fixture(scope="module")
 def preference_data(tmp_path_factory) -> dict[str, epath.Path]:
     folder = epath.Path(tmp_path_factory.mktemp("preference_data"))
     return dict(
-        zip(KINDS, ensure_records([Records(TASKS_OF[k], "train", 1600) for k in KINDS], 0, folder), strict=True)
+        zip(KINDS, ensure_records([Records(TASKS_OF[k], "train", RECORDS) for k in KINDS], 0, folder), strict=True)
     )
 
 
@@ -291,7 +293,7 @@ def base(tmp_path_factory, experiment_config) -> epath.Path:
 
 def reward_model_config(kind: str, **changes) -> RewardModelConfig:
     optimizer = OptimizerConfig(learning_rate=3e-3, warmup_steps=3, final_fraction=0.1)
-    numbers = dict(max_tokens=64, batch_size=32, held_out=0.1, log_every=10, save_every=20) | changes
+    numbers = dict(max_tokens=64, batch_size=32, held_out=0.1, log_every=10, save_every=10) | changes
     return RewardModelConfig(optimizer, kind, **numbers)
 
 
@@ -395,7 +397,7 @@ def test_stopped_and_started_again_ends_in_the_same_bits(trained, train, tmp_pat
 def test_held_out_records_are_not_trained_on(preference_data):
     for kind in KINDS:
         learnt, held_out = split_questions([preference_data[kind]], kind, 0.1)
-        assert len(learnt) + len(held_out) == 1600
+        assert len(learnt) + len(held_out) == RECORDS
         assert not {r["question"] for r in learnt} & {r["question"] for r in held_out}
         epochs = list(preference_records(learnt, 32, 2, 0))
         seen = [json.dumps(r) for batch in epochs for r in batch]
