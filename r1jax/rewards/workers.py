@@ -202,6 +202,7 @@ def serve(function: str, memory: int, imports: Sequence[str]) -> None:
     os.dup2(2, 1)  # prints of the function must not reach the replies
     limit(resource.RLIMIT_AS, memory)
     limit(resource.RLIMIT_CORE, 0)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # libtpu has its process ignore it, and children inherit that
     limit_cpu(STARTUP_SECONDS)
     try:
         module, name = function.split(":")

@@ -462,6 +462,18 @@ def test_time_is_cpu_time():
         assert (workers.timeouts, workers.crashes) == (1, 0)
 
 
+@linux
+def test_time_is_limited_where_the_caller_ignores_the_signal():
+    """As a process does that has loaded libtpu."""
+    before = signal.signal(signal.SIGPROF, signal.SIG_IGN)
+    try:
+        with Workers(OBEY, 1, seconds=0.5) as workers:
+            assert workers.map([["spin", 0], ["double", 1]]) == [None, 2]
+            assert (workers.timeouts, workers.crashes) == (1, 0)
+    finally:
+        signal.signal(signal.SIGPROF, before)
+
+
 def test_every_task_bad():
     with Workers(OBEY, 2, seconds=20.0) as workers:
         assert workers.map([["kill", 0]] * 5) == [None] * 5
