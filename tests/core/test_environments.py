@@ -117,7 +117,10 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("option", ["plain", "speculation", "replay", "small chunks"])
+SLOW_OPTIONS = [pytest.param(option, marks=pytest.mark.slow) for option in ("replay", "small chunks")]
+
+
+@pytest.mark.parametrize("option", ["plain", "speculation", *SLOW_OPTIONS])
 def test_log_probabilities_are_those_of_the_whole_episode(one_device, model, policy, prompts, option):
     groups = draw(one_device, model, policy, prompts, **OPTIONS[option])
     assert {len(s.turns) for group in groups for s in group} >= {2, 3}

@@ -178,7 +178,7 @@ def test_packed_equals_separate(model, policy):
     np.testing.assert_array_equal(hidden.load["moe"], separate[0].load["moe"] + separate[1].load["moe"])
 
 
-@pytest.mark.parametrize("attention", ["full", "chunked"])
+@pytest.mark.parametrize("attention", [pytest.param("full", marks=pytest.mark.slow), "chunked"])
 @pytest.mark.parametrize("kind", ["latent", "grouped"])
 def test_a_tree_of_turns_equals_its_paths(model, policy, dense_model, dense_policy, kind, attention, monkeypatch):
     """A turn that several others follow is run once: each sees what led to it, and no sibling."""

@@ -57,11 +57,10 @@ def pretrain_once(lay: Layout, model, policy, batch, experts="dense"):
     return jax.device_get((metrics, moments[0], state.router_bias))
 
 
-SHARDED = [("2x4 expert", "grouped")]
-SLOW = [(name, experts) for name in MESHES for experts in ("dense", "grouped") if name != "1"]
-SHARDED += [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW if case not in SHARDED]
+SHARDED = [(name, experts) for name in MESHES for experts in ("dense", "grouped") if name != "1"]
 
 
+@pytest.mark.slow  # test_meshes.py has a quick one
 @pytest.mark.parametrize(("name", "experts"), SHARDED)
 def test_sharded_loss_and_gradients_equal_unsharded(model, policy, batch, name, experts):
     assert_same_training(model, policy, batch, name, experts)

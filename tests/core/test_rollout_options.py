@@ -91,7 +91,9 @@ def test_eight_bits_change_a_dense_model_little(one_device, dense_model, dense_p
 
 
 @pytest.mark.parametrize(
-    "config", [{"weight_dtype": "int8"}, {"weight_dtype": "fp8"}, {"cache_dtype": "int8"}], ids=str
+    "config",
+    [{"weight_dtype": "int8"}, pytest.param({"weight_dtype": "fp8"}, marks=pytest.mark.slow), {"cache_dtype": "int8"}],
+    ids=str,
 )
 def test_eight_bits_change_little_and_by_what_they_should(one_device, model, policy, prompts, config):
     """The sampler's log-probabilities are those of the dequantized weights, and near the trainer's; of an 8-bit cache

@@ -41,7 +41,11 @@ def accepting(request, policy):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("config", [{}, {"slots": 3, "steps_per_round": 1, "prefill_chunk": 7}], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param({}, marks=pytest.mark.slow), {"slots": 3, "steps_per_round": 1, "prefill_chunk": 7}],
+    ids=str,
+)
 def test_no_token_changes(one_device, model, prompts, accepting, temperature, config):
     mix, policy = accepting
     free = generate(make_engine(one_device, model, eos=-1, temperature=temperature), policy, prompts)

@@ -40,7 +40,9 @@ def drawn(groups) -> np.ndarray:
     return np.concatenate([sample.response_tokens for group in groups for sample in group])
 
 
-@pytest.mark.parametrize("config", [{"top_p": 0.9, "slots": 4}, {"speculative": True}], ids=str)
+@pytest.mark.parametrize(
+    "config", [{"top_p": 0.9, "slots": 4}, pytest.param({"speculative": True}, marks=pytest.mark.slow)], ids=str
+)
 def test_no_padding_is_drawn_and_sampler_and_trainer_agree(one_device, model, padded, policy, prompts, config):
     config = config | {"temperature": 0.7, "keeps_sampling_masks": True}
     assert drawn(generate(make_engine(one_device, model, eos=-1, **config), policy, prompts)).max() >= SIZE

@@ -144,6 +144,7 @@ def test_checksums_depend_on_values_places_and_signs_but_not_on_the_mesh(one_dev
     assert sums({"w": jnp.zeros((3,), jnp.bfloat16)})["w"].dtype == jnp.uint32
 
 
+@pytest.mark.slow
 def test_a_run_is_rerun_from_a_stage_with_another_config(finished, fork, tmp_path):
     """On the command line: refused with the difference first, then rerun with --from."""
     workdir = tmp_path / "run"

@@ -110,6 +110,7 @@ def test_masters_begin_with_all_bits_of_a_float32_checkpoint(one_device, model, 
             np.testing.assert_array_equal(x, original.astype("bfloat16"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_kl_term_has_no_reference(
     tmp_path, experiment_config, one_device, model, saved_policy, toy_records
 ):
