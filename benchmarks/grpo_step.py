@@ -62,7 +62,7 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(16, 20, 16, 44, {"trl": 64}, {"microbatch_rows": 64}),
-    "deepseek": Shape(8, 64, 8, 64, {"trl": 16}, {"microbatch_rows": 1, "share_prompts": True}),
+    "deepseek": Shape(8, 64, 8, 64, {"trl": 16}, {"microbatch_rows": 2, "share_prompts": True}),
     "smollm2": Shape(4, 150, 8, 64, {"trl": 8, "tunix": 8}, {"microbatch_rows": 1, "share_prompts": True}),
 }
 
