@@ -128,7 +128,7 @@ def one_device():
 
 @contextmanager
 def made_once(tmp_path_factory, name: str) -> Iterator[Path]:
-    """A directory that pytest-xdist's processes share, for one at a time: the first makes what is in it."""
+    """A locked directory that pytest-xdist's processes share: the first process to come fills it."""
     base = tmp_path_factory.getbasetemp()
     home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     home.mkdir(exist_ok=True)

@@ -623,7 +623,7 @@ def test_presets_have_the_published_number_of_parameters(name):
     assert sum(int(np.prod(t.shape)) for t in tensors) == PUBLISHED_COUNTS[name]
 
 
-QUICK = "llama3_2_1b"  # to trace: the layers of few parts are few
+QUICK = "llama3_2_1b"  # traced fastest: it has few layers and no experts
 DRY_RUNS = [pytest.param(n, marks=[] if n == QUICK else [pytest.mark.slow]) for n in PUBLISHED_COUNTS]
 
 
